@@ -1,0 +1,459 @@
+"""VT-ResNet: a ResNet whose last stage is replaced by Visual Transformers.
+
+Paper: `Visual Transformers: Token-based Image Representation and Processing for Computer Vision`
+    - https://arxiv.org/abs/2006.03677
+
+The stem and layer1..layer3 are timm's ResNet, blocks and state-dict names alike, so a timm ResNet checkpoint fits them as
+it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate them and project them back. The classifier
+reads the mean of the last tokens; the map after the last projector is the last feature level.
+"""
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import calculate_drop_path_rates, get_device_dtype
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models._features import feature_take_indices
+from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
+
+from .vt_layers import VTModule
+from .weights import hub_id, pretrained_cfg_overlay
+
+__all__ = ['VTResNet']
+
+BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
+
+
+class VTStage(nn.Module):
+    """Stage 5 (Table 11): VT modules on one map, each handing the map and its tokens to the next.
+
+    The last module has no projector: its map would feed nothing.
+    """
+
+    def __init__(
+            self,
+            in_chs: int,
+            dim: int,
+            token_dim: int,
+            num_tokens: int,
+            tokenizer: str,
+            recurrent: bool,
+            token_mixer: str,
+            projector: bool,
+            drop_path_rates: List[float],
+            device=None,
+            dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.grad_checkpointing = False
+        self.embed = nn.Identity() if in_chs == dim else nn.Sequential(
+            nn.Conv2d(in_chs, dim, 1, bias=False, **dd), nn.BatchNorm2d(dim, **dd), nn.ReLU(inplace=True))
+        # Table 3: the pooling baseline pools in every module (its parameter counts say so, against the text)
+        later_tokenizer = 'recurrent' if recurrent and tokenizer != 'pooling' else tokenizer
+        last = len(drop_path_rates) - 1
+        self.blocks = nn.ModuleList([
+            VTModule(
+                dim,
+                token_dim,
+                num_tokens,
+                tokenizer=later_tokenizer if i else tokenizer,
+                token_mixer=token_mixer,
+                projector=projector and i < last,
+                drop_path=drop_path,
+                **dd,
+            ) for i, drop_path in enumerate(drop_path_rates)])
+        self.num_map_blocks = last if projector else 0  # the modules that the map depends on
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True):
+        self.grad_checkpointing = enable
+
+    def forward_tokens(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
+        """Map (B, in_chs, H, W) to map (B, C, H, W), tokens (B, L, D) and the attention (B, L, P) of each module."""
+        x = self.embed(x)
+        tokens: Optional[torch.Tensor] = None
+        attns: List[torch.Tensor] = []
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x, tokens, attn = checkpoint(block, x, tokens)
+            else:
+                x, tokens, attn = block(x, tokens)
+            attns.append(attn)
+        assert tokens is not None
+        return x, tokens, attns
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (B, in_chs, H, W) to map (B, C, H, W)."""
+        x = self.embed(x)
+        tokens: Optional[torch.Tensor] = None
+        for i, block in enumerate(self.blocks):
+            if i < self.num_map_blocks:
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    x, tokens, _ = checkpoint(block, x, tokens)
+                else:
+                    x, tokens, _ = block(x, tokens)
+        return x
+
+
+class VTResNetBody:
+    """The network, apart from its base class.
+
+    Not an nn.Module, so that the timm model and the transformers models inherit it beside their own base classes and
+    have one body, one state dict, no key prefixes.
+    """
+
+    def build(
+            self,
+            block: str = 'basic',
+            layers: Tuple[int, ...] = (2, 2, 2),
+            channels: Tuple[int, ...] = (64, 128, 256),
+            vt_dim: int = 512,
+            vt_depth: int = 2,
+            num_tokens: int = 16,
+            token_dim: int = 1024,
+            tokenizer: str = 'filter',
+            recurrent: bool = True,
+            token_mixer: str = 'transformer',
+            projector: bool = True,
+            num_classes: int = 1000,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        """
+        Args:
+            block: Residual block of layer1..layer3, 'basic' or 'bottleneck'.
+            layers: Number of blocks in layer1..layer3.
+            channels: Base widths of layer1..layer3; a bottleneck is four times as wide outside. The stem has the first.
+            vt_dim: Channels C of the map in the VT modules; a 1x1 convolution leads to it where layer3 is not as wide.
+            vt_depth: Number of VT modules.
+            num_tokens: Number L of visual tokens (Table 6).
+            token_dim: Width D of the tokens (the paper's CT).
+            tokenizer: Tokenizer of the first module, 'filter', 'pooling' or 'cluster' (Table 3).
+            recurrent: Recurrent tokenizers in the later modules; if False, the first module's kind (Table 4).
+            token_mixer: 'transformer', 'graph' or 'none' (Table 5).
+            projector: Project the tokens back onto the map (Table 7).
+            num_classes: Classes of the classifier; 0 for pooled features.
+            in_chans: Image channels.
+            global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
+            drop_rate: Dropout before the classifier.
+            drop_path_rate: Stochastic depth rate of the last residual, rising linearly from 0 at the first.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        if block not in BLOCKS:
+            raise ValueError(f'Unknown block {block!r}; use one of {", ".join(map(repr, BLOCKS))}.')
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.pruned = False
+
+        # stem
+        stem_chs = channels[0]
+        self.conv1 = nn.Conv2d(in_chans, stem_chs, kernel_size=7, stride=2, padding=3, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(stem_chs, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.feature_info = [dict(num_chs=stem_chs, reduction=2, module='act1')]
+
+        # layer1..layer3
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, sum(layers) + vt_depth)
+        stages, feature_info = make_blocks(
+            (BLOCKS[block],) * 3,
+            channels,
+            layers,
+            stem_chs,
+            drop_path_rate=drop_path_rates[sum(layers) - 1],
+            **dd,
+        )
+        for name, stage in stages:
+            self.add_module(name, stage)
+        self.feature_info.extend(feature_info)
+
+        # stage 5
+        self.vt = VTStage(
+            feature_info[-1]['num_chs'],
+            vt_dim,
+            token_dim,
+            num_tokens,
+            tokenizer=tokenizer,
+            recurrent=recurrent,
+            token_mixer=token_mixer,
+            projector=projector,
+            drop_path_rates=drop_path_rates[sum(layers):],
+            **dd,
+        )
+        self.feature_info.append(dict(num_chs=vt_dim, reduction=16, module='vt'))
+
+        # head
+        self.num_features = self.head_hidden_size = token_dim
+        self.set_pool(global_pool, num_classes)
+        self.fc = nn.Linear(token_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+    def set_pool(self, global_pool: str, num_classes: int):
+        assert global_pool in ('avg', ''), f"global_pool must be 'avg' or '', not {global_pool!r}."
+        assert global_pool or num_classes == 0, "global_pool='' goes with num_classes=0 only."
+        self.global_pool = global_pool
+
+    def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
+        """Image (B, in_chans, H, W) to the map of layer3, (B, channels, H / 16, W / 16)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Image (B, in_chans, H, W) to visual tokens (B, L, D), or once pruned to the map of the last level kept."""
+        x = self.forward_trunk(x)
+        return self.vt(x) if self.pruned else self.vt.forward_tokens(x)[1]
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Visual tokens (B, L, D), or once pruned a map, to logits (B, num_classes) or to their mean (B, D)."""
+        if self.global_pool == 'avg':
+            x = x.mean(dim=(2, 3)) if self.pruned else x.mean(dim=1)
+        if self.drop_rate > 0.:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    @torch.jit.ignore
+    def token_attention(self, x: torch.Tensor) -> List[torch.Tensor]:
+        """Where each visual token looks (Figures 5 and 7).
+
+        Args:
+            x: Images, (B, in_chans, H, W).
+
+        Returns:
+            One (B, L, H / 16, W / 16) map per VT module; each token's map sums to 1.
+        """
+        x = self.forward_trunk(x)
+        _, _, attns = self.vt.forward_tokens(x)
+        return [attn.unflatten(2, x.shape[-2:]) for attn in attns]
+
+
+class VTResNet(VTResNetBody, nn.Module):
+    """VT-ResNet in timm; the arguments are those of `VTResNetBody.build`."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__()
+        self.build(**kwargs)
+        self.init_weights(needs_reset=False)
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True):
+        """timm's ResNet initialisation for the convolutions, torch's defaults for the VT modules and the classifier.
+
+        Args:
+            needs_reset: Reset every other module first, as needed after `to_empty()`.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            elif needs_reset and hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        for module in self.modules():
+            if hasattr(module, 'zero_init_last'):
+                module.zero_init_last()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        return dict(
+            stem=r'^conv1|bn1',
+            blocks=[
+                (r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)', None),
+                (r'^vt\.embed', (4,)),
+                (r'^vt' if coarse else r'^vt\.blocks\.(\d+)', (5,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True):
+        self.grad_checkpointing = enable
+        self.vt.set_grad_checkpointing(enable)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
+        dd = get_device_dtype(self)
+        self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.fc.train(self.training)
+
+    @torch.jit.ignore
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: Optional[Union[int, List[int]]] = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """ Forward features that returns intermediates.
+
+        Args:
+            x: Input image tensor
+            indices: Take last n levels if int, all if None, select matching indices if sequence
+            norm: Without effect, the levels are maps without a final norm
+            stop_early: Stop after the last level asked for
+            output_fmt: Shape of intermediate feature outputs, NCHW
+            intermediates_only: Only return intermediate features
+
+        Returns:
+            The output of forward_features (with stop_early, the map reached) and the maps, or the maps alone.
+        """
+        assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
+        take_indices, max_index = feature_take_indices(5, indices)
+        intermediates = []
+
+        x = self.act1(self.bn1(self.conv1(x)))
+        if 0 in take_indices:
+            intermediates.append(x)
+        x = self.maxpool(x)
+        layers = [self.layer1, self.layer2, self.layer3]
+        for feat_idx, layer in enumerate(layers[:max_index] if stop_early else layers, start=1):
+            x = checkpoint_seq(layer, x) if self.grad_checkpointing else layer(x)
+            if feat_idx in take_indices:
+                intermediates.append(x)
+        if max_index == 4 or not stop_early:
+            if self.pruned or intermediates_only:
+                x = feature_map = self.vt(x)
+            else:
+                feature_map, x, _ = self.vt.forward_tokens(x)
+            if 4 in take_indices:
+                intermediates.append(feature_map)
+
+        return intermediates if intermediates_only else (x, intermediates)
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, List[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> List[int]:
+        """ Prune layers not required for specified intermediates.
+
+        Without its head the network ends at the map of the last level kept: forward_features returns that map.
+        """
+        take_indices, max_index = feature_take_indices(5, indices)
+        if max_index == 4 and not prune_head:
+            return take_indices
+        for name in ('layer1', 'layer2', 'layer3')[max_index:]:
+            setattr(self, name, nn.Sequential())  # empty, not Identity, so (flattened) checkpoint_seq can iterate it
+        if max_index == 0:
+            self.maxpool = nn.Identity()
+        if max_index < 4:
+            self.vt.embed = nn.Identity()
+            self.vt.num_map_blocks = 0
+        self.vt.blocks = self.vt.blocks[:self.vt.num_map_blocks]
+        self.pruned = True
+        self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
+        self.reset_classifier(0, '')
+        return take_indices
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.forward_features(x)
+        x = self.forward_head(x)
+        return x
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        'num_classes': 1000, 'input_size': (3, 224, 224), 'min_input_size': (3, 64, 64), 'pool_size': None,
+        'crop_pct': 0.875, 'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1', 'classifier': 'fc',
+        'paper_ids': 'arXiv:2006.03677',
+        'paper_name': 'Visual Transformers: Token-based Image Representation and Processing for Computer Vision',
+        'license': 'apache-2.0',
+        **kwargs
+    }
+
+
+default_cfgs = generate_default_cfgs({
+    'vt_resnet18.untrained': _cfg(),
+    'vt_resnet34.untrained': _cfg(),
+    'vt_resnet50.untrained': _cfg(),
+    'vt_resnet101.untrained': _cfg(),
+    'vt_resnet10.digits': _cfg(
+        hf_hub_id=hub_id('vt_resnet10.digits'),
+        num_classes=10, input_size=(3, 64, 64), crop_pct=1.0,
+        mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD,
+        label_names=tuple('0123456789'),
+        description='Handwritten digits, trained on four fifths of the 1797 images of scikit-learn\'s load_digits.',
+    ),
+    'test_vt_resnet.untrained': _cfg(input_size=(3, 96, 96)),
+})
+
+
+def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    if pretrained:
+        kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(
+            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    return build_model_with_cfg(
+        VTResNet, variant, pretrained,
+        # the getter prunes: a wrapped backbone keeps no parameter without a gradient
+        feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
+        **kwargs,
+    )
+
+
+@register_model
+def vt_resnet10(pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    """A small VT-ResNet for demos, notebooks and CPUs. It is ours, not the paper's."""
+    model_args = dict(block='basic', layers=(1, 1, 1), vt_dim=256, vt_depth=2, token_dim=256)
+    return _create_vt_resnet('vt_resnet10', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def vt_resnet18(pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    """VT-R18 of Table 11."""
+    model_args = dict(block='basic', layers=(2, 2, 2), vt_dim=512, vt_depth=2)
+    return _create_vt_resnet('vt_resnet18', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def vt_resnet34(pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    """VT-R34 of Table 11."""
+    model_args = dict(block='basic', layers=(3, 4, 6), vt_dim=512, vt_depth=3)
+    return _create_vt_resnet('vt_resnet34', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def vt_resnet50(pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    """VT-R50 of Table 11."""
+    model_args = dict(block='bottleneck', layers=(3, 4, 6), vt_dim=1024, vt_depth=3)
+    return _create_vt_resnet('vt_resnet50', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def vt_resnet101(pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    """VT-R101 of Table 11."""
+    model_args = dict(block='bottleneck', layers=(3, 4, 23), vt_dim=1024, vt_depth=3)
+    return _create_vt_resnet('vt_resnet101', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def test_vt_resnet(pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    """A tiny VT-ResNet for tests."""
+    model_args = dict(block='basic', layers=(1, 1, 1), channels=(16, 32, 48), vt_dim=64, vt_depth=2, token_dim=96)
+    return _create_vt_resnet('test_vt_resnet', pretrained=pretrained, **dict(model_args, **kwargs))
