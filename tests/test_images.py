@@ -1,0 +1,96 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vt_hub.images import find_images, read_image
+
+GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))
+
+
+def save(tmp_path, image, name='image.png', **kwargs):
+    path = tmp_path / name
+    image.save(path, **kwargs)
+    return path
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'])
+def test_png_modes(tmp_path, mode):
+    grey = Image.fromarray((GRADIENT * 255).astype(np.uint8))
+    image = Image.fromarray((GRADIENT * 65535).astype(np.uint16)) if mode == 'I;16' else grey.convert(mode)
+    read = read_image(save(tmp_path, image))
+    assert read.mode == 'RGB'
+    if mode != '1':
+        assert np.abs(np.asarray(read)[..., 0] - GRADIENT * 255).max() <= 1
+
+
+@pytest.mark.parametrize('scale', [1., 255.])
+def test_float_tiff(tmp_path, scale):
+    image = Image.fromarray((GRADIENT * scale).astype(np.float32))
+    assert np.abs(np.asarray(read_image(save(tmp_path, image, 'f.tif')))[..., 0] - GRADIENT * 255).max() <= 1
+
+
+def test_cmyk_jpeg(tmp_path):
+    image = Image.fromarray((GRADIENT * 255).astype(np.uint8)).convert('RGB').convert('CMYK')
+    assert read_image(save(tmp_path, image, 'c.jpg')).mode == 'RGB'
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new('RGB', (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    assert read_image(save(tmp_path, image, 'o.jpg', exif=exif)).size == (20, 40)
+
+
+def test_one_pixel(tmp_path):
+    assert read_image(save(tmp_path, Image.new('L', (1, 1)))).size == (1, 1)
+
+
+def png_bytes(size=(64, 64)):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(('content', 'reason'), [
+    (b'', 'it is empty'),
+    (b'hello, world', 'it is not an image'),
+    (png_bytes()[:2000], 'truncated'),
+    (None, 'No such file or directory'),
+])
+def test_bad_files_are_named_in_one_sentence(tmp_path, content, reason):
+    path = tmp_path / 'bad.png'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as error:
+        read_image(path)
+    assert str(error.value).startswith(f'Cannot read {path} as an image: ')
+    assert '\n' not in str(error.value)
+
+
+def test_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, recwarn):
+    path = save(tmp_path, Image.new('1', (400, 300)))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100_000)
+    with pytest.raises(ValueError, match='120000 pixels.* exceeds limit of 100000'):
+        read_image(path)
+    assert not recwarn.list
+
+
+def test_find_images(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    names = ['b.png', 'a.JPG', 'notes.txt', 'sub/c.webp']
+    for name in names:
+        (tmp_path / name).write_bytes(b'')
+    found = [p.relative_to(tmp_path).as_posix() for p in find_images([str(tmp_path)])]
+    assert found == ['a.JPG', 'b.png', 'sub/c.webp']
+    assert find_images([str(tmp_path / '*.png')]) == [tmp_path / 'b.png']
+    assert find_images([str(tmp_path / 'notes.txt'), 'missing.png'])[0].name == 'notes.txt'
+    with pytest.raises(FileNotFoundError, match='No image found in'):
+        find_images([str(tmp_path / '*.gif')])
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
+    path = tmp_path / 'digit[1].png'
+    path.write_bytes(b'')
+    assert find_images([str(path)]) == [path]

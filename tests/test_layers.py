@@ -1,0 +1,222 @@
+"""The layers against a direct transcription of equations 1 to 6, pixels as rows, in float64."""
+import math
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from vt_hub.vt_layers import (
+    ClusterTokenizer,
+    FilterTokenizer,
+    GraphMixer,
+    IdentityMixer,
+    PoolingTokenizer,
+    Projector,
+    RecurrentTokenizer,
+    TransformerMixer,
+    VTModule,
+    token_grid,
+)
+
+B, C, D, L, H, W = 3, 10, 12, 8, 7, 5
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def softmax(values):
+    exps = [math.exp(v - max(values)) for v in values]
+    return [e / sum(exps) for e in exps]
+
+
+def rows(x):
+    """One image (C, H, W) to pixels as rows, (P, C)."""
+    return torch.stack([x[:, i, j] for i in range(x.shape[1]) for j in range(x.shape[2])])
+
+
+def naive_pool(x, w, scale):
+    """softmax_HW(X W / scale)^T X for one image, element by element; w is (C, L)."""
+    X = rows(x)
+    logits = [[sum(X[p, c].item() * w[c, t].item() for c in range(X.shape[1])) / scale for t in range(w.shape[1])]
+              for p in range(len(X))]
+    A = torch.tensor([softmax([row[t] for row in logits]) for t in range(w.shape[1])])  # (L, P)
+    return torch.stack([sum(A[t, p] * X[p] for p in range(len(X))) for t in range(w.shape[1])]), A
+
+
+def assert_close(actual, expected):
+    error = (actual - expected).norm() / expected.norm()
+    assert error < 1e-10, f'relative error {error}'
+
+
+def linear(module):
+    """The (in, out) matrix of a linear layer; the identity for nn.Identity."""
+    return module.weight.t() if hasattr(module, 'weight') else None
+
+
+def apply(x, module):
+    matrix = linear(module)
+    return x if matrix is None else x @ matrix
+
+
+@pytest.mark.parametrize('token_dim', [C, D])
+@pytest.mark.parametrize('kind', ['filter', 'recurrent'])
+def test_tokenizer_is_equation_1_or_2(kind, token_dim):
+    x, tokens = torch.randn(B, C, H, W), torch.randn(B, L, token_dim)
+    tokenizer = (FilterTokenizer if kind == 'filter' else RecurrentTokenizer)(C, token_dim, L)
+    out, attn = tokenizer(x, tokens)
+    for b in range(B):
+        w = linear(tokenizer.filters) if kind == 'filter' else (tokens[b] @ linear(tokenizer.token_to_filter)).t()
+        expected, A = naive_pool(x[b], w, math.sqrt(C))
+        assert_close(out[b], apply(expected, tokenizer.proj))
+        assert_close(attn[b], A)
+    torch.testing.assert_close(attn.sum(-1), torch.ones(B, L), rtol=0, atol=1e-12)
+
+
+def test_pooling_tokenizer_averages_cells():
+    x = torch.randn(B, C, 8, 12)
+    tokenizer = PoolingTokenizer(C, D, L)  # 2 x 4 cells of 4 x 3 pixels
+    out, attn = tokenizer(x)
+    cells = torch.stack([x[:, :, i:i + 4, j:j + 3].mean((2, 3)) for i in (0, 4) for j in (0, 3, 6, 9)], 1)
+    assert_close(out, apply(cells, tokenizer.proj))
+    assert_close(apply(attn @ x.flatten(2).transpose(1, 2), tokenizer.proj), out)
+
+
+def naive_kmeans(x, grid, num_iters):
+    """Listing 1 by distances, one image; an empty cluster keeps its centroid."""
+    X = torch.stack([row / row.norm() for row in rows(x)])
+    U = [u / u.norm() for u in rows(torch.nn.functional.adaptive_avg_pool2d(x[None], grid)[0])]
+    for _ in range(num_iters):
+        nearest = [min(range(len(U)), key=lambda t: (pixel - U[t]).norm().item()) for pixel in X]
+        for t in range(len(U)):
+            members = [X[p] for p in range(len(X)) if nearest[p] == t]
+            if members:
+                mean = sum(members) / len(members)
+                U[t] = mean / mean.norm()
+    return torch.stack(U)
+
+
+def test_cluster_tokenizer_is_equation_6():
+    x = torch.randn(B, C, H, W)
+    tokenizer = ClusterTokenizer(C, D, L)
+    out, attn = tokenizer(x)
+    for b in range(B):
+        expected, A = naive_pool(x[b], naive_kmeans(x[b], (2, 4), 3).t(), 1.)
+        assert_close(out[b], apply(expected, tokenizer.proj))
+        assert_close(attn[b], A)
+
+
+def test_cluster_tokenizer_survives_empty_clusters():
+    x = torch.zeros(1, C, 8, 8)
+    x[:, 0] = 1  # one colour: all pixels fall into the first cluster
+    out, attn = ClusterTokenizer(C, D, L)(x)
+    assert out.isfinite().all()
+    torch.testing.assert_close(attn.sum(-1), torch.ones(1, L))
+    assert ClusterTokenizer(C, D, L)(torch.zeros(1, C, 8, 8))[0].isfinite().all()
+
+
+def test_cluster_tokenizer_needs_no_pixel_by_cluster_by_channel_tensor():
+    sizes = []
+
+    class Sizes(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                sizes.append(out.numel())
+            return out
+
+    x = torch.randn(2, 64, 16, 16)
+    with Sizes():
+        ClusterTokenizer(64, 64, 16)(x)
+    assert max(sizes) <= x.numel()
+
+
+def naive_layer_norm(x, norm):
+    return torch.stack([(r - r.mean()) / (r.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias for r in x])
+
+
+def naive_transformer(T, mixer):
+    U = naive_layer_norm(T, mixer.norm1)
+    K, Q, F1, F2 = map(linear, (mixer.k, mixer.q, mixer.fc1, mixer.fc2))
+    scores = (U @ K) @ (U @ Q).t() / math.sqrt(K.shape[1])
+    T = T + torch.tensor([softmax(row.tolist()) for row in scores]) @ U
+    return T + (naive_layer_norm(T, mixer.norm2) @ F1).clamp_min(0) @ F2
+
+
+def naive_mixer(T, mixer):
+    if isinstance(mixer, TransformerMixer):
+        return naive_transformer(T, mixer)
+    return T + mixer.graph.weight[:, :, 0] @ T if isinstance(mixer, GraphMixer) else T
+
+
+def randomize(module):
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('fused', [True, False])
+@pytest.mark.parametrize('mixer_class', [TransformerMixer, GraphMixer, IdentityMixer])
+def test_mixer_is_equations_3_and_4(mixer_class, fused):
+    mixer = randomize(mixer_class(D, L))
+    mixer.fused_attn = fused
+    tokens = torch.randn(B, L, D)
+    for out, T in zip(mixer(tokens), tokens, strict=True):
+        assert_close(out, naive_mixer(T, mixer))
+
+
+def naive_projector(x, T, projector):
+    """Equation 5 in the paper's own order: a query for every pixel."""
+    X = rows(x)
+    W_Q, W_K, norm = projector.query.weight, linear(projector.key), projector.norm
+    scores = (X @ W_Q) @ (T @ W_K).t() / math.sqrt(T.shape[1])
+    projected = torch.tensor([softmax(row.tolist()) for row in scores]) @ apply(T, projector.value)
+    projected = (projected - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    return X + projected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('token_dim', [C, D])
+def test_projector_is_equation_5(token_dim):
+    projector = randomize(Projector(C, token_dim))
+    projector.norm.running_mean.normal_()
+    projector.norm.running_var.uniform_(0.5, 2)
+    x, tokens = torch.randn(B, C, H, W), torch.randn(B, L, token_dim)
+    out = projector(x, tokens)
+    for b in range(B):
+        assert_close(rows(out[b]), naive_projector(x[b], tokens[b], projector))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('mixer', ['transformer', 'graph', 'none'])
+@pytest.mark.parametrize('tokenizer', ['filter', 'recurrent', 'pooling', 'cluster'])
+def test_module_chains_tokenizer_mixer_and_projector(tokenizer, mixer):
+    module = randomize(VTModule(C, D, L, tokenizer, mixer))
+    x, tokens = torch.randn(B, C, H, W), torch.randn(B, L, D)
+    out, out_tokens, attn = module(x, tokens)
+    pooled, _ = module.tokenizer(x, tokens)
+    for b in range(B):
+        T = naive_layer_norm(naive_mixer(pooled[b], module.mixer), module.norm)
+        assert_close(out_tokens[b], T)
+        assert_close(rows(out[b]), naive_projector(x[b], T, module.projector))
+    torch.testing.assert_close(attn.sum(-1), torch.ones(B, L), rtol=0, atol=1e-12)
+
+
+def test_module_without_projector_leaves_the_map():
+    x = torch.randn(B, C, H, W)
+    assert VTModule(C, D, L, projector=False)(x)[0] is x
+
+
+def test_token_grid_is_the_papers():
+    assert [token_grid(n) for n in (16, 32, 64)] == [(4, 4), (4, 8), (8, 8)]
+
+
+@pytest.mark.parametrize('name', ['tokenizer', 'token_mixer'])
+def test_unknown_kinds_are_named(name):
+    with pytest.raises(ValueError, match=f"Unknown {name} 'x'; use one of '(filter|transformer)'"):
+        VTModule(C, D, L, **{name: 'x'})
