@@ -7,7 +7,7 @@ The stem and layer1..layer3 are timm's ResNet, blocks and state-dict names alike
 it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate them and project them back. The classifier
 reads the mean of the last tokens; the map after the last projector is the last feature level.
 """
-from typing import Any, Dict, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -19,6 +19,7 @@ from timm.models import (
     checkpoint,
     checkpoint_seq,
     generate_default_cfgs,
+    is_model,
     register_model,
 )
 from timm.models._features import feature_take_indices
@@ -207,6 +208,18 @@ class VTResNetBody:
         assert global_pool or num_classes == 0, "global_pool='' goes with num_classes=0 only."
         self.global_pool = global_pool
 
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True):
+        self.grad_checkpointing = enable
+        self.vt.set_grad_checkpointing(enable)
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
+        dd = get_device_dtype(self)
+        self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.fc.train(self.training)
+
     def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to the map of layer3, (B, channels, H / 16, W / 16)."""
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
@@ -240,62 +253,6 @@ class VTResNetBody:
         x = self.forward_trunk(x)
         _, _, attns = self.vt.forward_tokens(x)
         return [attn.unflatten(2, x.shape[-2:]) for attn in attns]
-
-
-class VTResNet(VTResNetBody, nn.Module):
-    """VT-ResNet in timm; the arguments are those of `VTResNetBody.build`."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__()
-        self.build(**kwargs)
-        self.init_weights(needs_reset=False)
-
-    @torch.jit.ignore
-    def init_weights(self, needs_reset: bool = True):
-        """timm's ResNet initialisation for the convolutions, torch's defaults for the VT modules and the classifier.
-
-        Args:
-            needs_reset: Reset every other module first, as needed after `to_empty()`.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-            elif needs_reset and hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
-        for module in self.modules():
-            if hasattr(module, 'zero_init_last'):
-                module.zero_init_last()
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> Set[str]:
-        return set()
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        return dict(
-            stem=r'^conv1|bn1',
-            blocks=[
-                (r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)', None),
-                (r'^vt\.embed', (4,)),
-                (r'^vt' if coarse else r'^vt\.blocks\.(\d+)', (5,)),
-            ],
-        )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True):
-        self.grad_checkpointing = enable
-        self.vt.set_grad_checkpointing(enable)
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
-        dd = get_device_dtype(self)
-        self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        self.fc.train(self.training)
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -370,6 +327,50 @@ class VTResNet(VTResNetBody, nn.Module):
         self.reset_classifier(0, '')
         return take_indices
 
+
+class VTResNet(VTResNetBody, nn.Module):
+    """VT-ResNet in timm; the arguments are those of `VTResNetBody.build`."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__()
+        self.build(**kwargs)
+        self.init_weights(needs_reset=False)
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True):
+        """timm's ResNet initialisation for the convolutions, torch's defaults for the VT modules and the classifier.
+
+        Args:
+            needs_reset: Reset every other module first, as needed after `to_empty()`.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+            elif needs_reset and hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        for module in self.modules():
+            if hasattr(module, 'zero_init_last'):
+                module.zero_init_last()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        return dict(
+            stem=r'^conv1|bn1',
+            blocks=[
+                (r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)', None),
+                (r'^vt\.embed', (4,)),
+                (r'^vt' if coarse else r'^vt\.blocks\.(\d+)', (5,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.forward_features(x)
         x = self.forward_head(x)
@@ -405,6 +406,17 @@ default_cfgs = generate_default_cfgs({
 })
 
 
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build; the paper's are in Table 11
+    'vt_resnet10': dict(block='basic', layers=(1, 1, 1), vt_dim=256, vt_depth=2, token_dim=256),
+    'vt_resnet18': dict(block='basic', layers=(2, 2, 2), vt_dim=512, vt_depth=2),
+    'vt_resnet34': dict(block='basic', layers=(3, 4, 6), vt_dim=512, vt_depth=3),
+    'vt_resnet50': dict(block='bottleneck', layers=(3, 4, 6), vt_dim=1024, vt_depth=3),
+    'vt_resnet101': dict(block='bottleneck', layers=(3, 4, 23), vt_dim=1024, vt_depth=3),
+    'test_vt_resnet': dict(
+        block='basic', layers=(1, 1, 1), channels=(16, 32, 48), vt_dim=64, vt_depth=2, token_dim=96),
+}
+
+
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
     if pretrained:
         kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(
@@ -413,47 +425,46 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         VTResNet, variant, pretrained,
         # the getter prunes: a wrapped backbone keeps no parameter without a gradient
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
-        **kwargs,
+        **dict(ARCHITECTURES[variant], **kwargs),
     )
 
 
-@register_model
+def register(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """timm's register_model, once: the copy of this file in a model folder leaves the package's models in place."""
+    return fn if is_model(fn.__name__) else register_model(fn)
+
+
+@register
 def vt_resnet10(pretrained: bool = False, **kwargs: Any) -> VTResNet:
     """A small VT-ResNet for demos, notebooks and CPUs. It is ours, not the paper's."""
-    model_args = dict(block='basic', layers=(1, 1, 1), vt_dim=256, vt_depth=2, token_dim=256)
-    return _create_vt_resnet('vt_resnet10', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_vt_resnet('vt_resnet10', pretrained=pretrained, **kwargs)
 
 
-@register_model
+@register
 def vt_resnet18(pretrained: bool = False, **kwargs: Any) -> VTResNet:
     """VT-R18 of Table 11."""
-    model_args = dict(block='basic', layers=(2, 2, 2), vt_dim=512, vt_depth=2)
-    return _create_vt_resnet('vt_resnet18', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_vt_resnet('vt_resnet18', pretrained=pretrained, **kwargs)
 
 
-@register_model
+@register
 def vt_resnet34(pretrained: bool = False, **kwargs: Any) -> VTResNet:
     """VT-R34 of Table 11."""
-    model_args = dict(block='basic', layers=(3, 4, 6), vt_dim=512, vt_depth=3)
-    return _create_vt_resnet('vt_resnet34', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_vt_resnet('vt_resnet34', pretrained=pretrained, **kwargs)
 
 
-@register_model
+@register
 def vt_resnet50(pretrained: bool = False, **kwargs: Any) -> VTResNet:
     """VT-R50 of Table 11."""
-    model_args = dict(block='bottleneck', layers=(3, 4, 6), vt_dim=1024, vt_depth=3)
-    return _create_vt_resnet('vt_resnet50', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_vt_resnet('vt_resnet50', pretrained=pretrained, **kwargs)
 
 
-@register_model
+@register
 def vt_resnet101(pretrained: bool = False, **kwargs: Any) -> VTResNet:
     """VT-R101 of Table 11."""
-    model_args = dict(block='bottleneck', layers=(3, 4, 23), vt_dim=1024, vt_depth=3)
-    return _create_vt_resnet('vt_resnet101', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_vt_resnet('vt_resnet101', pretrained=pretrained, **kwargs)
 
 
-@register_model
+@register
 def test_vt_resnet(pretrained: bool = False, **kwargs: Any) -> VTResNet:
     """A tiny VT-ResNet for tests."""
-    model_args = dict(block='basic', layers=(1, 1, 1), channels=(16, 32, 48), vt_dim=64, vt_depth=2, token_dim=96)
-    return _create_vt_resnet('test_vt_resnet', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_vt_resnet('test_vt_resnet', pretrained=pretrained, **kwargs)

@@ -1,0 +1,98 @@
+"""Model cards: prose whose numbers come from result files, and the metadata that the Hub reads."""
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+__all__ = ['build_card']
+
+METRICS = {'top1': ('accuracy', 'top-1 accuracy (%)'), 'top5': ('accuracy', 'top-5 accuracy (%)')}
+
+BODY = """\
+# {{ name }}
+
+{{ prose }}
+
+## Results
+{% if results %}
+| data | split | images | {{ metrics.values() | map('last') | join(' | ') }} |
+|---|---|---:|{{ '---:|' * metrics | length }}
+{% for result in results -%}
+| {{ result.dataset.name }} | {{ result.dataset.split }} | {{ result.dataset.num_images }} |
+{%- for key in metrics %} {{ result.metrics.get(key, '') }} |{% endfor %}
+{% endfor %}
+{%- else %}
+Not measured.
+{% endif %}
+## Use it
+
+```python
+import timm
+import vt_hub
+
+model = timm.create_model('{{ source }}', pretrained=True).eval()
+```
+
+## Paper
+
+The architecture is that of *Visual Transformers: Token-based Image Representation and Processing for Computer Vision*
+([arXiv:2006.03677](https://arxiv.org/abs/2006.03677)); the weights are not the authors'.
+
+```bibtex
+@article{wu2020visual,
+  title={Visual Transformers: Token-based Image Representation and Processing for Computer Vision},
+  author={Wu, Bichen and Xu, Chenfeng and Dai, Xiaoliang and Wan, Alvin and Zhang, Peizhao and Yan, Zhicheng and
+          Tomizuka, Masayoshi and Gonzalez, Joseph and Keutzer, Kurt and Vajda, Peter},
+  journal={arXiv preprint arXiv:2006.03677},
+  year={2020}
+}
+```
+"""
+
+
+def build_card(
+        name: str,
+        source: str,
+        prose: str,
+        results: list[dict[str, Any]],
+        license: str = 'apache-2.0',
+) -> ModelCard:
+    """The card of a model folder.
+
+    Args:
+        name: Title, and the model's name in the Hub's model index.
+        source: What `timm.create_model` is to be given.
+        prose: Markdown before the results, a Jinja template that reads `results`.
+        results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
+            `metrics`.
+        license: Licence of the weights, as the Hub abbreviates it.
+    """
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
+    body = environment.from_string(BODY).render(
+        name=name,
+        source=source,
+        prose=environment.from_string(prose).render(results=results).strip(),
+        results=results,
+        metrics=used,
+    )
+    data = ModelCardData(
+        model_name=name,
+        license=license,
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', 'transformers', 'vt_hub', 'visual-transformers'],
+        eval_results=[
+            EvalResult(
+                task_type=result['task'],
+                dataset_type=result['dataset']['type'],
+                dataset_name=result['dataset']['name'],
+                dataset_split=result['dataset']['split'],
+                metric_type=metric_type,
+                metric_name=metric_name,
+                metric_value=result['metrics'][key],
+            )
+            for result in results for key, (metric_type, metric_name) in used.items() if key in result['metrics']
+        ] or None,
+    )
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')

@@ -1,0 +1,75 @@
+"""Makes transformers' Auto classes know ours, without importing transformers before the user does."""
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable
+
+__all__ = ['register_all']
+
+
+def _register_configs():
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from .configuration_vt import VTResNetConfig
+    AutoConfig.register(VTResNetConfig.model_type, VTResNetConfig, exist_ok=True)
+
+
+def _register_models():
+    from transformers.models.auto import modeling_auto as auto
+
+    from .configuration_vt import VTResNetConfig
+    from .modeling_vt import VTResNetBackbone, VTResNetForImageClassification, VTResNetModel
+    auto.AutoModel.register(VTResNetConfig, VTResNetModel, exist_ok=True)
+    auto.AutoModelForImageClassification.register(VTResNetConfig, VTResNetForImageClassification, exist_ok=True)
+    auto.AutoBackbone.register(VTResNetConfig, VTResNetBackbone, exist_ok=True)
+    # pipelines look the class up by name in this table, and log an error where it is missing
+    auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES['vt_resnet'] = 'VTResNetForImageClassification'
+
+
+def _register_image_processors():
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from .configuration_vt import VTResNetConfig
+    from .image_processing_vt import VTResNetImageProcessor
+    AutoImageProcessor.register(
+        VTResNetConfig,
+        image_processor_classes={'pil': VTResNetImageProcessor, 'torchvision': VTResNetImageProcessor},
+        exist_ok=True,
+    )
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls a function once the module of that name has been imported by somebody."""
+
+    def __init__(self, callbacks: dict[str, Callable[[], None]]):
+        self.callbacks = callbacks
+
+    def find_spec(self, name, path, target=None):
+        if name not in self.callbacks:
+            return None
+        callback = self.callbacks.pop(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            callback()
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def register_all():
+    """Register now what transformers has imported already, and the rest when it is."""
+    waiting = {}
+    for name, callback in (
+            ('configuration_auto', _register_configs),
+            ('modeling_auto', _register_models),
+            ('image_processing_auto', _register_image_processors)):
+        name = f'transformers.models.auto.{name}'
+        if name in sys.modules:
+            callback()
+        else:
+            waiting[name] = callback
+    if waiting:
+        sys.meta_path.insert(0, _AfterImport(waiting))
