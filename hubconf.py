@@ -1,4 +1,5 @@
 """Entry points for torch.hub; see https://docs.pytorch.org/docs/stable/hub.html."""
+
 dependencies = ['torch', 'torchvision', 'timm', 'huggingface_hub', 'safetensors', 'PIL']
 
 
@@ -6,6 +7,7 @@ def _create(name, pretrained, **kwargs):
     import timm
 
     import vt_hub  # noqa: F401  registers the models
+
     return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 

@@ -25,7 +25,7 @@ def test_png_modes(tmp_path, mode):
         assert np.abs(np.asarray(read)[..., 0] - GRADIENT * 255).max() <= 1
 
 
-@pytest.mark.parametrize('scale', [1., 255.])
+@pytest.mark.parametrize('scale', [1.0, 255.0])
 def test_float_tiff(tmp_path, scale):
     image = Image.fromarray((GRADIENT * scale).astype(np.float32))
     assert np.abs(np.asarray(read_image(save(tmp_path, image, 'f.tif')))[..., 0] - GRADIENT * 255).max() <= 1
@@ -53,12 +53,15 @@ def png_bytes(size=(64, 64)):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(('content', 'reason'), [
-    (b'', 'it is empty'),
-    (b'hello, world', 'it is not an image'),
-    (png_bytes()[:2000], 'truncated'),
-    (None, 'No such file or directory'),
-])
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        (b'', 'it is empty'),
+        (b'hello, world', 'it is not an image'),
+        (png_bytes()[:2000], 'truncated'),
+        (None, 'No such file or directory'),
+    ],
+)
 def test_bad_files_are_named_in_one_sentence(tmp_path, content, reason):
     path = tmp_path / 'bad.png'
     if content is not None:
@@ -72,7 +75,7 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, content, reason):
 def test_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, recwarn):
     path = save(tmp_path, Image.new('1', (400, 300)))
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100_000)
-    with pytest.raises(ValueError, match='120000 pixels.* exceeds limit of 100000'):
+    with pytest.raises(ValueError, match=r'120000 pixels.* exceeds limit of 100000'):
         read_image(path)
     assert not recwarn.list
 

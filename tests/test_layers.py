@@ -1,4 +1,5 @@
 """The layers against a direct transcription of equations 1 to 6, pixels as rows, in float64."""
+
 import math
 
 import pytest
@@ -42,8 +43,10 @@ def rows(x):
 def naive_pool(x, w, scale):
     """softmax_HW(X W / scale)^T X for one image, element by element; w is (C, L)."""
     X = rows(x)
-    logits = [[sum(X[p, c].item() * w[c, t].item() for c in range(X.shape[1])) / scale for t in range(w.shape[1])]
-              for p in range(len(X))]
+    logits = [
+        [sum(X[p, c].item() * w[c, t].item() for c in range(X.shape[1])) / scale for t in range(w.shape[1])]
+        for p in range(len(X))
+    ]
     A = torch.tensor([softmax([row[t] for row in logits]) for t in range(w.shape[1])])  # (L, P)
     return torch.stack([sum(A[t, p] * X[p] for p in range(len(X))) for t in range(w.shape[1])]), A
 
@@ -81,7 +84,7 @@ def test_pooling_tokenizer_averages_cells():
     x = torch.randn(B, C, 8, 12)
     tokenizer = PoolingTokenizer(C, D, L)  # 2 x 4 cells of 4 x 3 pixels
     out, attn = tokenizer(x)
-    cells = torch.stack([x[:, :, i:i + 4, j:j + 3].mean((2, 3)) for i in (0, 4) for j in (0, 3, 6, 9)], 1)
+    cells = torch.stack([x[:, :, i : i + 4, j : j + 3].mean((2, 3)) for i in (0, 4) for j in (0, 3, 6, 9)], 1)
     assert_close(out, apply(cells, tokenizer.proj))
     assert_close(apply(attn @ x.flatten(2).transpose(1, 2), tokenizer.proj), out)
 
@@ -105,7 +108,7 @@ def test_cluster_tokenizer_is_equation_6():
     tokenizer = ClusterTokenizer(C, D, L)
     out, attn = tokenizer(x)
     for b in range(B):
-        expected, A = naive_pool(x[b], naive_kmeans(x[b], (2, 4), 3).t(), 1.)
+        expected, A = naive_pool(x[b], naive_kmeans(x[b], (2, 4), 3).t(), 1.0)
         assert_close(out[b], apply(expected, tokenizer.proj))
         assert_close(attn[b], A)
 
@@ -136,7 +139,9 @@ def test_cluster_tokenizer_needs_no_pixel_by_cluster_by_channel_tensor():
 
 
 def naive_layer_norm(x, norm):
-    return torch.stack([(r - r.mean()) / (r.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias for r in x])
+    return torch.stack(
+        [(r - r.mean()) / (r.var(unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias for r in x]
+    )
 
 
 def naive_transformer(T, mixer):

@@ -6,8 +6,15 @@ from timm.layers import set_fused_attn
 from vt_hub import tables
 
 SWITCHES = [
-    {'tokenizer': 'pooling'}, {'tokenizer': 'cluster'}, {'recurrent': False}, {'token_mixer': 'graph'},
-    {'token_mixer': 'none'}, {'projector': False}, {'num_tokens': 32}, {'num_tokens': 64}, {'token_dim': 64},
+    {'tokenizer': 'pooling'},
+    {'tokenizer': 'cluster'},
+    {'recurrent': False},
+    {'token_mixer': 'graph'},
+    {'token_mixer': 'none'},
+    {'projector': False},
+    {'num_tokens': 32},
+    {'num_tokens': 64},
+    {'token_dim': 64},
 ]
 
 
@@ -21,14 +28,17 @@ def test_size_classes_of_the_small_models():
     assert tables.cost('test_vt_resnet')[0] < 1
 
 
-@pytest.mark.parametrize(('name', 'table', 'row'), [
-    ('vt_resnet18', '2', 'VT-R18'),
-    ('vt_resnet34', '2', 'VT-R34'),  # not Table 8's: that one prices another network (19.2 M parameters)
-    ('vt_resnet50', '8', 'VT-R50'),
-    ('vt_resnet101', '8', 'VT-R101'),
-])
+@pytest.mark.parametrize(
+    ('name', 'table', 'row'),
+    [
+        ('vt_resnet18', '2', 'VT-R18'),
+        ('vt_resnet34', '2', 'VT-R34'),  # not Table 8's: that one prices another network (19.2 M parameters)
+        ('vt_resnet50', '8', 'VT-R50'),
+        ('vt_resnet101', '8', 'VT-R101'),
+    ],
+)
 def test_counts_are_the_papers(name, table, row):
-    row, = (r for r in tables.rows() if (r.table, r.name) == (table, row))
+    (row,) = (r for r in tables.rows() if (r.table, r.name) == (table, row))
     assert row.model == name
     assert abs(row.params_difference) < 4
     assert abs(row.macs_difference) < 3.5

@@ -4,6 +4,7 @@ Fetches timm's source distribution (the wheel has no tests), adds our names to t
 its token-output models and the modules with forward_intermediates, and runs the tests of our models. Exits 0 with a
 message where pip cannot fetch the source distribution.
 """
+
 import os
 import re
 import subprocess
@@ -19,10 +20,22 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as tmp:
-        command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check',
-                   '--no-deps', '--no-binary', ':all:', '--dest', tmp, f'timm=={timm.__version__}']
+        command = [
+            sys.executable,
+            '-m',
+            'pip',
+            'download',
+            '--quiet',
+            '--disable-pip-version-check',
+            '--no-deps',
+            '--no-binary',
+            ':all:',
+            '--dest',
+            tmp,
+            f'timm=={timm.__version__}',
+        ]
         if subprocess.run(command).returncode:
-            print(f"Skipped: pip cannot fetch the source distribution of timm {timm.__version__}.")
+            print(f'Skipped: pip cannot fetch the source distribution of timm {timm.__version__}.')
             return 0
         with tarfile.open(next(Path(tmp).glob('timm-*.tar.gz'))) as archive:
             archive.extractall(tmp, filter='data')
@@ -36,8 +49,24 @@ def main() -> int:
         ours = tests.parent / 'ours'  # outside timm's own tree, which would shadow the installed timm
         ours.mkdir()
         suite = suite.rename(ours / suite.name)
-        command = [sys.executable, '-m', 'pytest', str(suite), '-k', 'vt_resnet', '-q', '-c', os.devnull,
-                   '--rootdir', str(ours), '-p', 'no:cacheprovider', '-W', 'ignore', *sys.argv[1:]]
+        command = [
+            sys.executable,
+            '-m',
+            'pytest',
+            str(suite),
+            '-k',
+            'vt_resnet',
+            '-q',
+            '-c',
+            os.devnull,
+            '--rootdir',
+            str(ours),
+            '-p',
+            'no:cacheprovider',
+            '-W',
+            'ignore',
+            *sys.argv[1:],
+        ]
         return subprocess.run(command, cwd=ours, env=os.environ | {'PYTHONPATH': str(ROOT)}).returncode
 
 

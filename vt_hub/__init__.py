@@ -1,4 +1,5 @@
 """Visual Transformers (Wu et al. 2020) for timm, transformers and torch.hub. Importing it registers all models."""
+
 from importlib import import_module
 
 from .registration import register_all

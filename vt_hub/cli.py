@@ -1,9 +1,9 @@
 """The command `vt-hub`."""
+
 import json
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +25,7 @@ DEFAULT_MODEL = 'vt_resnet10.digits'
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()):
     """An aligned table; cut to the width of a terminal only, never in a pipe or file."""
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, header_style='bold')
+    table = Table(box=None, pad_edge=False, header_style='bold', show_header=any(columns))
     for column in columns:
         table.add_column(column, justify='right' if column in numbers else 'left', overflow='fold')
     for row in rows:
@@ -45,8 +45,8 @@ def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any
 
 @app.command('list')
 def list_(
-        pretrained: Annotated[bool, typer.Option('--pretrained', help='Published weights instead of models.')] = False,
-        as_json: Json = False,
+    pretrained: Annotated[bool, typer.Option('--pretrained', help='Published weights instead of models.')] = False,
+    as_json: Json = False,
 ):
     """List the models, or the published weights with size, licence, sha256 and measured metrics.
 
@@ -55,6 +55,7 @@ def list_(
     from .models import describe_pretrained, list_models
     from .tables import cost
     from .weights import list_pretrained
+
     if pretrained:
         entries = [describe_pretrained(name) for name in list_pretrained()]
     else:
@@ -68,13 +69,18 @@ def list_(
     elif pretrained:
         print_table(
             ['weights', 'MB', 'licence', 'metrics', 'sha256'],
-            ([e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metrics(e['metrics']), e['sha256']]
-             for e in entries), ['MB'])
+            (
+                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metrics(e['metrics']), e['sha256']]
+                for e in entries
+            ),
+            ['MB'],
+        )
     else:
         print_table(
             ['model', 'params (M)', 'MACs (M)', 'pretrained'],
             ([e['model'], e['params_m'], e['macs_m'], ', '.join(e['pretrained'])] for e in entries),
-            ['params (M)', 'MACs (M)'])
+            ['params (M)', 'MACs (M)'],
+        )
 
 
 def format_metrics(metrics: list[dict[str, Any]]) -> str:
@@ -88,6 +94,7 @@ def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or 
     Example: vt-hub info vt_resnet10.digits
     """
     from .models import describe
+
     entry = describe(model)
     if as_json:
         print_json(entry)
@@ -100,11 +107,11 @@ def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or 
 
 @app.command()
 def predict(
-        images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
-        model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
-        topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
-        batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
-        as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
+    topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
 ):
     """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
 
@@ -113,6 +120,7 @@ def predict(
     from .images import find_images
     from .models import load_model
     from .predict import predict as run
+
     paths = find_images(images)
     results = run(load_model(model), paths, topk=topk, batch_size=batch_size)
     failed = []
@@ -131,14 +139,15 @@ def predict(
 
 @app.command()
 def tables(
-        as_json: Json = False,
-        markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
 ):
     """Recompute the paper's parameters and FLOPs (Tables 1 to 8 and 11) beside its figures.
 
     Example: vt-hub tables --markdown > docs/paper_fidelity.md
     """
     from . import tables as paper
+
     if markdown:
         print(paper.markdown(), end='')
     elif as_json:
@@ -162,3 +171,7 @@ def main():
             raise
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

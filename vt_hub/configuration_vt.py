@@ -1,4 +1,5 @@
 """VT-ResNet model configuration"""
+
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -48,7 +49,8 @@ class VTResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f'Unknown architecture {self.architecture!r}; use one of {", ".join(map(repr, ARCHITECTURES))}.')
+                f'Unknown architecture {self.architecture!r}; use one of {", ".join(map(repr, ARCHITECTURES))}.'
+            )
         label_names, descriptions = kwargs.get('label_names'), kwargs.get('label_descriptions') or {}
         if self.id2label is None and label_names and 'num_labels' not in kwargs:
             self.id2label = {i: descriptions.get(name, name) for i, name in enumerate(label_names)}
@@ -62,7 +64,8 @@ class VTResNetConfig(BackboneConfigMixin, PreTrainedConfig):
             self.pretrained_cfg.pop(key, None)
         self.stage_names = ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
         self.set_output_features_output_indices(
-            out_indices=kwargs.pop('out_indices', None), out_features=kwargs.pop('out_features', None))
+            out_indices=kwargs.pop('out_indices', None), out_features=kwargs.pop('out_features', None)
+        )
         super().__post_init__(**kwargs)
 
     @property

@@ -1,4 +1,5 @@
 """Image processor of VT-ResNet"""
+
 from typing import Any
 
 import timm
@@ -35,11 +36,11 @@ class VTResNetImageProcessor(BaseImageProcessor):
     model_input_names = ['pixel_values']
 
     def __init__(
-            self,
-            pretrained_cfg: dict[str, Any] | None = None,
-            size: int | tuple[int, int] | None = None,
-            crop_pct: float | None = None,
-            **kwargs: Any,
+        self,
+        pretrained_cfg: dict[str, Any] | None = None,
+        size: int | tuple[int, int] | None = None,
+        crop_pct: float | None = None,
+        **kwargs: Any,
     ):
         super().__init__()
         cfg = {key: value for key, value in (pretrained_cfg or {}).items() if key in DATA_KEYS}
@@ -63,12 +64,12 @@ class VTResNetImageProcessor(BaseImageProcessor):
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def preprocess(
-            self,
-            images: ImageInput,
-            size: int | tuple[int, int] | None = None,
-            crop_pct: float | None = None,
-            return_tensors: str | None = 'pt',
-            **kwargs: Any,
+        self,
+        images: ImageInput,
+        size: int | tuple[int, int] | None = None,
+        crop_pct: float | None = None,
+        return_tensors: str | None = 'pt',
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:

@@ -1,4 +1,5 @@
 """Finding and reading image files of every kind that Pillow opens."""
+
 import glob
 import warnings
 from collections.abc import Iterable
@@ -38,10 +39,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(('I', 'F')):  # convert() would clip these to 0..255
         low, high = image.getextrema()
-        full = 255. if high <= 255 else 65535.
+        full = 255.0 if high <= 255 else 65535.0
         if image.mode == 'F' and low >= 0 and high <= 1:
-            full = 1.
-        image = image.convert('F').point(lambda value: value * (255. / full) + 0)
+            full = 1.0
+        image = image.convert('F').point(lambda value: value * (255.0 / full) + 0)
     return image.convert('RGB')
 
 

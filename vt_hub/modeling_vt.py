@@ -1,4 +1,5 @@
 """PyTorch VT-ResNet models for transformers: the network of vt_resnet.py under transformers' base class."""
+
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
-            init.kaiming_uniform_(module.weight, a=5 ** 0.5)
+            init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
@@ -92,11 +93,11 @@ class VTResNetModel(VTResNetPreTrainedModel):
 
     @can_return_tuple
     def forward(
-            self,
-            pixel_values: torch.Tensor,
-            output_hidden_states: bool | None = None,
-            output_attentions: bool | None = None,
-            **kwargs: Any,
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -127,12 +128,12 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
 
     @can_return_tuple
     def forward(
-            self,
-            pixel_values: torch.Tensor,
-            labels: torch.Tensor | None = None,
-            output_hidden_states: bool | None = None,
-            output_attentions: bool | None = None,
-            **kwargs: Any,
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> ImageClassifierOutput:
         """
         Args:
@@ -177,7 +178,8 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         last = max(index % 5 for index in self.out_indices)
         maps = self.forward_intermediates(
-            pixel_values.to(self.dtype), indices=list(range(last + 1)), stop_early=True, intermediates_only=True)
+            pixel_values.to(self.dtype), indices=list(range(last + 1)), stop_early=True, intermediates_only=True
+        )
         return BackboneOutput(
             feature_maps=tuple(maps[index % 5] for index in self.out_indices),
             hidden_states=tuple(maps) if output_hidden_states else None,

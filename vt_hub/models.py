@@ -1,4 +1,5 @@
 """The models of this package: their names, how to load one from anywhere, what to say of it."""
+
 import difflib
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,13 @@ def describe_pretrained(name: str) -> dict[str, Any]:
         'sha256': PRETRAINED[name],
         'metrics': [
             {'name': result.metric_name, 'value': result.metric_value, 'dataset': result.dataset_name}
-            for result in card.eval_results or []],
+            for result in card.eval_results or []
+        ],
     }
 
 
 def describe(source: str) -> dict[str, Any]:
-    """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights it tells the structure."""
+    """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
     published = [name for name in list_pretrained() if source in (name, name.split('.')[0])]
     pretrained = bool(published) or source not in list_models()
     model = load_model(source, pretrained=pretrained)

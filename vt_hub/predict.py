@@ -1,4 +1,5 @@
 """Classify image files with a model's own preprocessing."""
+
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,10 +24,10 @@ def label_names(model: torch.nn.Module) -> list[str]:
 
 @torch.inference_mode()
 def predict(
-        model: torch.nn.Module,
-        paths: Sequence[Path],
-        topk: int = 5,
-        batch_size: int = 16,
+    model: torch.nn.Module,
+    paths: Sequence[Path],
+    topk: int = 5,
+    batch_size: int = 16,
 ) -> Iterator[dict[str, Any]]:
     """Classify image files in order, in batches.
 
@@ -58,5 +59,6 @@ def predict(
             good = (result for result in results if 'error' not in result)
             for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):
                 result['predictions'] = [
-                    {'label': labels[c], 'score': round(s, 6)} for s, c in zip(row_scores, row_classes, strict=True)]
+                    {'label': labels[c], 'score': round(s, 6)} for s, c in zip(row_scores, row_classes, strict=True)
+                ]
         yield from results

@@ -1,4 +1,5 @@
 """Makes transformers' Auto classes know ours, without importing transformers before the user does."""
+
 import importlib.abc
 import importlib.machinery
 import sys
@@ -11,6 +12,7 @@ def _register_configs():
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from .configuration_vt import VTResNetConfig
+
     AutoConfig.register(VTResNetConfig.model_type, VTResNetConfig, exist_ok=True)
 
 
@@ -19,6 +21,7 @@ def _register_models():
 
     from .configuration_vt import VTResNetConfig
     from .modeling_vt import VTResNetBackbone, VTResNetForImageClassification, VTResNetModel
+
     auto.AutoModel.register(VTResNetConfig, VTResNetModel, exist_ok=True)
     auto.AutoModelForImageClassification.register(VTResNetConfig, VTResNetForImageClassification, exist_ok=True)
     auto.AutoBackbone.register(VTResNetConfig, VTResNetBackbone, exist_ok=True)
@@ -31,6 +34,7 @@ def _register_image_processors():
 
     from .configuration_vt import VTResNetConfig
     from .image_processing_vt import VTResNetImageProcessor
+
     AutoImageProcessor.register(
         VTResNetConfig,
         image_processor_classes={'pil': VTResNetImageProcessor, 'torchvision': VTResNetImageProcessor},
@@ -63,9 +67,10 @@ def register_all():
     """Register now what transformers has imported already, and the rest when it is."""
     waiting = {}
     for name, callback in (
-            ('configuration_auto', _register_configs),
-            ('modeling_auto', _register_models),
-            ('image_processing_auto', _register_image_processors)):
+        ('configuration_auto', _register_configs),
+        ('modeling_auto', _register_models),
+        ('image_processing_auto', _register_image_processors),
+    ):
         name = f'transformers.models.auto.{name}'
         if name in sys.modules:
             callback()

@@ -1,8 +1,10 @@
 """The paper's parameter and FLOP tables, recomputed from the models themselves.
 
-MACs are counted by torch's FlopCounterMode (two FLOPs each) on the meta device at 224 x 224: convolutions, linear layers
-and matrix products, as the paper counts. Nothing here is a formula; `Row.args` is what `timm.create_model` is called with.
+MACs are counted by torch's FlopCounterMode (two FLOPs each) on the meta device at 224 x 224: convolutions, linear
+layers and matrix products, as the paper counts. Nothing here is a formula; `Row.args` is what `timm.create_model` is
+called with.
 """
+
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -49,6 +51,7 @@ def cost(model_name: str, stage: str = '', size: tuple[int, int] = (224, 224), *
 @dataclass
 class Row:
     """One row of one table: the paper's figures (millions, or ratios in Table 1) beside the computed ones."""
+
     table: str
     name: str
     model: str
@@ -56,8 +59,8 @@ class Row:
     params: float | None = None
     macs: float | None = None
     note: str = ''
-    computed_params: float = 0.
-    computed_macs: float = 0.
+    computed_params: float = 0.0
+    computed_macs: float = 0.0
 
     def __post_init__(self):
         if not self.computed_macs:
@@ -77,8 +80,10 @@ class Row:
         return {**asdict(self), 'params_difference': self.params_difference, 'macs_difference': self.macs_difference}
 
 
-RATIOS = ('Table 1 does not follow from Tables 2 and 8, R50 in total apart (contradiction 4), and its stage-5 MACs are fewer '
-          'than 16 tokens can cost (contradiction 5).')
+RATIOS = (
+    'Table 1 does not follow from Tables 2 and 8, R50 in total apart (contradiction 4), and its stage-5 MACs are fewer '
+    'than 16 tokens can cost (contradiction 5).'
+)
 MIXED = "Rows with the figures of Table 3's clustering model are computed with it (contradiction 2)."
 FLOPS_RISE = 'The paper has the FLOPs rise without the recurrent tokenizer (contradiction 10).'
 NO_MIXER = 'Without the transformer the paper keeps about 0.9 M parameters more than the layers it names hold.'
@@ -88,15 +93,32 @@ OTHER_R34 = 'Table 8 prices another VT-R34 than Tables 2 to 7 (contradiction 3).
 
 def _table1() -> list[Row]:
     printed = {  # total FLOPs, stage-5 FLOPs, total parameters, stage-5 parameters
-        18: (1.14, 2.4, 0.91, 0.9), 34: (1.16, 5.0, 1.21, 1.5), 50: (1.20, 6.1, 1.19, 1.26), 101: (1.09, 6.9, 1.19, 1.26)}
+        18: (1.14, 2.4, 0.91, 0.9),
+        34: (1.16, 5.0, 1.21, 1.5),
+        50: (1.20, 6.1, 1.19, 1.26),
+        101: (1.09, 6.9, 1.19, 1.26),
+    }
     table = []
     for depth, (total_macs, stage_macs, total_params, stage_params) in printed.items():
         for part, stages_, params, macs in (
-                ('total', ('', ''), total_params, total_macs), ('stage 5', ('layer4', 'vt'), stage_params, stage_macs)):
+            ('total', ('', ''), total_params, total_macs),
+            ('stage 5', ('layer4', 'vt'), stage_params, stage_macs),
+        ):
             base = cost(f'resnet{depth}', stages_[0])
             ours = cost(f'vt_resnet{depth}', stages_[1])
-            table.append(Row('1', f'R{depth} / VT-R{depth}, {part}', f'vt_resnet{depth}', {}, params, macs, RATIOS,
-                             base[0] / ours[0], base[1] / ours[1]))
+            table.append(
+                Row(
+                    '1',
+                    f'R{depth} / VT-R{depth}, {part}',
+                    f'vt_resnet{depth}',
+                    {},
+                    params,
+                    macs,
+                    RATIOS,
+                    base[0] / ours[0],
+                    base[1] / ours[1],
+                )
+            )
     return table
 
 
@@ -106,9 +128,17 @@ def rows() -> list[Row]:
     pooling, cluster = {'tokenizer': 'pooling'}, {'tokenizer': 'cluster'}
     table = _table1()
     for number, costs in (
-            ('2', {18: (11.7, 1814, 11.7, 1570), 34: (21.8, 3664, 21.9, 3280)}),
-            ('8', {18: (11.7, 1814, 11.7, 1569), 34: (21.8, 3664, 19.2, 3236),
-                   50: (25.5, 4089, 21.4, 3412), 101: (44.4, 7802, 41.5, 7129)})):
+        ('2', {18: (11.7, 1814, 11.7, 1570), 34: (21.8, 3664, 21.9, 3280)}),
+        (
+            '8',
+            {
+                18: (11.7, 1814, 11.7, 1569),
+                34: (21.8, 3664, 19.2, 3236),
+                50: (25.5, 4089, 21.4, 3412),
+                101: (44.4, 7802, 41.5, 7129),
+            },
+        ),
+    ):
         for depth, (base_params, base_macs, params, macs) in costs.items():
             note = OTHER_R34 if (number, depth) == ('8', 34) else ''
             table.append(Row(number, f'R{depth}', f'resnet{depth}', {}, base_params, base_macs))
@@ -133,8 +163,17 @@ def rows() -> list[Row]:
     ]
     for depth, model, costs in ((18, r18, (1579, 1711, 1979)), (34, r34, (3299, 3514, 3952))):
         for num_tokens, macs in zip((16, 32, 64), costs, strict=True):
-            table.append(Row('6', f'R{depth}, {num_tokens} tokens', model, {**cluster, 'num_tokens': num_tokens},
-                             11.6 if depth == 18 else 21.8, macs, MIXED))
+            table.append(
+                Row(
+                    '6',
+                    f'R{depth}, {num_tokens} tokens',
+                    model,
+                    {**cluster, 'num_tokens': num_tokens},
+                    11.6 if depth == 18 else 21.8,
+                    macs,
+                    MIXED,
+                )
+            )
     table += [
         Row('7', 'R18 w/ projector', r18, {}, 11.7, 1569),
         Row('7', 'R18 w/o projector', r18, {'projector': False}, 9.4, 1498),
@@ -182,8 +221,8 @@ CONTRADICTIONS = """\
    applied to at least 16 tokens, so it cannot cost fewer than 189 and 207 M. Table 11 makes the two stages identical.
 6. Table 2's caption says 224 M fewer FLOPs for R18, its rows and the text 244 M. The gains of R18 and R34 are swapped
    in the caption and in section 5.2.
-7. Section 3 uses one width C for maps and tokens, section 4 and Table 11 use C and CT: the maps between them are written
-   nowhere, but their cost shows in Tables 4, 5 and 7.
+7. Section 3 uses one width C for maps and tokens, section 4 and Table 11 use C and CT: the maps between them are
+   written nowhere, but their cost shows in Tables 4, 5 and 7.
 8. Equations 3 and 4 with C x C weights at CT = 1024 cost 4.19 M parameters per module; Table 5 leaves 1.57 M.
 9. Table 3's pooling rows need pooling in every module; the text has recurrent tokenizers in the later ones.
 10. Table 4 has FLOPs rise by 17 and 89 M when the recurrent tokenizer is removed; a product is dropped, so they fall.
@@ -205,8 +244,12 @@ def cells(row: Row) -> list[str]:
     digits = (2, 2) if row.table == '1' else (1, 0)
     return [
         row.name,
-        _format(row.params, digits[0]), _format(row.computed_params, 2), _percent(row.params_difference),
-        _format(row.macs, digits[1]), _format(row.computed_macs, digits[1]), _percent(row.macs_difference),
+        _format(row.params, digits[0]),
+        _format(row.computed_params, 2),
+        _percent(row.params_difference),
+        _format(row.macs, digits[1]),
+        _format(row.computed_macs, digits[1]),
+        _percent(row.macs_difference),
     ]
 
 
@@ -224,8 +267,8 @@ def markdown() -> str:
     lines = [
         '# Fidelity to the paper',
         '',
-        'Written by `vt-hub tables --markdown`; do not edit. Parameters and multiply-accumulates (MACs) in millions, at',
-        "224 x 224, of the models in this package beside the paper's figures (its FLOPs are MACs). Table 1 holds ratios.",
+        'Written by `vt-hub tables --markdown`; do not edit. Parameters and multiply-accumulates (MACs) in millions,',
+        "at 224 x 224, of this package's models beside the paper's figures (its FLOPs are MACs); Table 1 has ratios.",
         f'{len(table) - len(missed)} of {len(table)} rows agree within 4 % in parameters and 3.5 % in MACs;',
         'the others are marked and explained.',
     ]

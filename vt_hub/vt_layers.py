@@ -10,6 +10,7 @@ so no map is ever permuted. Products are associated in the cheapest exact order.
 Not in the paper's equations, but needed to train at its learning rate: the 1/sqrt(width) scales in the softmaxes, the
 LayerNorms on the tokens and the BatchNorm on the projected map.
 """
+
 from typing import Dict, Optional, Tuple, Type
 
 import torch
@@ -18,14 +19,20 @@ import torch.nn.functional as F
 from timm.layers import DropPath, use_fused_attn
 
 __all__ = [
-    'FilterTokenizer', 'RecurrentTokenizer', 'PoolingTokenizer', 'ClusterTokenizer',
-    'TransformerMixer', 'GraphMixer', 'Projector', 'VTModule',
+    'ClusterTokenizer',
+    'FilterTokenizer',
+    'GraphMixer',
+    'PoolingTokenizer',
+    'Projector',
+    'RecurrentTokenizer',
+    'TransformerMixer',
+    'VTModule',
 ]
 
 
 def token_grid(num_tokens: int) -> Tuple[int, int]:
     """The most square (rows, columns) with rows * columns = num_tokens: 4 x 4, 4 x 8, 8 x 8 for 16, 32, 64."""
-    rows = max(r for r in range(1, int(num_tokens ** 0.5) + 1) if num_tokens % r == 0)
+    rows = max(r for r in range(1, int(num_tokens**0.5) + 1) if num_tokens % r == 0)
     return rows, num_tokens // rows
 
 
@@ -37,8 +44,9 @@ class Tokenizer(nn.Module):
 
     def __init__(self, dim: int, token_dim: int, device=None, dtype=None):
         super().__init__()
-        self.proj = nn.Identity() if token_dim == dim else nn.Linear(
-            dim, token_dim, bias=False, device=device, dtype=dtype)
+        self.proj = (
+            nn.Identity() if token_dim == dim else nn.Linear(dim, token_dim, bias=False, device=device, dtype=dtype)
+        )
 
     def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
         """How strongly each pixel belongs to each token, (B, L, P)."""
@@ -62,7 +70,7 @@ class FilterTokenizer(Tokenizer):
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
         super().__init__(dim, token_dim, device=device, dtype=dtype)
-        self.scale = dim ** -0.5
+        self.scale = dim**-0.5
         self.filters = nn.Linear(dim, num_tokens, bias=False, device=device, dtype=dtype)
 
     def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
@@ -74,7 +82,7 @@ class RecurrentTokenizer(Tokenizer):
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
         super().__init__(dim, token_dim, device=device, dtype=dtype)
-        self.scale = dim ** -0.5
+        self.scale = dim**-0.5
         self.token_to_filter = nn.Linear(token_dim, dim, bias=False, device=device, dtype=dtype)
 
     def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
@@ -120,7 +128,7 @@ class ClusterTokenizer(Tokenizer):
         pixels = F.normalize(x.flatten(2), dim=1)
         for _ in range(self.num_iters):
             similarity = centroids @ pixels
-            members = torch.zeros_like(similarity).scatter(1, similarity.argmax(dim=1, keepdim=True), 1.)
+            members = torch.zeros_like(similarity).scatter(1, similarity.argmax(dim=1, keepdim=True), 1.0)
             means = members @ pixels.transpose(1, 2)
             centroids = torch.where((means != 0).any(dim=-1, keepdim=True), F.normalize(means, dim=-1), centroids)
         return centroids
@@ -134,13 +142,14 @@ class TransformerMixer(nn.Module):
 
     U = LN(T); T' = T + softmax_L((U K)(U Q)^T / sqrt(D/2)) U; T_out = T' + relu(LN(T') F1) F2, inner widths D/2.
     """
+
     fused_attn: torch.jit.Final[bool]
 
-    def __init__(self, token_dim: int, num_tokens: int, drop_path: float = 0., device=None, dtype=None):
+    def __init__(self, token_dim: int, num_tokens: int, drop_path: float = 0.0, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         hidden_dim = token_dim // 2
-        self.scale = hidden_dim ** -0.5
+        self.scale = hidden_dim**-0.5
         self.fused_attn = use_fused_attn()
         self.norm1 = nn.LayerNorm(token_dim, **dd)
         self.k = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
@@ -148,7 +157,7 @@ class TransformerMixer(nn.Module):
         self.norm2 = nn.LayerNorm(token_dim, **dd)
         self.fc1 = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
         self.fc2 = nn.Linear(hidden_dim, token_dim, bias=False, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def attention(self, u: torch.Tensor) -> torch.Tensor:
         k, q = self.k(u), self.q(u)  # the rows of the paper's attention matrix are K's: what SDPA calls the query
@@ -165,10 +174,10 @@ class TransformerMixer(nn.Module):
 class GraphMixer(nn.Module):
     """The graph convolution of Table 5, T_out = T + G T with one learned (L, L) matrix G for all images."""
 
-    def __init__(self, token_dim: int, num_tokens: int, drop_path: float = 0., device=None, dtype=None):
+    def __init__(self, token_dim: int, num_tokens: int, drop_path: float = 0.0, device=None, dtype=None):
         super().__init__()
         self.graph = nn.Conv1d(num_tokens, num_tokens, 1, bias=False, device=device, dtype=dtype)
-        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L, D) to tokens (B, L, D)."""
@@ -178,7 +187,7 @@ class GraphMixer(nn.Module):
 class IdentityMixer(nn.Identity):
     """No relation between tokens: the row `None` of Table 5."""
 
-    def __init__(self, token_dim: int, num_tokens: int, drop_path: float = 0., device=None, dtype=None):
+    def __init__(self, token_dim: int, num_tokens: int, drop_path: float = 0.0, device=None, dtype=None):
         super().__init__()
 
 
@@ -189,15 +198,15 @@ class Projector(nn.Module):
     narrows the tokens from D to C, which section 4 needs where C != CT.
     """
 
-    def __init__(self, dim: int, token_dim: int, drop_path: float = 0., device=None, dtype=None):
+    def __init__(self, dim: int, token_dim: int, drop_path: float = 0.0, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.scale = token_dim ** -0.5
+        self.scale = token_dim**-0.5
         self.key = nn.Linear(token_dim, token_dim, bias=False, **dd)
         self.query = nn.Linear(token_dim, dim, bias=False, **dd)
         self.value = nn.Identity() if token_dim == dim else nn.Linear(token_dim, dim, bias=False, **dd)
         self.norm = nn.BatchNorm2d(dim, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Feature map (B, C, H, W) and tokens (B, L, D) to the augmented feature map (B, C, H, W)."""
@@ -207,7 +216,8 @@ class Projector(nn.Module):
 
 
 TOKENIZERS: Dict[str, Type[nn.Module]] = dict(
-    filter=FilterTokenizer, recurrent=RecurrentTokenizer, pooling=PoolingTokenizer, cluster=ClusterTokenizer)
+    filter=FilterTokenizer, recurrent=RecurrentTokenizer, pooling=PoolingTokenizer, cluster=ClusterTokenizer
+)
 TOKEN_MIXERS: Dict[str, Type[nn.Module]] = dict(transformer=TransformerMixer, graph=GraphMixer, none=IdentityMixer)
 
 
@@ -225,16 +235,16 @@ class VTModule(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            token_dim: int,
-            num_tokens: int,
-            tokenizer: str = 'filter',
-            token_mixer: str = 'transformer',
-            projector: bool = True,
-            drop_path: float = 0.,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        token_dim: int,
+        num_tokens: int,
+        tokenizer: str = 'filter',
+        token_mixer: str = 'transformer',
+        projector: bool = True,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -247,9 +257,9 @@ class VTModule(nn.Module):
         self.projector = Projector(dim, token_dim, drop_path=drop_path, **dd) if projector else None
 
     def forward(
-            self,
-            x: torch.Tensor,
-            tokens: Optional[torch.Tensor] = None,
+        self,
+        x: torch.Tensor,
+        tokens: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:

@@ -3,10 +3,11 @@
 Paper: `Visual Transformers: Token-based Image Representation and Processing for Computer Vision`
     - https://arxiv.org/abs/2006.03677
 
-The stem and layer1..layer3 are timm's ResNet, blocks and state-dict names alike, so a timm ResNet checkpoint fits them as
-it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate them and project them back. The classifier
-reads the mean of the last tokens; the map after the last projector is the last feature level.
+The stem and layer1..layer3 are timm's ResNet, blocks and state-dict names alike, so a timm ResNet checkpoint fits them
+as it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate them and project them back. The
+classifier reads the mean of the last tokens; the map after the last projector is the last feature level.
 """
+
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
 import torch
@@ -40,45 +41,53 @@ class VTStage(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chs: int,
-            dim: int,
-            token_dim: int,
-            num_tokens: int,
-            tokenizer: str,
-            recurrent: bool,
-            token_mixer: str,
-            projector: bool,
-            drop_path_rates: List[float],
-            device=None,
-            dtype=None,
+        self,
+        in_chs: int,
+        dim: int,
+        token_dim: int,
+        num_tokens: int,
+        tokenizer: str,
+        recurrent: bool,
+        token_mixer: str,
+        projector: bool,
+        drop_path_rates: List[float],
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.grad_checkpointing = False
-        self.embed = nn.Identity() if in_chs == dim else nn.Sequential(
-            nn.Conv2d(in_chs, dim, 1, bias=False, **dd), nn.BatchNorm2d(dim, **dd), nn.ReLU(inplace=True))
+        self.embed = (
+            nn.Identity()
+            if in_chs == dim
+            else nn.Sequential(
+                nn.Conv2d(in_chs, dim, 1, bias=False, **dd), nn.BatchNorm2d(dim, **dd), nn.ReLU(inplace=True)
+            )
+        )
         # Table 3: the pooling baseline pools in every module (its parameter counts say so, against the text)
         later_tokenizer = 'recurrent' if recurrent and tokenizer != 'pooling' else tokenizer
         last = len(drop_path_rates) - 1
-        self.blocks = nn.ModuleList([
-            VTModule(
-                dim,
-                token_dim,
-                num_tokens,
-                tokenizer=later_tokenizer if i else tokenizer,
-                token_mixer=token_mixer,
-                projector=projector and i < last,
-                drop_path=drop_path,
-                **dd,
-            ) for i, drop_path in enumerate(drop_path_rates)])
-        self.num_map_blocks = last if projector else 0  # the modules that the map depends on
+        self.blocks = nn.ModuleList(
+            [
+                VTModule(
+                    dim,
+                    token_dim,
+                    num_tokens,
+                    tokenizer=later_tokenizer if i else tokenizer,
+                    token_mixer=token_mixer,
+                    projector=projector and i < last,
+                    drop_path=drop_path,
+                    **dd,
+                )
+                for i, drop_path in enumerate(drop_path_rates)
+            ]
+        )
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True):
         self.grad_checkpointing = enable
 
-    def forward_tokens(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, List[torch.Tensor]]:
+    def forward_tokens(self, x: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor], List[torch.Tensor]]:
         """Map (B, in_chs, H, W) to map (B, C, H, W), tokens (B, L, D) and the attention (B, L, P) of each module."""
         x = self.embed(x)
         tokens: Optional[torch.Tensor] = None
@@ -89,20 +98,11 @@ class VTStage(nn.Module):
             else:
                 x, tokens, attn = block(x, tokens)
             attns.append(attn)
-        assert tokens is not None
         return x, tokens, attns
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to map (B, C, H, W)."""
-        x = self.embed(x)
-        tokens: Optional[torch.Tensor] = None
-        for i, block in enumerate(self.blocks):
-            if i < self.num_map_blocks:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x, tokens, _ = checkpoint(block, x, tokens)
-                else:
-                    x, tokens, _ = block(x, tokens)
-        return x
+        return self.forward_tokens(x)[0]
 
 
 class VTResNetBody:
@@ -113,25 +113,25 @@ class VTResNetBody:
     """
 
     def build(
-            self,
-            block: str = 'basic',
-            layers: Tuple[int, ...] = (2, 2, 2),
-            channels: Tuple[int, ...] = (64, 128, 256),
-            vt_dim: int = 512,
-            vt_depth: int = 2,
-            num_tokens: int = 16,
-            token_dim: int = 1024,
-            tokenizer: str = 'filter',
-            recurrent: bool = True,
-            token_mixer: str = 'transformer',
-            projector: bool = True,
-            num_classes: int = 1000,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+        self,
+        block: str = 'basic',
+        layers: Tuple[int, ...] = (2, 2, 2),
+        channels: Tuple[int, ...] = (64, 128, 256),
+        vt_dim: int = 512,
+        vt_depth: int = 2,
+        num_tokens: int = 16,
+        token_dim: int = 1024,
+        tokenizer: str = 'filter',
+        recurrent: bool = True,
+        token_mixer: str = 'transformer',
+        projector: bool = True,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         """
         Args:
@@ -193,7 +193,7 @@ class VTResNetBody:
             recurrent=recurrent,
             token_mixer=token_mixer,
             projector=projector,
-            drop_path_rates=drop_path_rates[sum(layers):],
+            drop_path_rates=drop_path_rates[sum(layers) :],
             **dd,
         )
         self.feature_info.append(dict(num_chs=vt_dim, reduction=16, module='vt'))
@@ -229,14 +229,16 @@ class VTResNetBody:
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to visual tokens (B, L, D), or once pruned to the map of the last level kept."""
-        x = self.forward_trunk(x)
-        return self.vt(x) if self.pruned else self.vt.forward_tokens(x)[1]
+        x, tokens, _ = self.vt.forward_tokens(self.forward_trunk(x))
+        if self.pruned or tokens is None:
+            return x
+        return tokens
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Visual tokens (B, L, D), or once pruned a map, to logits (B, num_classes) or to their mean (B, D)."""
         if self.global_pool == 'avg':
             x = x.mean(dim=(2, 3)) if self.pruned else x.mean(dim=1)
-        if self.drop_rate > 0.:
+        if self.drop_rate > 0.0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
@@ -256,15 +258,15 @@ class VTResNetBody:
 
     @torch.jit.ignore
     def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: Optional[Union[int, List[int]]] = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """ Forward features that returns intermediates.
+        """Forward features that returns intermediates.
 
         Args:
             x: Input image tensor
@@ -291,10 +293,8 @@ class VTResNetBody:
             if feat_idx in take_indices:
                 intermediates.append(x)
         if max_index == 4 or not stop_early:
-            if self.pruned or intermediates_only:
-                x = feature_map = self.vt(x)
-            else:
-                feature_map, x, _ = self.vt.forward_tokens(x)
+            feature_map, tokens, _ = self.vt.forward_tokens(x)
+            x = feature_map if self.pruned else tokens
             if 4 in take_indices:
                 intermediates.append(feature_map)
 
@@ -302,12 +302,12 @@ class VTResNetBody:
 
     @torch.jit.ignore
     def prune_intermediate_layers(
-            self,
-            indices: Union[int, List[int]] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> List[int]:
-        """ Prune layers not required for specified intermediates.
+        """Prune layers not required for specified intermediates.
 
         Without its head the network ends at the map of the last level kept: forward_features returns that map.
         """
@@ -320,8 +320,8 @@ class VTResNetBody:
             self.maxpool = nn.Identity()
         if max_index < 4:
             self.vt.embed = nn.Identity()
-            self.vt.num_map_blocks = 0
-        self.vt.blocks = self.vt.blocks[:self.vt.num_map_blocks]
+        num_projectors = sum(block.projector is not None for block in self.vt.blocks)
+        self.vt.blocks = self.vt.blocks[: num_projectors if max_index == 4 else 0]  # the modules the map depends on
         self.pruned = True
         self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         self.reset_classifier(0, '')
@@ -379,31 +379,42 @@ class VTResNet(VTResNetBody, nn.Module):
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:
     return {
-        'num_classes': 1000, 'input_size': (3, 224, 224), 'min_input_size': (3, 64, 64), 'pool_size': None,
-        'crop_pct': 0.875, 'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1', 'classifier': 'fc',
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'min_input_size': (3, 64, 64),
+        'pool_size': None,
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
         'paper_ids': 'arXiv:2006.03677',
         'paper_name': 'Visual Transformers: Token-based Image Representation and Processing for Computer Vision',
         'license': 'apache-2.0',
-        **kwargs
+        **kwargs,
     }
 
 
-default_cfgs = generate_default_cfgs({
-    'vt_resnet18.untrained': _cfg(),
-    'vt_resnet34.untrained': _cfg(),
-    'vt_resnet50.untrained': _cfg(),
-    'vt_resnet101.untrained': _cfg(),
-    'vt_resnet10.digits': _cfg(
-        hf_hub_id=hub_id('vt_resnet10.digits'),
-        num_classes=10, input_size=(3, 64, 64), crop_pct=1.0,
-        mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD,
-        label_names=tuple('0123456789'),
-        description='Handwritten digits, trained on four fifths of the 1797 images of scikit-learn\'s load_digits.',
-    ),
-    'test_vt_resnet.untrained': _cfg(input_size=(3, 96, 96)),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        'vt_resnet18.untrained': _cfg(),
+        'vt_resnet34.untrained': _cfg(),
+        'vt_resnet50.untrained': _cfg(),
+        'vt_resnet101.untrained': _cfg(),
+        'vt_resnet10.digits': _cfg(
+            hf_hub_id=hub_id('vt_resnet10.digits'),
+            num_classes=10,
+            input_size=(3, 64, 64),
+            crop_pct=1.0,
+            mean=IMAGENET_INCEPTION_MEAN,
+            std=IMAGENET_INCEPTION_STD,
+            label_names=tuple('0123456789'),
+            description="Handwritten digits, trained on four fifths of the 1797 images of scikit-learn's load_digits.",
+        ),
+        'test_vt_resnet.untrained': _cfg(input_size=(3, 96, 96)),
+    }
+)
 
 
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build; the paper's are in Table 11
@@ -412,17 +423,19 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build;
     'vt_resnet34': dict(block='basic', layers=(3, 4, 6), vt_dim=512, vt_depth=3),
     'vt_resnet50': dict(block='bottleneck', layers=(3, 4, 6), vt_dim=1024, vt_depth=3),
     'vt_resnet101': dict(block='bottleneck', layers=(3, 4, 23), vt_dim=1024, vt_depth=3),
-    'test_vt_resnet': dict(
-        block='basic', layers=(1, 1, 1), channels=(16, 32, 48), vt_dim=64, vt_depth=2, token_dim=96),
+    'test_vt_resnet': dict(block='basic', layers=(1, 1, 1), channels=(16, 32, 48), vt_dim=64, vt_depth=2, token_dim=96),
 }
 
 
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
     if pretrained:
         kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
+        )
     return build_model_with_cfg(
-        VTResNet, variant, pretrained,
+        VTResNet,
+        variant,
+        pretrained,
         # the getter prunes: a wrapped backbone keeps no parameter without a gradient
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
         **dict(ARCHITECTURES[variant], **kwargs),

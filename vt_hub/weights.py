@@ -1,25 +1,26 @@
 """Where pretrained weights come from, and the check that they are the published ones."""
+
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 __all__ = ['PRETRAINED', 'hub_id', 'list_pretrained', 'pretrained_cfg_overlay', 'pretrained_folder']
 
 # published `arch.tag` -> sha256 of its model.safetensors
-PRETRAINED: Dict[str, str] = {
-    'vt_resnet10.digits': '',
+PRETRAINED: dict[str, str] = {
+    'vt_resnet10.digits': 'ca8727b5de5381b072e0fe3f3485615280ad767a69949534dc04c68ce558420f',
 }
 EMBEDDED = Path(__file__).parent / 'pretrained'
 CHUNK = 1 << 20
 
 
 def hub_id(name: str) -> str:
-    """Hub repository of a published `arch.tag`; the environment variable VT_HUB_NAMESPACE names another organisation."""
+    """Hub repository of a published `arch.tag`; VT_HUB_NAMESPACE in the environment names another organisation."""
     return f'{os.environ.get("VT_HUB_NAMESPACE", "vt-hub")}/{name}'
 
 
-def list_pretrained() -> List[str]:
+def list_pretrained() -> list[str]:
     """Names (`arch.tag`) of all published weights."""
     return sorted(PRETRAINED)
 
@@ -45,7 +46,8 @@ def resolve_name(name: str) -> str:
             return published
     raise LookupError(
         f'No pretrained weights exist for {name}; they exist for {", ".join(list_pretrained())}. '
-        f'Use pretrained=False for random weights.')
+        f'Use pretrained=False for random weights.'
+    )
 
 
 def pretrained_folder(name: str) -> Path:
@@ -66,11 +68,12 @@ def pretrained_folder(name: str) -> Path:
     if digest != PRETRAINED[name]:
         raise OSError(
             f'The weights of {name} at {weights} are damaged: their sha256 is {digest}, '
-            f'the published one is {PRETRAINED[name]}; reinstall vt_hub.')
+            f'the published one is {PRETRAINED[name]}; reinstall vt_hub.'
+        )
     return weights.parent
 
 
-def pretrained_cfg_overlay(variant: str, pretrained_cfg: Any, overlay: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+def pretrained_cfg_overlay(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> dict[str, Any]:
     """The overlay that makes timm's builder load the checked file, unless the caller named a source of their own.
 
     Args:

@@ -1,9 +1,10 @@
-"""Train, write and evaluate vt_resnet10.digits: python model_cards/vt_resnet10.digits/train.py --out FOLDER.
+"""Train, evaluate and write vt_resnet10.digits: python model_cards/vt_resnet10.digits/train.py --out FOLDER.
 
 Data: scikit-learn's load_digits, 1797 grey 8 x 8 images of 13 writers, upscaled to 64 x 64. Split: a stratified fifth,
 drawn with random_state=0, is held out. With --dev the rest is split once more in the same way and the model is scored
 on that part instead: every choice in this file was made so, the held-out fifth was only ever used for the result file.
 """
+
 import argparse
 import json
 import platform
@@ -15,12 +16,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from timm.utils import ModelEmaV3
 
-import vt_hub  # noqa: F401  registers the models
+from vt_hub.publishing import export
+from vt_hub.publishing.folder import convert_dtype
+from vt_hub.weights import hub_id
 
 ROOT = Path(__file__).parent
 SIZE = 64
@@ -32,10 +34,8 @@ def split(dev: bool):
     images, labels = digits.images.astype(np.float32) / 16, digits.target
     for _ in range(2 if dev else 1):
         images, test_images, labels, test_labels = train_test_split(
-            images, labels, test_size=0.2, random_state=0, stratify=labels)
-        if not dev:
-            break
-        dev, train = False, (images, labels)
+            images, labels, test_size=0.2, random_state=0, stratify=labels
+        )
     return (images, labels), (test_images, test_labels)
 
 
@@ -53,12 +53,15 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     angle, shear = uniform(-0.3, 0.3), uniform(-0.25, 0.25)
     scale_x, scale_y = uniform(0.8, 1.5), uniform(0.8, 1.5)
     cos, sin = angle.cos(), angle.sin()
-    affine = torch.stack([
-        torch.stack([scale_x * cos, scale_x * (shear * cos - sin), uniform(-0.25, 0.25)], -1),
-        torch.stack([scale_y * sin, scale_y * (shear * sin + cos), uniform(-0.25, 0.25)], -1),
-    ], 1)
+    affine = torch.stack(
+        [
+            torch.stack([scale_x * cos, scale_x * (shear * cos - sin), uniform(-0.25, 0.25)], -1),
+            torch.stack([scale_y * sin, scale_y * (shear * sin + cos), uniform(-0.25, 0.25)], -1),
+        ],
+        1,
+    )
     images = F.grid_sample(images, F.affine_grid(affine, list(images.shape), align_corners=False), align_corners=False)
-    gain = uniform(1., 6., 1, 1, 1)  # thin soft strokes to hard ones
+    gain = uniform(1.0, 6.0, 1, 1, 1)  # thin soft strokes to hard ones
     sharp = torch.sigmoid(gain * 4 * (images - uniform(0.25, 0.6, 1, 1, 1)))
     images = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, sharp, images)
     paper, ink = uniform(0, 1, 3, 1, 1), uniform(0, 1, 3, 1, 1)
@@ -83,8 +86,8 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int, batch_
     ema = ModelEmaV3(model, decay=0.99)
     for epoch in range(epochs):
         model.train()
-        started, total = time.time(), 0.
-        for index in torch.randperm(len(images))[:steps * batch_size].view(steps, batch_size):
+        started, total = time.time(), 0.0
+        for index in torch.randperm(len(images))[: steps * batch_size].view(steps, batch_size):
             loss = F.cross_entropy(model(augment(images[index])), labels[index], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
@@ -104,9 +107,15 @@ def evaluate(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> 
     return 100 * (model(batch).argmax(1).numpy() == labels).mean().item()
 
 
+def write_samples(images: np.ndarray, labels: np.ndarray):
+    """The first held-out image of each digit, as PNG files under samples/."""
+    for label in range(10):
+        to_pil(images[labels == label][0]).save(ROOT.parents[1] / 'samples' / f'digit_{label}.png')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, help='write model.safetensors and result.json here')
+    parser.add_argument('--out', type=Path, help='write the model folder here, and result.json beside this script')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--dev', action='store_true', help='score on a part of the training images')
@@ -116,26 +125,41 @@ def main():
     started = time.time()
     model = train(images, labels, args.seed, args.epochs)
     seconds = time.time() - started
-    half = {key: value.half() if value.is_floating_point() and 'running' not in key else value
-            for key, value in model.state_dict().items()}
-    model.load_state_dict(half)
+    model.load_state_dict(convert_dtype(model.state_dict(), 'fp16'))  # what is measured is what is shipped
     top1 = evaluate(model, test_images, test_labels)
     print(f'top-1 {top1:.2f} % on {len(test_labels)} images, seed {args.seed}, {seconds:.0f} s')
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in half.items()}, args.out / 'model.safetensors')
         result = {
             'task': 'image-classification',
             'dataset': {
-                'name': "scikit-learn's handwritten digits", 'type': 'sklearn.datasets.load_digits',
-                'split': 'held-out fifth, stratified, random_state=0', 'num_images': len(test_labels)},
+                'name': "scikit-learn's handwritten digits",
+                'type': 'sklearn.datasets.load_digits',
+                'split': 'held-out fifth, stratified, random_state=0',
+                'num_images': len(test_labels),
+            },
             'metrics': {'top1': round(top1, 2)},
             'training': {
-                'num_images': len(labels), 'epochs': args.epochs, 'seed': args.seed, 'seconds': round(seconds),
+                'num_images': len(labels),
+                'epochs': args.epochs,
+                'seed': args.seed,
+                'seconds': round(seconds),
                 'hardware': f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)',
-                'torch': torch.__version__, 'timm': timm.__version__},
+                'torch': torch.__version__,
+                'timm': timm.__version__,
+            },
         }
-        (args.out / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+        export(
+            model,
+            args.out,
+            results=[result],
+            prose=(ROOT / 'card.md').read_text(),
+            dtype='fp16',
+            code=False,
+            source='vt_resnet10.digits',
+            repo=hub_id('vt_resnet10.digits'),
+        )
+        write_samples(test_images, test_labels)
+        (ROOT / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Model cards: prose whose numbers come from result files, and the metadata that the Hub reads."""
+
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -33,6 +34,12 @@ import vt_hub
 model = timm.create_model('{{ source }}', pretrained=True).eval()
 ```
 
+```python
+from transformers import pipeline
+
+classify = pipeline('image-classification', model='{{ repo }}', trust_remote_code=True)
+```
+
 ## Paper
 
 The architecture is that of *Visual Transformers: Token-based Image Representation and Processing for Computer Vision*
@@ -51,28 +58,33 @@ The architecture is that of *Visual Transformers: Token-based Image Representati
 
 
 def build_card(
-        name: str,
-        source: str,
-        prose: str,
-        results: list[dict[str, Any]],
-        license: str = 'apache-2.0',
+    name: str,
+    source: str,
+    repo: str,
+    prose: str,
+    results: list[dict[str, Any]],
+    license: str = 'apache-2.0',
+    **values: Any,
 ) -> ModelCard:
     """The card of a model folder.
 
     Args:
         name: Title, and the model's name in the Hub's model index.
         source: What `timm.create_model` is to be given.
+        repo: What `pipeline` is to be given: a Hub repository or a folder.
         prose: Markdown before the results, a Jinja template that reads `results`.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
             `metrics`.
         license: Licence of the weights, as the Hub abbreviates it.
+        values: What else the prose reads.
     """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
     body = environment.from_string(BODY).render(
         name=name,
         source=source,
-        prose=environment.from_string(prose).render(results=results).strip(),
+        repo=repo,
+        prose=environment.from_string(prose).render(results=results, **values).strip(),
         results=results,
         metrics=used,
     )
@@ -92,7 +104,10 @@ def build_card(
                 metric_name=metric_name,
                 metric_value=result['metrics'][key],
             )
-            for result in results for key, (metric_type, metric_name) in used.items() if key in result['metrics']
-        ] or None,
+            for result in results
+            for key, (metric_type, metric_name) in used.items()
+            if key in result['metrics']
+        ]
+        or None,
     )
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')

@@ -1,0 +1,155 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import vt_hub
+from vt_hub import cli, tables
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the command; returns its exit code, stdout and stderr."""
+    monkeypatch.delenv('VT_HUB_DEBUG', raising=False)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_predict_reads_the_samples(run, samples):
+    code, out, err = run('predict', samples, '--topk', 1)
+    assert (code, err) == (0, '')
+    lines = out.splitlines()
+    assert len(lines) >= 5
+    for line in lines:
+        name, prediction = line.rsplit(': ', 1)
+        assert name[-5] == prediction[0], line  # digit_7.png: 7 99.1 %
+
+
+def test_predict_json_is_one_object_a_line(run, samples):
+    code, out, _ = run('predict', samples / 'digit_*.png', '--json', '--batch-size', 2, '--topk', 99)
+    assert code == 0
+    for line in out.splitlines():
+        result = json.loads(line)
+        scores = [p['score'] for p in result['predictions']]
+        assert len(scores) == 10
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1, abs=1e-4)
+
+
+def test_predict_goes_on_without_bad_files_and_exits_1(run, samples, tmp_path):
+    good = sorted(samples.glob('*.png'))[:2]
+    bad = [tmp_path / name for name in ('truncated.png', 'empty.png', 'text.png', 'missing.png')]
+    bad[0].write_bytes(good[0].read_bytes()[:100])
+    bad[1].write_bytes(b'')
+    bad[2].write_text('no image')
+    code, out, err = run('predict', good[0], *bad, good[1], '--batch-size', 2)
+    assert code == 1
+    assert [line.split(':')[0] for line in out.splitlines()] == [str(path) for path in good]
+    assert '4 of 6 images failed:' in err
+    assert all(f'Cannot read {path} as an image' in err for path in bad)
+
+
+def test_predict_any_mode_and_size(run, tmp_path):
+    for i, mode in enumerate(['1', 'L', 'LA', 'P', 'RGBA', 'CMYK']):
+        Image.new(mode, (1 + 40 * i, 3)).save(tmp_path / f'{mode}.{"tif" if mode == "CMYK" else "png"}')
+    code, out, _ = run('predict', tmp_path)
+    assert code == 0
+    assert len(out.splitlines()) == 6
+
+
+def test_predict_without_images(run, tmp_path):
+    code, _, err = run('predict', tmp_path)
+    assert code == 1
+    assert err.startswith(f'error: No image found in {tmp_path}')
+
+
+def test_predict_with_a_folder_as_model(run, samples):
+    folder = vt_hub.pretrained_folder('vt_resnet10')
+    assert run('predict', samples, '--model', folder) == run('predict', samples)
+
+
+def test_unknown_model_names_the_nearest(run, samples):
+    code, _, err = run('predict', samples, '--model', 'vt_resnet05')
+    assert code == 1
+    assert err.startswith("error: There is no model 'vt_resnet05'; did you mean ")
+    assert 'vt_resnet50' in err
+
+
+def test_model_without_weights(run, samples):
+    code, _, err = run('predict', samples, '--model', 'vt_resnet101')
+    assert code == 1
+    assert err.startswith('error: No pretrained weights exist for vt_resnet101; they exist for ')
+    assert err.count('\n') == 1
+
+
+def test_wrong_usage_exits_2(run):
+    assert run('predict')[0] == 2
+    assert run('nonsense')[0] == 2
+    assert run('predict', 'x.png', '--topk', 0)[0] == 2
+
+
+def test_traceback_only_when_asked_for(run, monkeypatch):
+    monkeypatch.setenv('VT_HUB_DEBUG', '1')
+    monkeypatch.setattr(sys, 'argv', ['vt-hub', 'info', 'nonsense'])
+    with pytest.raises(LookupError):
+        cli.main()
+
+
+def test_list(run):
+    code, out, _ = run('list', '--json')
+    models = {entry['model']: entry for entry in json.loads(out)}
+    assert code == 0
+    assert {'vt_resnet10', 'vt_resnet18', 'vt_resnet34', 'vt_resnet50', 'vt_resnet101'} <= models.keys()
+    assert models['vt_resnet10']['pretrained'] == ['vt_resnet10.digits']
+    assert 'vt_resnet50' in run('list')[1]
+
+
+def test_list_pretrained(run):
+    entries = json.loads(run('list', '--pretrained', '--json')[1])
+    assert [entry['name'] for entry in entries] == vt_hub.list_pretrained()
+    for entry in entries:
+        assert entry['license'] == 'apache-2.0'
+        assert entry['metrics']
+        assert len(entry['sha256']) == 64
+    text = run('list', '--pretrained')[1]
+    assert all(entry['sha256'] in text for entry in entries)
+
+
+def test_info(run):
+    entry = json.loads(run('info', 'vt_resnet10.digits', '--json')[1])
+    assert entry['labels'] == list('0123456789')
+    assert entry['tokens'] == [16, 256]
+    assert entry['weights']['sha256']
+    assert json.loads(run('info', 'test_vt_resnet', '--json')[1])['pretrained'] is False
+    assert 'top-1' in run('info', 'vt_resnet10')[1]
+
+
+def test_tables(run):
+    report = json.loads(run('tables', '--json')[1])
+    assert {row['table'] for row in report['rows']} == set('12345678')
+    assert len(report['stages']) == 16
+    assert run('tables', '--markdown')[1] == tables.markdown()
+    assert 'VT-R101' in run('tables')[1]
+
+
+def test_a_closed_pipe_is_no_error(samples):
+    command = f'{sys.executable} -m vt_hub.cli list | true'
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ)
+    assert result.stderr == ''
+
+
+@pytest.mark.parametrize('command', ['list', 'info', 'predict', 'tables'])
+def test_every_command_has_help_with_an_example(run, command):
+    code, out, _ = run(command, '--help')
+    assert code == 0
+    assert f'vt-hub {command}' in out.split('Example')[1]

@@ -1,0 +1,75 @@
+import shutil
+
+import pytest
+import timm
+import torch
+
+import vt_hub
+from vt_hub import weights
+
+NAME = 'vt_resnet10.digits'
+
+
+def test_default_tag_and_full_name_load_the_same_weights():
+    first, second = (timm.create_model(name, pretrained=True).state_dict() for name in ('vt_resnet10', NAME))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert vt_hub.pretrained_folder('vt_resnet10') == vt_hub.pretrained_folder(NAME)
+
+
+def test_pretrained_adapts_to_other_heads_and_inputs():
+    for kwargs in ({'num_classes': 7}, {'num_classes': 0}, {'in_chans': 1}):
+        model = timm.create_model('vt_resnet10', pretrained=True, **kwargs)
+        reference = timm.create_model('vt_resnet10', pretrained=True)
+        assert torch.equal(model.layer1[0].conv1.weight, reference.layer1[0].conv1.weight)
+    features = timm.create_model('vt_resnet10', pretrained=True, features_only=True).eval()
+    assert len(features(torch.randn(1, 3, 64, 64))) == 5
+
+
+def test_folder_and_registry_describe_the_same_weights():
+    ours = timm.create_model('vt_resnet10', pretrained=True).pretrained_cfg
+    folder = timm.create_model(f'local-dir:{vt_hub.pretrained_folder(NAME)}', pretrained=True).pretrained_cfg
+    for key in ('input_size', 'mean', 'std', 'crop_pct', 'interpolation', 'num_classes', 'label_names', 'license'):
+        assert list(ours[key]) == list(folder[key]) if isinstance(ours[key], tuple) else ours[key] == folder[key], key
+
+
+@pytest.mark.parametrize('name', ['vt_resnet34', 'vt_resnet101', 'test_vt_resnet'])
+def test_an_architecture_without_weights_says_so(name):
+    with pytest.raises(LookupError, match=f'No pretrained weights exist for {name}; they exist for .*{NAME}'):
+        timm.create_model(name, pretrained=True)
+
+
+def test_unknown_tag():
+    with pytest.raises(LookupError, match=r'No pretrained weights exist for vt_resnet10\.nope'):
+        timm.create_model('vt_resnet10.nope', pretrained=True)
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    shutil.copytree(weights.EMBEDDED / NAME, tmp_path / NAME)
+    monkeypatch.setattr(weights, 'EMBEDDED', tmp_path)
+    return tmp_path / NAME / 'model.safetensors'
+
+
+def test_a_damaged_file_is_refused_by_its_sha256(embedded):
+    content = bytearray(embedded.read_bytes())
+    content[-1] ^= 1
+    embedded.write_bytes(content)
+    with pytest.raises(OSError, match=weights.PRETRAINED[NAME]):
+        timm.create_model('vt_resnet10', pretrained=True)
+
+
+def test_a_missing_file_is_named(embedded):
+    embedded.unlink()
+    with pytest.raises(FileNotFoundError, match=f'{embedded}; reinstall'):
+        timm.create_model('vt_resnet10', pretrained=True)
+
+
+def test_a_source_of_the_callers_own_is_left_alone(tmp_path):
+    model = timm.create_model('test_vt_resnet', num_classes=3)
+    model = timm.create_model(
+        'test_vt_resnet',
+        pretrained=True,
+        num_classes=3,
+        pretrained_cfg_overlay={'state_dict': model.state_dict(), 'num_classes': 3},
+    )
+    assert model.num_classes == 3

@@ -1,0 +1,200 @@
+"""Model folders: one folder that timm, transformers and torch.hub load, and how it is written.
+
+`config.json` (timm's and transformers' at once), `model.safetensors` (no key prefixes), `README.md` (the card),
+`fixture.safetensors` (one input and its logits), the remote code, and `SHA256SUMS` of all but the card.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import get_model_args
+
+from ..configuration_vt import VTResNetConfig
+from ..modeling_vt import VTResNetForImageClassification
+from ..vt_resnet import VTResNet
+from ..weights import file_sha256
+from .card import build_card
+
+__all__ = ['export', 'write_checksums']
+
+PACKAGE = Path(__file__).parent.parent
+CODE = (
+    'configuration_vt.py',
+    'image_processing_vt.py',
+    'images.py',
+    'modeling_vt.py',
+    'vt_layers.py',
+    'vt_resnet.py',
+    'weights.py',
+)
+AUTO_MAP = {
+    'AutoConfig': 'configuration_vt.VTResNetConfig',
+    'AutoModel': 'modeling_vt.VTResNetModel',
+    'AutoModelForImageClassification': 'modeling_vt.VTResNetForImageClassification',
+    'AutoBackbone': 'modeling_vt.VTResNetBackbone',
+    'AutoImageProcessor': 'image_processing_vt.VTResNetImageProcessor',
+}
+# parts of timm's description that tell of the weights that a model started from
+OLD_KEYS = (
+    'url',
+    'file',
+    'hf_hub_id',
+    'hf_hub_filename',
+    'source',
+    'state_dict',
+    'custom_load',
+    'tag',
+    'description',
+    'notes',
+    'origin_url',
+)
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+DEFAULT_PROSE = 'A {{ architecture }} (VT-ResNet) with {{ num_labels }} classes: {{ labels }}.'
+
+
+def config_of(model: VTResNet | VTResNetForImageClassification, labels: Sequence[str] | None = None) -> VTResNetConfig:
+    """The configuration of a live model, timm's or transformers'.
+
+    Args:
+        model: A VT-ResNet with a classifier.
+        labels: Class names; without, those that the model carries, else their numbers.
+    """
+    if isinstance(model, VTResNetForImageClassification):
+        config = VTResNetConfig.from_dict(model.config.to_dict())
+    else:
+        args = get_model_args(model)
+        cfg = dict(model.pretrained_cfg)
+        data = timm.data.resolve_model_data_config(model)
+        channels = model.in_chans
+        if len(data['mean']) != channels:
+            data |= {key: (sum(data[key]) / len(data[key]),) * channels for key in ('mean', 'std')}
+        cfg |= data | {
+            key: (channels, *cfg[key][1:])
+            for key in ('input_size', 'min_input_size', 'test_input_size')
+            if cfg.get(key)
+        }
+        if len(cfg.get('label_names') or ()) != model.num_classes:
+            cfg.pop('label_names', None)
+        config = VTResNetConfig(
+            architecture=cfg['architecture'],
+            model_args={k: v for k, v in args.items() if k not in ('num_classes', 'global_pool')},
+            pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
+            label_names=cfg.get('label_names'),
+            label_descriptions=cfg.get('label_descriptions'),
+            **({} if cfg.get('label_names') else {'id2label': dict(enumerate(map(str, range(model.num_classes))))}),
+        )
+    if labels is not None:
+        if len(labels) != model.num_classes:
+            raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
+        config.id2label = dict(enumerate(labels))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    return config
+
+
+def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    """Parameters in the dtype asked for; BatchNorm statistics stay in fp32, whose range they may need."""
+    return {
+        key: value.to(torch.float32 if 'running_' in key else DTYPES[dtype]) if value.is_floating_point() else value
+        for key, value in state_dict.items()
+    }
+
+
+def write_checksums(folder: Path):
+    """Write SHA256SUMS, in the format of sha256sum(1), of all files but the card and itself."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+    lines = [f'{file_sha256(folder / name)}  {name}\n' for name in names if name not in ('README.md', 'SHA256SUMS')]
+    (folder / 'SHA256SUMS').write_text(''.join(lines))
+
+
+@torch.inference_mode()
+def export(
+    model: VTResNet | VTResNetForImageClassification,
+    folder: str | Path,
+    labels: Sequence[str] | None = None,
+    results: Sequence[dict[str, Any]] = (),
+    prose: str = DEFAULT_PROSE,
+    source: str | None = None,
+    repo: str | None = None,
+    license: str = 'apache-2.0',
+    dtype: str = 'fp32',
+    code: bool = True,
+) -> Path:
+    """Write a model folder that timm, transformers and torch.hub load. Nothing is left behind if it fails.
+
+    Args:
+        model: A VT-ResNet classifier, timm's or transformers'.
+        folder: Where to; must not exist.
+        labels: Class names in the order of the logits.
+        results: Contents of result files for the card; see `build_card`.
+        prose: Markdown for the card, a Jinja template.
+        source: What the card's timm snippet loads; without, the folder's own name.
+        repo: What its pipeline snippet loads; likewise.
+        license: Licence of the weights.
+        dtype: 'fp32', 'fp16' or 'bf16'.
+        code: Put the remote code into the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder exists.
+        ValueError: The labels do not fit, or weights are not finite.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    config = config_of(model, labels)
+    state_dict = convert_dtype(model.state_dict(), dtype)
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
+    config.pretrained_cfg['license'] = license
+    config.architectures = ['VTResNetForImageClassification']
+    config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
+    if code:
+        config.auto_map = AUTO_MAP
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
+        config.save_pretrained(unfinished)
+        if code:
+            for name in CODE:
+                shutil.copy(PACKAGE / name, unfinished)
+        save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
+        card = build_card(
+            name=folder.name,
+            source=source or f'local-dir:{folder.name}',
+            repo=repo or folder.name,
+            prose=prose,
+            results=list(results),
+            license=license,
+            architecture=config.architecture,
+            num_labels=config.num_labels,
+            labels=', '.join(config.label_names),
+        )
+        card.save(unfinished / 'README.md')
+        write_checksums(unfinished)
+        unfinished.chmod(0o755)
+        for path in unfinished.iterdir():
+            path.chmod(0o644)
+        os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def fixture(folder: Path) -> dict[str, torch.Tensor]:
+    """One fixed input and the logits of the folder's model for it, in fp32 on the CPU."""
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    size = model.pretrained_cfg['input_size']
+    pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).half()
+    return {'pixel_values': pixels, 'logits': model(pixels.float())}
