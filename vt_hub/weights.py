@@ -2,10 +2,18 @@
 
 import hashlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-__all__ = ['PRETRAINED', 'hub_id', 'list_pretrained', 'pretrained_cfg_overlay', 'pretrained_folder']
+__all__ = [
+    'PRETRAINED',
+    'check_folder',
+    'fetch',
+    'hub_id',
+    'list_pretrained',
+    'pretrained_cfg_overlay',
+    'pretrained_folder',
+]
 
 # published `arch.tag` -> sha256 of its model.safetensors
 PRETRAINED: dict[str, str] = {
@@ -50,27 +58,116 @@ def resolve_name(name: str) -> str:
     )
 
 
+def read_checksums(folder: Path) -> dict[str, str]:
+    """File names and sha256 from a folder's SHA256SUMS.
+
+    Raises:
+        OSError: There is none, or it names files outside of the folder.
+    """
+    path = folder / 'SHA256SUMS'
+    if not path.is_file():
+        raise FileNotFoundError(f'{folder} has no SHA256SUMS; it is no model folder of ours.')
+    sums = {}
+    for line in path.read_text().splitlines():
+        digest, _, name = line.partition('  ')
+        if not name or PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts:
+            raise OSError(f'{path} has a line that names no file of the folder: {line[:80]!r}.')
+        sums[name] = digest
+    return sums
+
+
+def find_damage(folder: Path, weights_sha256: str | None = None) -> dict[Path, str]:
+    """The files of a folder that are not what its SHA256SUMS says, each with a sentence that names it and its sha256.
+
+    Args:
+        folder: A model folder.
+        weights_sha256: What the weights must be, whatever SHA256SUMS says.
+    """
+    sums = read_checksums(folder)
+    if weights_sha256:
+        sums['model.safetensors'] = weights_sha256
+    damage = {}
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            damage[path] = f'{path} is missing, but SHA256SUMS lists it.'
+        elif (digest := file_sha256(path)) != expected:
+            damage[path] = f'{path} is damaged: its sha256 is {digest}, the published one is {expected}.'
+    return damage
+
+
+def check_folder(folder: Path, weights_sha256: str | None = None):
+    """Raise OSError with the first sentence of `find_damage`, if there is any."""
+    for sentence in find_damage(folder, weights_sha256).values():
+        raise OSError(sentence)
+
+
+def fetch(repo_id: str, revision: str | None = None, weights_sha256: str | None = None) -> Path:
+    """Download a model folder from the Hub into its cache and check every file; offline, from the cache alone.
+
+    Args:
+        repo_id: Repository, `organisation/name`.
+        revision: Branch, tag or commit.
+        weights_sha256: What the weights must be, whatever the repository says.
+
+    Raises:
+        OSError: It cannot be had, or a file is damaged; damaged files do not stay in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision))
+    except Exception as error:  # besides the Hub's errors, those of the connection and of the disk
+        if isinstance(error, RepositoryNotFoundError):
+            reason = 'there is no such repository, or it is private and you are not logged in'
+        elif isinstance(error, RevisionNotFoundError):
+            reason = f'it has no revision {revision}'
+        elif isinstance(error, HFValidationError):
+            reason = 'that is no name of a repository'
+        elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            reason = 'access was denied; log in with `hf auth login`'
+        elif isinstance(error, LocalEntryNotFoundError):
+            reason = 'it is not in the cache and the Hub cannot be reached'
+        else:
+            reason = getattr(error, 'strerror', None) or (str(error) or type(error).__name__).splitlines()[0].rstrip(
+                '.'
+            )
+        raise OSError(f'Cannot download {repo_id}: {reason}.') from error
+    damage = find_damage(folder, weights_sha256)
+    if damage:  # nothing wrong stays in the cache: neither a damaged file nor the sums that may be wrong
+        for path in (*damage, folder / 'SHA256SUMS'):
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        raise OSError(next(iter(damage.values())))
+    return folder
+
+
 def pretrained_folder(name: str) -> Path:
-    """The local folder of a published model, its weights compared with the sha256 that the package records.
+    """The local folder of a published model, embedded or downloaded, its weights compared with the recorded sha256.
 
     Args:
         name: `arch.tag`, or `arch` for its default tag.
 
     Raises:
         LookupError: Nothing is published under that name.
-        OSError: The weights are not the published ones, or missing.
+        OSError: The weights are not the published ones, or cannot be had.
     """
     name = resolve_name(name)
-    weights = EMBEDDED / name / 'model.safetensors'
-    if not weights.is_file():
-        raise FileNotFoundError(f'The weights of {name} are missing at {weights}; reinstall vt_hub.')
-    digest = file_sha256(weights)
-    if digest != PRETRAINED[name]:
-        raise OSError(
-            f'The weights of {name} at {weights} are damaged: their sha256 is {digest}, '
-            f'the published one is {PRETRAINED[name]}; reinstall vt_hub.'
-        )
-    return weights.parent
+    folder = EMBEDDED / name
+    if not folder.is_dir():
+        return fetch(hub_id(name), weights_sha256=PRETRAINED[name])
+    try:
+        check_folder(folder, PRETRAINED[name])
+    except OSError as error:
+        raise OSError(f'{str(error).rstrip(".")}; reinstall vt_hub.') from error
+    return folder
 
 
 def pretrained_cfg_overlay(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..vt_resnet import VTResNet
 from ..weights import file_sha256
 from .card import build_card
 
-__all__ = ['export', 'write_checksums']
+__all__ = ['export', 'with_code', 'write_checksums']
 
 PACKAGE = Path(__file__).parent.parent
 CODE = (
@@ -106,6 +106,27 @@ def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, 
     }
 
 
+def copy_code(folder: Path):
+    """Put the remote code and the torch.hub entry into a folder."""
+    for name in CODE:
+        shutil.copy(PACKAGE / name, folder)
+    shutil.copy(PACKAGE / 'publishing' / 'hubconf_folder.py', folder / 'hubconf.py')
+
+
+def with_code(folder: Path, copy: Path) -> Path:
+    """Copy a model folder, as it is to be published: with the remote code, which embedded folders leave out.
+
+    Args:
+        folder: A model folder.
+        copy: Where to; must not exist.
+    """
+    shutil.copytree(folder, copy)
+    if not (copy / 'modeling_vt.py').exists():
+        copy_code(copy)
+        write_checksums(copy)
+    return copy
+
+
 def write_checksums(folder: Path):
     """Write SHA256SUMS, in the format of sha256sum(1), of all files but the card and itself."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
@@ -158,8 +179,7 @@ def export(
     config.pretrained_cfg['license'] = license
     config.architectures = ['VTResNetForImageClassification']
     config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
-    if code:
-        config.auto_map = AUTO_MAP
+    config.auto_map = AUTO_MAP
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
@@ -167,8 +187,7 @@ def export(
         save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
         config.save_pretrained(unfinished)
         if code:
-            for name in CODE:
-                shutil.copy(PACKAGE / name, unfinished)
+            copy_code(unfinished)
         save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
         card = build_card(
             name=folder.name,

@@ -1,0 +1,139 @@
+"""Reading weights that may be anything: refused by name unless they are whole, finite and fit the model."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+__all__ = ['load_folder', 'load_into', 'read_foreign', 'read_json', 'read_safetensors']
+
+
+def check_finite(state_dict: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f'{path} has values that are not finite in {name}; it was not loaded.')
+    return state_dict
+
+
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is a pickle, is damaged, or has values that are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'There are no weights at {path}.')
+    with open(path, 'rb') as file:
+        start = file.read(4)
+    if start.startswith((b'PK', b'\x80')):
+        raise ValueError(
+            f'{path} is a pickle and may run code; only safetensors is read here, `vt-hub export` converts training '
+            f'checkpoints.'
+        )
+    try:
+        state_dict = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f'{path} is not a whole safetensors file: {str(error).rstrip(".")}.') from error
+    return check_finite(state_dict, path)
+
+
+def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a checkpoint of timm's train script or another state dict: safetensors, or a pickle of tensors only.
+
+    Args:
+        path: The file.
+        weights: 'ema' for the averaged weights where the checkpoint has them, 'raw' for the trained ones.
+
+    Returns:
+        The state dict, and what else the checkpoint holds: `weights` ('ema' or 'raw'), and timm's `arch`, `epoch`,
+        `metric` where present.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, holds more than tensors and plain values, or has values that are not finite.
+    """
+    path = Path(path)
+    if path.suffix == '.safetensors':
+        return read_safetensors(path), {'weights': 'raw'}
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint at {path}.')
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # damaged pickles raise almost anything
+        reason = str(error).splitlines()[0].rstrip('.') if str(error) else type(error).__name__
+        raise ValueError(f'{path} cannot be read safely as a checkpoint: {reason}.') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint.')
+    keys = ['state_dict_ema', 'state_dict', 'model'][weights != 'ema' :]
+    key = next((key for key in keys if key in checkpoint), '')
+    state_dict = checkpoint.get(key, checkpoint)
+    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    for name, value in state_dict.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f'{path} is no state dict: {name} is a {type(value).__name__}.')
+    facts = {k: checkpoint[k] for k in ('arch', 'epoch', 'metric') if key and k in checkpoint}
+    return check_finite(state_dict, path), {'weights': 'ema' if key == 'state_dict_ema' else 'raw', **facts}
+
+
+def load_into(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], path: str | Path) -> torch.nn.Module:
+    """Load a state dict that must fit the model exactly; otherwise the model is left as it was.
+
+    Raises:
+        ValueError: Keys are missing or unexpected, or shapes differ.
+    """
+    own = model.state_dict()
+    faults = [f'{name} is missing' for name in own.keys() - state_dict.keys()]
+    faults += [f'{name} is unexpected' for name in state_dict.keys() - own.keys()]
+    faults += [
+        f'{name} is {list(value.shape)} and not {list(own[name].shape)}'
+        for name, value in state_dict.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if faults:
+        more = f' and {len(faults) - 3} more' if len(faults) > 3 else ''
+        raise ValueError(f'{path} does not fit the model: {", ".join(sorted(faults)[:3])}{more}.')
+    model.load_state_dict(state_dict)
+    return model
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: The file is missing or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'Cannot read {path}: {getattr(error, "strerror", None) or "it is not JSON"}.') from error
+    if not isinstance(value, dict):
+        raise ValueError(f'Cannot read {path}: it is not a JSON object.')
+    return value
+
+
+def load_folder(folder: str | Path, **kwargs: Any) -> torch.nn.Module:
+    """The timm model of a model folder, in evaluation mode; the weights must fit it exactly.
+
+    Args:
+        folder: A local model folder.
+        kwargs: Further arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: The configuration or the weights are damaged, or do not fit together.
+    """
+    folder = Path(folder)
+    config = read_json(folder / 'config.json')
+    for key, kind in (('architecture', str), ('num_classes', int), ('pretrained_cfg', dict), ('model_args', dict)):
+        if not isinstance(config.get(key), kind):
+            raise ValueError(f'{folder / "config.json"} has no {key}; it is no model folder of ours.')
+    model = timm.create_model(f'local-dir:{folder}', pretrained=False, **kwargs)
+    path = folder / 'model.safetensors'
+    return load_into(model, read_safetensors(path), path).eval()

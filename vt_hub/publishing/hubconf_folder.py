@@ -1,0 +1,25 @@
+"""torch.hub entry of this model folder: torch.hub.load(FOLDER, 'model', source='local')."""
+
+dependencies = ['torch', 'timm', 'safetensors']
+
+
+def model(pretrained=True, **kwargs):
+    """The model of this folder.
+
+    Args:
+        pretrained (bool): Load the folder's weights.
+        kwargs: Further arguments of `timm.create_model`, such as `num_classes`.
+    """
+    import sys
+    from importlib import import_module
+    from pathlib import Path
+    from types import ModuleType
+
+    import timm
+
+    folder = Path(__file__).parent
+    package = ModuleType(f'vt_hub_folder_{abs(hash(folder))}')  # the folder's files import each other relatively
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    import_module(f'{package.__name__}.vt_resnet')  # registers the architectures
+    return timm.create_model(f'local-dir:{folder}', pretrained=pretrained, **kwargs)
