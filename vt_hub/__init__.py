@@ -15,6 +15,11 @@ _LAZY = {  # imported on first use: these need transformers or the Hub client
     'VTResNetBackbone': 'modeling_vt',
     'VTResNetImageProcessor': 'image_processing_vt',
     'list_models': 'models',
+    'load_model': 'models',
+    'export': 'publishing',
+    'verify': 'publishing',
+    'push': 'publishing',
+    'pull': 'publishing',
 }
 __all__ = ['VTResNet', 'list_pretrained', 'pretrained_folder', *_LAZY]
 

@@ -53,7 +53,7 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
 
     Returns:
         The state dict, and what else the checkpoint holds: `weights` ('ema' or 'raw'), and timm's `arch`, `epoch`,
-        `metric` where present.
+        `metric` and `args` where present.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -80,6 +80,8 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
         if not isinstance(value, torch.Tensor):
             raise ValueError(f'{path} is no state dict: {name} is a {type(value).__name__}.')
     facts = {k: checkpoint[k] for k in ('arch', 'epoch', 'metric') if key and k in checkpoint}
+    if key and isinstance(checkpoint.get('args'), argparse.Namespace):
+        facts['args'] = vars(checkpoint['args'])
     return check_finite(state_dict, path), {'weights': 'ema' if key == 'state_dict_ema' else 'raw', **facts}
 
 

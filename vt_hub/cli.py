@@ -4,7 +4,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -157,6 +158,155 @@ def tables(
         print_table(header, ([row.table, *paper.cells(row)] for row in paper.rows()), header[2:])
         print()
         print_table(['table', 'model', 'stage', 'paper', 'computed'], (['11', *s.values()] for s in paper.stages()))
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help='Training checkpoint, folder of transformers or ours, or a name.')],
+    folder: Annotated[Path, typer.Argument(help='Model folder to write; must not exist.')],
+    model: Annotated[str | None, typer.Option(help='Architecture, where a checkpoint does not name it.')] = None,
+    weights: Annotated[Literal['ema', 'raw'], typer.Option(help='Averaged weights if there are any, or raw.')] = 'ema',
+    dtype: Annotated[Literal['fp32', 'fp16', 'bf16'], typer.Option(help='What the weights are stored in.')] = 'fp32',
+    labels: Annotated[
+        Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
+    ] = None,
+    result: Annotated[list[Path], typer.Option(help='Result file for the card; may be repeated.')] = [],  # noqa: B006
+    prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
+    license_: Annotated[str, typer.Option('--license', help='Licence of the weights.')] = 'apache-2.0',
+):
+    """Write a model folder that timm, transformers and torch.hub load.
+
+    Example: vt-hub export output/train/run/model_best.pth.tar flowers --labels data/train
+    """
+    from .conversion import load_source
+    from .publishing import export as run
+    from .publishing.folder import DEFAULT_PROSE
+
+    loaded, facts = load_source(source, model, weights)
+    text = prose.read_text() if prose else DEFAULT_PROSE
+    if 'epoch' in facts and not prose:
+        text += f'\n\nThe {facts["weights"]} weights of epoch {facts["epoch"]} of a training with timm.'
+    written = run(
+        loaded,
+        folder,
+        labels=read_labels(labels) if labels else None,
+        results=read_results(result),
+        prose=text,
+        license=license_,
+        dtype=dtype,
+    )
+    print(f'{written}: {loaded.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights')
+
+
+def read_labels(path: Path) -> list[str]:
+    """Class names from a file, one a line, or the sorted names of a folder's subfolders, as ImageFolder has them."""
+    if path.is_dir():
+        return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    return [line for line in path.read_text().splitlines() if line.strip()]
+
+
+def read_results(paths: list[Path]) -> list[dict[str, Any]]:
+    from .checkpoints import read_json
+
+    return [read_json(path) for path in paths]
+
+
+@app.command()
+def verify(source: Annotated[str, typer.Argument(help='Model folder, or hf-hub:ID.')], as_json: Json = False):
+    """Load a model folder in every way there is and compare; exit code 1 on any difference.
+
+    Example: vt-hub verify flowers
+    """
+    from .publishing import verify as run
+
+    checks = run(source)
+    if as_json:
+        print_json([check.to_dict() for check in checks])
+    else:
+        print_table(['check', '', 'found'], ([c.name, 'ok' if c.passed else 'FAILED', c.detail] for c in checks))
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help='Model folder.')],
+    result: Annotated[list[Path], typer.Option(help='Result file; may be repeated.')] = [],  # noqa: B006
+    prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
+    repo: Annotated[str | None, typer.Option(help='Hub repository that the snippets are to load.')] = None,
+):
+    """Write the folder's model card anew, from its config.json, result files and your text.
+
+    Example: vt-hub card flowers --result results.json --prose about.md
+    """
+    from .publishing.folder import DEFAULT_PROSE, write_card
+
+    written = write_card(folder, read_results(result), prose.read_text() if prose else DEFAULT_PROSE, repo=repo)
+    print(written)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help='Model folder.')],
+    repo: Annotated[
+        str | None, typer.Option(help="Repository; without, the folder's name in VT_HUB_NAMESPACE.")
+    ] = None,
+    tag: Annotated[str, typer.Option(help='Version of the weights.')] = 'v1.0.0',
+    private: Annotated[bool, typer.Option('--private', help='Make a new repository private.')] = False,
+    create_pr: Annotated[bool, typer.Option('--create-pr', help='Open a pull request instead.')] = False,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only verify, and say what would be published.')] = False,
+):
+    """Verify a model folder and publish it on the Hub: one commit and a tag. Prints the address.
+
+    Example: vt-hub push flowers --repo your-name/flowers
+    """
+    from .publishing import push as run
+
+    print(run(folder, tag, repo_id=repo, private=private, create_pr=create_pr, dry_run=dry_run))
+
+
+@app.command()
+def pull(
+    source: Annotated[str, typer.Argument(help='Published weights, or a repository on the Hub.')],
+    folder: Annotated[Path, typer.Argument(help='Where to; must not exist.')],
+    revision: Annotated[str | None, typer.Option(help='Branch, tag or commit.')] = None,
+):
+    """Bring a model folder from the Hub to disk, every file checked; offline from the cache.
+
+    Example: vt-hub pull your-name/flowers flowers
+    """
+    from .publishing import pull as run
+
+    print(run(source, folder, revision))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; or a model folder.')],
+    target: Annotated[Path, typer.Argument(help='Model folder to write; or a .safetensors file.')],
+    num_classes: Annotated[int | None, typer.Option(min=1, help='Classes of the new classifier.')] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
+    ] = None,
+):
+    """Start a VT-ResNet from a ResNet's stem..layer3; or write a folder's weights as one plain timm file.
+
+    Training checkpoints become folders with `vt-hub export`.
+
+    Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
+    """
+    from .conversion import WARM_START_PROSE, save_timm_weights, warm_start
+    from .publishing import export as run
+
+    if target.suffix == '.safetensors':
+        print(save_timm_weights(source, target))
+        return
+    names = read_labels(labels) if labels else None
+    classes = num_classes or (len(names) if names else None)
+    start = warm_start(source, **({'num_classes': classes} if classes else {}))
+    prose = WARM_START_PROSE.format(source=Path(source).name, report=start)
+    run(start.model, target, labels=names, prose=prose, license=start.license)
+    print(f'{target}: {start}')
 
 
 def main():

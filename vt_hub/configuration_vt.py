@@ -60,7 +60,7 @@ class VTResNetConfig(BackboneConfigMixin, PreTrainedConfig):
         self.model_args = dict(self.model_args or {})
         default = default_cfgs[self.architecture].default.to_dict(remove_source=True)
         self.pretrained_cfg = dict(self.pretrained_cfg or default)
-        for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture'):
+        for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
             self.pretrained_cfg.pop(key, None)
         self.stage_names = ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
         self.set_output_features_output_indices(

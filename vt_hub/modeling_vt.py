@@ -31,6 +31,9 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
 
     def build_from(self, config: VTResNetConfig, num_classes: int):
         self.build(**config.build_args, num_classes=num_classes)
+        for module in self.modules():
+            if hasattr(module, 'zero_init_last'):  # told to the norm itself: _init_weights sees leaf modules only
+                (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
         self.apply_attn_implementation()
 
     def apply_attn_implementation(self):
@@ -55,10 +58,10 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
-        elif hasattr(module, 'zero_init_last'):
-            init.zeros_(module.bn3.weight if hasattr(module, 'bn3') else module.bn2.weight)
         else:
             super()._init_weights(module)
+            if getattr(module, 'zero_init', False):
+                init.zeros_(module.weight)
 
     def encode(self, pixel_values: torch.Tensor, output_hidden_states: bool | None, output_attentions: bool | None):
         """Tokens (B, L, D), and if asked for the maps after stem and stages and the token attention of each module."""

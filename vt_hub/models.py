@@ -8,8 +8,9 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
+from .checkpoints import load_folder
 from .predict import label_names
-from .weights import PRETRAINED, list_pretrained, pretrained_folder, resolve_name
+from .weights import PRETRAINED, fetch, list_pretrained, pretrained_folder, resolve_name
 
 __all__ = ['describe', 'describe_pretrained', 'list_models', 'load_model']
 
@@ -25,15 +26,16 @@ def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
     Args:
         source: An architecture (`vt_resnet10`), published weights (`vt_resnet10.digits`), a model folder, or a
             repository on the Hub (`hf-hub:ID`).
-        pretrained: Load weights; without, an architecture's are random.
+        pretrained: Load weights; without, those of an architecture are random.
 
     Raises:
         LookupError: No such model, or no weights for it.
+        ValueError: The folder's configuration or weights are damaged.
     """
-    if source.startswith(('hf-hub:', 'local-dir:')):
-        return timm.create_model(source, pretrained=pretrained).eval()
+    if source.startswith('hf-hub:'):
+        return load_folder(fetch(source.removeprefix('hf-hub:')))
     if Path(source).is_dir():
-        return timm.create_model(f'local-dir:{source}', pretrained=pretrained).eval()
+        return load_folder(source)
     names = list_models()
     if source.split('.')[0] not in names:
         near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4) or names

@@ -102,6 +102,26 @@ def check_folder(folder: Path, weights_sha256: str | None = None):
         raise OSError(sentence)
 
 
+def hub_reason(error: Exception) -> str:
+    """What went wrong with the Hub, in half a sentence."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, RepositoryNotFoundError):
+        return 'there is no such repository, or it is private and you are not logged in (`hf auth login`)'
+    if isinstance(error, RevisionNotFoundError):
+        return 'there is no such revision'
+    if isinstance(error, LocalEntryNotFoundError):
+        return 'it is not in the cache and the Hub cannot be reached'
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return 'access was denied; log in with `hf auth login`'
+    return getattr(error, 'strerror', None) or (str(error) or type(error).__name__).splitlines()[0].rstrip('.')
+
+
 def fetch(repo_id: str, revision: str | None = None, weights_sha256: str | None = None) -> Path:
     """Download a model folder from the Hub into its cache and check every file; offline, from the cache alone.
 
@@ -114,32 +134,11 @@ def fetch(repo_id: str, revision: str | None = None, weights_sha256: str | None 
         OSError: It cannot be had, or a file is damaged; damaged files do not stay in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     try:
         folder = Path(snapshot_download(repo_id, revision=revision))
     except Exception as error:  # besides the Hub's errors, those of the connection and of the disk
-        if isinstance(error, RepositoryNotFoundError):
-            reason = 'there is no such repository, or it is private and you are not logged in'
-        elif isinstance(error, RevisionNotFoundError):
-            reason = f'it has no revision {revision}'
-        elif isinstance(error, HFValidationError):
-            reason = 'that is no name of a repository'
-        elif isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-            reason = 'access was denied; log in with `hf auth login`'
-        elif isinstance(error, LocalEntryNotFoundError):
-            reason = 'it is not in the cache and the Hub cannot be reached'
-        else:
-            reason = getattr(error, 'strerror', None) or (str(error) or type(error).__name__).splitlines()[0].rstrip(
-                '.'
-            )
-        raise OSError(f'Cannot download {repo_id}: {reason}.') from error
+        raise OSError(f'Cannot download {repo_id}: {hub_reason(error)}.') from error
     damage = find_damage(folder, weights_sha256)
     if damage:  # nothing wrong stays in the cache: neither a damaged file nor the sums that may be wrong
         for path in (*damage, folder / 'SHA256SUMS'):

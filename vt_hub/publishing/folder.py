@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models import get_model_args
 
+from ..checkpoints import read_json
 from ..configuration_vt import VTResNetConfig
 from ..modeling_vt import VTResNetForImageClassification
 from ..vt_resnet import VTResNet
@@ -189,18 +190,7 @@ def export(
         if code:
             copy_code(unfinished)
         save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
-        card = build_card(
-            name=folder.name,
-            source=source or f'local-dir:{folder.name}',
-            repo=repo or folder.name,
-            prose=prose,
-            results=list(results),
-            license=license,
-            architecture=config.architecture,
-            num_labels=config.num_labels,
-            labels=', '.join(config.label_names),
-        )
-        card.save(unfinished / 'README.md')
+        write_card(unfinished, results, prose, source=source, repo=repo, name=folder.name)
         write_checksums(unfinished)
         unfinished.chmod(0o755)
         for path in unfinished.iterdir():
@@ -209,6 +199,38 @@ def export(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def write_card(
+    folder: Path,
+    results: Sequence[dict[str, Any]] = (),
+    prose: str = DEFAULT_PROSE,
+    source: str | None = None,
+    repo: str | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write a folder's README.md from its config.json; see `export` for the arguments.
+
+    Returns:
+        Its path. An older card is replaced at once, when the new one is whole.
+    """
+    folder = Path(folder)
+    config = VTResNetConfig.from_dict(read_json(folder / 'config.json'))
+    name = name or folder.resolve().name
+    card = build_card(
+        name=name,
+        source=source or (f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
+        repo=repo or name,
+        prose=prose,
+        results=list(results),
+        license=config.pretrained_cfg['license'],
+        architecture=config.architecture,
+        num_labels=config.num_labels,
+        labels=', '.join(config.label_names),
+    )
+    unfinished = folder / '.README.md'
+    card.save(unfinished)
+    return unfinished.replace(folder / 'README.md')
 
 
 def fixture(folder: Path) -> dict[str, torch.Tensor]:

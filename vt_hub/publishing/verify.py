@@ -169,7 +169,11 @@ def _pipeline(folder: Path) -> str:
 def _subprocess(code: str, folder: Path) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as tmp:
         outputs = Path(tmp) / 'outputs.safetensors'
-        environment = os.environ | {'HF_MODULES_CACHE': tmp, 'PYTHONPATH': '', 'HF_HUB_OFFLINE': '1'}
+        environment = os.environ | {
+            'OMP_NUM_THREADS': str(torch.get_num_threads()),  # sums are rounded alike by as many threads only
+            'HF_MODULES_CACHE': tmp,
+            'HF_HUB_OFFLINE': '1',
+        }
         command = [sys.executable, '-c', code, str(folder), str(folder / 'fixture.safetensors'), str(outputs)]
         result = subprocess.run(command, cwd=tmp, env=environment, capture_output=True, text=True)
         if result.returncode:

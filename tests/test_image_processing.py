@@ -1,0 +1,109 @@
+import itertools
+import random
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+import vt_hub
+
+CFG = {'input_size': (3, 64, 64), 'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.25), 'crop_pct': 0.9}
+
+
+def picture(width, height, mode='RGB', seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ('crop_pct', 'interpolation'), itertools.product([0.875, 0.9, 0.95, 1.0], ['bicubic', 'bilinear'])
+)
+def test_equals_timms_transform_on_any_size(crop_pct, interpolation):
+    """200 random sizes for every crop fraction and interpolation: difference 0.0."""
+    cfg = {**CFG, 'crop_pct': crop_pct, 'interpolation': interpolation}
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=cfg)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
+    draw = random.Random(f'{crop_pct} {interpolation}')
+    for _ in range(200):
+        image = picture(draw.randint(1, 150), draw.randint(1, 150))
+        assert torch.equal(processor(image)['pixel_values'][0], transform(image)), image.size
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16'])
+def test_any_mode(mode):
+    image = Image.fromarray(np.full((30, 40), 40000, np.uint16)) if mode == 'I;16' else picture(40, 30, mode)
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    pixels = processor(image)['pixel_values']
+    assert pixels.shape == (1, 3, 64, 64)
+    if mode == 'I;16':
+        torch.testing.assert_close(pixels[0, 0], torch.full((64, 64), (40000 / 65535 - 0.4) / 0.2), rtol=0, atol=0.02)
+    else:
+        assert torch.equal(pixels, processor(image.convert('RGB'))['pixel_values'])
+
+
+def test_exif_orientation():
+    image = picture(40, 20)
+    image.getexif()[0x0112] = 3
+    turned = picture(40, 20).rotate(180)
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    assert torch.equal(processor(image)['pixel_values'], processor(turned)['pixel_values'])
+
+
+def test_arrays_tensors_and_batches_are_the_same_images():
+    image = picture(70, 50)
+    array = np.asarray(image)
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    expected = processor(image)['pixel_values']
+    for same in (
+        array,
+        array.transpose(2, 0, 1),
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        (array / 255).astype(np.float32),
+        [image],
+    ):
+        assert torch.equal(processor(same)['pixel_values'], expected)
+    batch = processor([image, picture(10, 90), array])['pixel_values']
+    assert batch.shape == (3, 3, 64, 64)
+    assert torch.equal(batch[2:], expected)
+    assert processor(torch.from_numpy(np.stack([array, array])))['pixel_values'].shape == (2, 3, 64, 64)
+    assert isinstance(processor(image, return_tensors='np')['pixel_values'], np.ndarray)
+
+
+def test_size_and_crop_for_one_call():
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    image = picture(200, 100)
+    assert processor(image, size=96)['pixel_values'].shape == (1, 3, 96, 96)
+    assert processor(image, size=(96, 32))['pixel_values'].shape == (1, 3, 96, 32)
+    other = vt_hub.VTResNetImageProcessor(pretrained_cfg={**CFG, 'crop_pct': 1.0})
+    assert torch.equal(processor(image, crop_pct=1.0)['pixel_values'], other(image)['pixel_values'])
+    assert processor(image)['pixel_values'].shape == (1, 3, 64, 64)
+
+
+def test_squash_is_timms():
+    cfg = {**CFG, 'crop_mode': 'squash', 'crop_pct': 1.0}
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
+    image = picture(200, 100)
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=cfg)
+    assert torch.equal(processor(image)['pixel_values'][0], transform(image))
+
+
+def test_grey_models_get_one_channel():
+    cfg = {**CFG, 'input_size': (1, 64, 64), 'mean': (0.5,), 'std': (0.5,)}
+    assert vt_hub.VTResNetImageProcessor(pretrained_cfg=cfg)(picture(9, 9))['pixel_values'].shape == (1, 1, 64, 64)
+
+
+def test_save_and_load(tmp_path):
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    vt_hub.VTResNetForImageClassification(
+        vt_hub.VTResNetConfig(architecture='test_vt_resnet', pretrained_cfg=CFG)
+    ).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    image = picture(123, 77)
+    for loaded in (
+        AutoImageProcessor.from_pretrained(tmp_path),
+        vt_hub.VTResNetImageProcessor.from_pretrained(tmp_path),
+    ):
+        assert torch.equal(loaded(image)['pixel_values'], processor(image)['pixel_values'])

@@ -1,0 +1,116 @@
+"""Model folders to the Hugging Face Hub and back."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ..weights import PRETRAINED, fetch, hub_id, hub_reason, read_checksums, resolve_name
+from .folder import with_code
+from .verify import verify
+
+__all__ = ['pull', 'push']
+
+
+def push(
+    folder: str | Path,
+    tag: str,
+    repo_id: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    dry_run: bool = False,
+) -> str:
+    """Verify a model folder and publish it: one commit with all its files and nothing else, and a tag.
+
+    Args:
+        folder: A model folder; `verify` must find no fault in it.
+        tag: Version of the weights, such as 'v1.0.0'; a published one is never moved.
+        repo_id: Repository, `organisation/name`; without, the folder's name in VT_HUB_NAMESPACE.
+        private: Make the repository private if it is new.
+        create_pr: Open a pull request instead of committing; no tag is set.
+        dry_run: Only verify, and say where it would go.
+
+    Returns:
+        The address of the commit or pull request; with `dry_run`, the repository and its files.
+
+    Raises:
+        ValueError: The folder is not fit to be published, or the tag exists.
+        OSError: The Hub refused or failed; then nothing, or with a tag that failed the whole commit, is published.
+    """
+    folder = Path(folder)
+    for check in verify(folder):
+        if not check.passed:
+            raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
+    repo_id = repo_id or hub_id(folder.resolve().name)
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = with_code(folder, Path(tmp) / folder.resolve().name)
+        card = copy / 'README.md'
+        text = card.read_text().replace(f"'local-dir:{copy.name}'", f"'hf-hub:{repo_id}'")
+        card.write_text(text.replace(f"model='{copy.name}'", f"model='{repo_id}'"))
+        if dry_run:
+            names = sorted(path.relative_to(copy).as_posix() for path in copy.rglob('*') if path.is_file())
+            return f'{repo_id}: {", ".join(names)}'
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if not create_pr and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
+                raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=copy,
+                commit_message=f'{copy.name} {tag}',
+                create_pr=create_pr,
+                delete_patterns='*',  # the repository becomes the folder, whatever it held before
+            )
+        except ValueError:
+            raise
+        except Exception as error:
+            raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; nothing was published.') from error
+    if create_pr:
+        return commit.pr_url
+    try:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    except Exception as error:
+        raise OSError(
+            f'{repo_id} is published at {commit.commit_url}, but the tag {tag} could not be set: {hub_reason(error)}.'
+        ) from error
+    return commit.commit_url
+
+
+def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
+    """Bring a model folder from the Hub to disk, every file checked. Offline, from the Hub client's cache.
+
+    Args:
+        source: A published name (`vt_resnet10.digits`), checked against the sha256 in this package too, or a
+            repository, `organisation/name`.
+        folder: Where to; must not exist, and does not if this fails.
+        revision: Branch, tag or commit.
+
+    Raises:
+        FileExistsError: The folder exists.
+        LookupError: Nothing is published under that name.
+        OSError: It cannot be downloaded, or is damaged.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    if '/' in source:
+        cached = fetch(source, revision)
+    else:
+        name = resolve_name(source)
+        cached = fetch(hub_id(name), revision, PRETRAINED[name])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        for name in [*read_checksums(cached), 'SHA256SUMS', 'README.md']:
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(cached / name, unfinished / name)
+        unfinished.chmod(0o755)
+        os.rename(unfinished, folder)
+    except OSError as error:
+        raise OSError(f'Cannot write {folder}: {error.strerror or error}; nothing was written.') from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
