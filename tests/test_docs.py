@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from vt_hub import tables
+from vt_hub import cli, tables
 from vt_hub.models import list_models
 from vt_hub.weights import list_pretrained
 
@@ -22,21 +22,24 @@ def snippets(page):
     ]
 
 
-@pytest.mark.parametrize(('language', 'code'), [snippet for page in PAGES for snippet in snippets(page)])
-def test_snippets_run_as_printed(language, code):
+PARAMETERS = [snippet for page in PAGES for snippet in snippets(page)]
+
+
+@pytest.mark.parametrize(('language', 'code'), PARAMETERS)
+def test_snippets_run_as_printed(language, code, monkeypatch, capsys):
+    """Python in a new process, as a reader would; commands through the command line's own entry."""
+    monkeypatch.chdir(ROOT)
     if language == 'python':
-        commands = [[sys.executable, '-c', code]]
-    else:
-        commands = [
-            [sys.executable, '-m', 'vt_hub.cli', *shlex.split(line)[1:]]
-            for line in code.splitlines()
-            if line.startswith('vt-hub ')
-        ]
-    for command in commands:
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         for printed in re.findall(r'print\(.*\)  # (.*)', code):
             assert printed in result.stdout
+    for line in code.splitlines():
+        if language == 'sh' and line.startswith('vt-hub '):
+            monkeypatch.setattr(sys, 'argv', shlex.split(line))
+            with pytest.raises(SystemExit) as exit_:
+                cli.main()
+            assert not exit_.value.code, capsys.readouterr().err
 
 
 def test_paper_fidelity_is_what_the_command_prints():

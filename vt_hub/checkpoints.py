@@ -31,8 +31,8 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f'There are no weights at {path}.')
     with open(path, 'rb') as file:
-        start = file.read(4)
-    if start.startswith((b'PK', b'\x80')):
+        start = file.read(9)
+    if start.startswith((b'PK', b'\x80')) and start[8:] != b'{':  # a safetensors header may be 0x80 bytes long, too
         raise ValueError(
             f'{path} is a pickle and may run code; only safetensors is read here, `vt-hub export` converts training '
             f'checkpoints.'

@@ -68,7 +68,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f'{folder} has no SHA256SUMS; it is no model folder of ours.')
     sums = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text('utf-8', errors='replace').splitlines():
         digest, _, name = line.partition('  ')
         if not name or PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts:
             raise OSError(f'{path} has a line that names no file of the folder: {line[:80]!r}.')
@@ -105,6 +105,7 @@ def check_folder(folder: Path, weights_sha256: str | None = None):
 def hub_reason(error: Exception) -> str:
     """What went wrong with the Hub, in half a sentence."""
     from huggingface_hub.errors import (
+        BadRequestError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -119,7 +120,11 @@ def hub_reason(error: Exception) -> str:
         return 'it is not in the cache and the Hub cannot be reached'
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return 'access was denied; log in with `hf auth login`'
-    return getattr(error, 'strerror', None) or (str(error) or type(error).__name__).splitlines()[0].rstrip('.')
+    if isinstance(error, BadRequestError) and error.server_message:
+        reason = error.server_message
+    else:
+        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    return reason.splitlines()[0].split('. ')[0].rstrip('.')
 
 
 def fetch(repo_id: str, revision: str | None = None, weights_sha256: str | None = None) -> Path:
@@ -139,7 +144,10 @@ def fetch(repo_id: str, revision: str | None = None, weights_sha256: str | None 
         folder = Path(snapshot_download(repo_id, revision=revision))
     except Exception as error:  # besides the Hub's errors, those of the connection and of the disk
         raise OSError(f'Cannot download {repo_id}: {hub_reason(error)}.') from error
-    damage = find_damage(folder, weights_sha256)
+    try:
+        damage = find_damage(folder, weights_sha256)
+    except OSError as error:
+        damage = {folder / 'SHA256SUMS': str(error)}
     if damage:  # nothing wrong stays in the cache: neither a damaged file nor the sums that may be wrong
         for path in (*damage, folder / 'SHA256SUMS'):
             path.resolve().unlink(missing_ok=True)

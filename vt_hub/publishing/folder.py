@@ -121,7 +121,7 @@ def with_code(folder: Path, copy: Path) -> Path:
         folder: A model folder.
         copy: Where to; must not exist.
     """
-    shutil.copytree(folder, copy)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache'))  # a clone's, and the Hub client's
     if not (copy / 'modeling_vt.py').exists():
         copy_code(copy)
         write_checksums(copy)

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..weights import PRETRAINED, fetch, hub_id, hub_reason, read_checksums, resolve_name
 from .folder import with_code
@@ -37,7 +37,8 @@ def push(
 
     Raises:
         ValueError: The folder is not fit to be published, or the tag exists.
-        OSError: The Hub refused or failed; then nothing, or with a tag that failed the whole commit, is published.
+        OSError: The Hub refused or failed; then there is no tag, and either no commit or, if only its answer was lost
+            or the tag failed, the whole one.
     """
     folder = Path(folder)
     for check in verify(folder):
@@ -50,26 +51,27 @@ def push(
         card = copy / 'README.md'
         text = card.read_text().replace(f"'local-dir:{copy.name}'", f"'hf-hub:{repo_id}'")
         card.write_text(text.replace(f"model='{copy.name}'", f"model='{repo_id}'"))
+        names = sorted(path.relative_to(copy).as_posix() for path in copy.rglob('*') if path.is_file())
         if dry_run:
-            names = sorted(path.relative_to(copy).as_posix() for path in copy.rglob('*') if path.is_file())
             return f'{repo_id}: {", ".join(names)}'
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            if not create_pr and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
-                raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=copy,
-                commit_message=f'{copy.name} {tag}',
-                create_pr=create_pr,
-                delete_patterns='*',  # the repository becomes the folder, whatever it held before
-            )
-        except ValueError:
-            raise
+            exists = not create_pr and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}
+            if not exists:
+                stale = set(api.list_repo_files(repo_id)) - {*names, '.gitattributes'}
+                commit = api.create_commit(  # not upload_folder, which may split or repeat a commit
+                    repo_id,
+                    [CommitOperationAdd(name, copy / name) for name in names]
+                    + [CommitOperationDelete(name) for name in sorted(stale)],
+                    commit_message=f'{copy.name} {tag}',
+                    create_pr=create_pr,
+                )
         except Exception as error:
-            raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; nothing was published.') from error
+            raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; no version was published.') from error
+    if exists:
+        raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
     if create_pr:
-        return commit.pr_url
+        return commit.pr_url or commit.commit_url  # nothing to change, no pull request
     try:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     except Exception as error:

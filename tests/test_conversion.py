@@ -1,0 +1,119 @@
+import argparse
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import vt_hub
+from vt_hub import cli, conversion
+from vt_hub.checkpoints import load_folder
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return exit_.value.code or 0
+
+
+def tiny(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return timm.create_model('test_vt_resnet', **{'num_classes': 3, **kwargs}).eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint as timm's train script writes it: raw and averaged weights, and its arguments."""
+    path = tmp_path / 'model_best.pth.tar'
+    args = argparse.Namespace(
+        img_size=None, input_size=(3, 80, 80), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation='bilinear',
+        crop_pct=1.0, model_kwargs={'num_tokens': 8},
+    )  # fmt: skip
+    torch.save(
+        {
+            'epoch': 7,
+            'arch': 'test_vt_resnet',
+            'state_dict': {f'module.{k}': v for k, v in tiny(1, num_tokens=8).state_dict().items()},
+            'state_dict_ema': tiny(2, num_tokens=8).state_dict(),
+            'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]},
+            'version': 2,
+            'metric': 77.5,
+            'args': args,
+        },
+        path,
+    )
+    return path
+
+
+@pytest.mark.parametrize(('weights', 'seed'), [('ema', 2), ('raw', 1)])
+def test_training_checkpoint_to_folder(tmp_path, monkeypatch, capsys, checkpoint, weights, seed):
+    classes = tmp_path / 'train'
+    for name in ('rose', 'daisy', 'tulip'):
+        (classes / name).mkdir(parents=True)
+    folder = tmp_path / 'flowers'
+    code = run(monkeypatch, 'export', checkpoint, folder, '--weights', weights, '--labels', classes)
+    assert code == 0
+    assert f'{weights} weights' in capsys.readouterr().out
+    model = load_folder(folder)
+    expected = tiny(seed, num_tokens=8).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    cfg = model.pretrained_cfg
+    assert cfg['input_size'] == (3, 80, 80) or cfg['input_size'] == [3, 80, 80]
+    assert (cfg['crop_pct'], cfg['interpolation'], list(cfg['std'])) == (1.0, 'bilinear', [0.25] * 3)
+    assert list(cfg['label_names']) == ['daisy', 'rose', 'tulip']  # as ImageFolder numbers them
+    assert f'The {weights} weights of epoch 7' in (folder / 'README.md').read_text()
+
+
+def test_transformers_checkpoint_to_folder(tmp_path, monkeypatch):
+    config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', id2label={0: 'no', 1: 'yes'})
+    model = vt_hub.VTResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / 'checkpoint')
+    assert run(monkeypatch, 'export', tmp_path / 'checkpoint', tmp_path / 'folder', '--dtype', 'fp32') == 0
+    x = torch.randn(1, 3, 64, 64)
+    loaded = load_folder(tmp_path / 'folder')
+    assert torch.equal(loaded(x), model(x).logits)
+    assert list(loaded.pretrained_cfg['label_names']) == ['no', 'yes']
+
+
+def test_folder_to_a_timm_file(tmp_path, monkeypatch):
+    folder = vt_hub.export(tiny(), tmp_path / 'm', dtype='fp16', code=False)
+    assert run(monkeypatch, 'convert', folder, tmp_path / 'plain.safetensors') == 0
+    model = timm.create_model('test_vt_resnet', num_classes=3, checkpoint_path=str(tmp_path / 'plain.safetensors'))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in load_folder(folder).state_dict().items())
+    assert all(v.dtype != torch.float16 for v in load_file(tmp_path / 'plain.safetensors').values())
+
+
+@pytest.mark.parametrize('depth', [18, 34, 50, 101])
+def test_warm_start_takes_the_trunk(tmp_path, depth):
+    resnet = timm.create_model(f'resnet{depth}').eval()
+    path = tmp_path / 'resnet.safetensors'
+    save_file(resnet.state_dict(), path)
+    start = conversion.warm_start(str(path), num_classes=5)
+    assert start.model.pretrained_cfg['architecture'] == f'vt_resnet{depth}'
+    assert start.model.num_classes == 5
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = resnet.forward_intermediates(x, indices=[3], intermediates_only=True)[0]
+        assert torch.equal(start.model.forward_trunk(x), expected)
+    assert all(name.startswith(('vt.', 'fc.')) for name in start.new)
+    assert all(name.startswith(('layer4.', 'fc.')) for name in start.unused)
+    assert len(start.copied) + len(start.new) == len(start.model.state_dict())
+
+
+def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, monkeypatch, capsys):
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):  # the download itself is timm's
+        return create(name, pretrained=pretrained and name.startswith('vt_'), **kwargs)
+
+    monkeypatch.setattr(timm, 'create_model', offline)
+    code = run(monkeypatch, 'convert', 'resnet18.a1_in1k', tmp_path / 'start', '--num-classes', 4)
+    assert code == 0
+    assert 'copied 90 tensors (2.79 M values)' in capsys.readouterr().out
+    card = (tmp_path / 'start' / 'README.md').read_text()
+    assert '**Stage 5 and the classifier are\nuntrained**' in card
+    model = load_folder(tmp_path / 'start')
+    assert model.num_classes == 4
+    assert model.pretrained_cfg['crop_pct'] == timm.get_pretrained_cfg('resnet18.a1_in1k').crop_pct

@@ -1,0 +1,176 @@
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+import vt_hub
+from vt_hub import cli
+from vt_hub.publishing import verify
+from vt_hub.publishing.folder import write_checksums
+
+LABELS = ['tulip', 'rose', 'daisy']
+RESULT = {
+    'task': 'image-classification',
+    'dataset': {'name': 'Flowers', 'type': 'flowers', 'split': 'test', 'num_images': 120},
+    'metrics': {'top1': 91.25, 'top5': 100.0},
+}
+
+
+def tiny(**kwargs):
+    torch.manual_seed(0)
+    return timm.create_model('test_vt_resnet', **{'num_classes': 3, **kwargs}).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return vt_hub.export(tiny(), tmp_path / 'flowers', labels=LABELS, results=[RESULT])
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out the two loaders that need a process of their own; three tests run them."""
+    module = sys.modules['vt_hub.publishing.verify']
+    monkeypatch.setattr(module, '_subprocess', lambda code, folder: load_file(folder / 'fixture.safetensors')['logits'])
+
+
+def failures(folder):
+    return {check.name: check.detail for check in verify(folder) if not check.passed}
+
+
+def test_an_exported_folder_passes_in_every_loader(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['vt-hub', 'verify', str(folder), '--json'])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    checks = {entry['name']: entry['passed'] for entry in json.loads(capsys.readouterr().out)}
+    assert list(checks) == [
+        'checksums', 'card', 'timm local-dir', 'fixture', 'transformers', 'pipeline', 'remote code', 'torch.hub',
+    ]  # fmt: skip
+    assert all(checks.values())
+    assert not exit_.value.code
+
+
+@pytest.mark.parametrize('name', vt_hub.list_pretrained())
+def test_embedded_folders_pass(name):
+    assert not failures(vt_hub.pretrained_folder(name))
+
+
+@pytest.mark.parametrize('dtype', ['fp16', 'bf16'])
+def test_half_precision_keeps_batchnorm_statistics(tmp_path, dtype, quick):
+    folder = vt_hub.export(tiny(), tmp_path / 'half', dtype=dtype)
+    stored = load_file(folder / 'model.safetensors')
+    half = {'fp16': torch.float16, 'bf16': torch.bfloat16}[dtype]
+    for name, value in stored.items():
+        if value.is_floating_point():
+            assert value.dtype == (torch.float32 if 'running_' in name else half), name
+    assert not failures(folder)
+
+
+def test_a_grey_model(tmp_path, quick):
+    assert not failures(vt_hub.export(tiny(in_chans=1), tmp_path / 'grey'))
+
+
+def change(path, function):
+    path.write_bytes(function(path.read_bytes()))
+
+
+def test_damage_is_found(folder, quick):
+    change(folder / 'fixture.safetensors', lambda content: content[:-1] + b'\x01')
+    found = failures(folder)
+    assert 'fixture.safetensors is damaged' in found['checksums']
+
+
+def test_other_weights_under_right_sums_are_found(folder, quick):
+    weights = load_file(folder / 'model.safetensors')
+    weights['fc.bias'] += 1
+    save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
+    write_checksums(folder)
+    assert 'differ from the stored ones' in failures(folder)['fixture']
+
+
+def test_remote_code_that_computes_something_else_is_found(folder):
+    change(folder / 'vt_resnet.py', lambda text: text.replace(b'x = x.mean(dim=1)', b'x = x.amax(dim=1)'))
+    change(folder / 'vt_resnet.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.amax(dim=1)'))
+    write_checksums(folder)
+    found = failures(folder)
+    assert 'differ from those through timm' in found['remote code']
+
+
+def test_a_card_without_the_licence_is_found(folder, quick):
+    change(folder / 'README.md', lambda text: text.replace(b'license: apache-2.0', b'license: mit'))
+    assert 'licence mit' in failures(folder)['card']
+
+
+def test_labels_in_another_order_are_found(folder, quick):
+    config = json.loads((folder / 'config.json').read_text())
+    config['id2label'] = {str(i): name for i, name in enumerate(LABELS[1:] + LABELS[:1])}
+    (folder / 'config.json').write_text(json.dumps(config))
+    write_checksums(folder)
+    assert 'timm' in failures(folder)['pipeline']
+
+
+def test_verify_exits_1_on_a_difference(folder, capsys, monkeypatch, quick):
+    (folder / 'SHA256SUMS').unlink()
+    monkeypatch.setattr(sys, 'argv', ['vt-hub', 'verify', str(folder)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    assert 'FAILED' in capsys.readouterr().out
+
+
+def test_verify_names_a_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match='There is no folder'):
+        verify(tmp_path / 'nothing')
+
+
+def test_card(folder):
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.license == 'apache-2.0'
+    assert {(r.metric_name, r.metric_value) for r in card.data.eval_results} == {
+        ('top-1 accuracy (%)', 91.25),
+        ('top-5 accuracy (%)', 100.0),
+    }
+    for text in ('tulip, rose, daisy', '| Flowers | test | 120 | 91.25 | 100.0 |', 'local-dir:flowers', 'wu2020visual'):
+        assert text in card.text
+
+
+def test_card_command(folder, tmp_path, capsys, monkeypatch, quick):
+    (tmp_path / 'r.json').write_text(json.dumps({**RESULT, 'metrics': {'top1': 12.5}}))
+    (tmp_path / 'about.md').write_text('Read by {{ results[0].dataset.num_images }} bees.')
+    args = ['card', folder, '--result', tmp_path / 'r.json', '--prose', tmp_path / 'about.md', '--repo', 'me/flowers']
+    monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    text = (folder / 'README.md').read_text()
+    assert 'Read by 120 bees.' in text
+    assert "'hf-hub:me/flowers'" in text
+    assert "model='me/flowers'" in text
+    assert '12.5' in text
+    assert not failures(folder)
+
+
+def test_export_refuses_and_leaves_nothing(tmp_path):
+    (tmp_path / 'there').mkdir()
+    with pytest.raises(FileExistsError, match='exists already'):
+        vt_hub.export(tiny(), tmp_path / 'there')
+    with pytest.raises(ValueError, match='has 3 classes, but 2 labels'):
+        vt_hub.export(tiny(), tmp_path / 'new', labels=['a', 'b'])
+    broken = tiny()
+    broken.fc.weight.data[0, 0] = float('inf')
+    with pytest.raises(ValueError, match=r'fc\.weight has values that are not finite'):
+        vt_hub.export(broken, tmp_path / 'new')
+    with pytest.raises(Exception, match='undefined'):
+        vt_hub.export(tiny(), tmp_path / 'new', prose='{{ nothing_of_that_name }}')
+    assert [path.name for path in tmp_path.iterdir()] == ['there']
+
+
+def test_timm_and_transformers_models_export_alike(tmp_path):
+    first = vt_hub.export(tiny(), tmp_path / 'a' / 'm', labels=LABELS)
+    model = vt_hub.VTResNetForImageClassification.from_pretrained(first)
+    second = vt_hub.export(model, tmp_path / 'b' / 'm')
+    for path in first.iterdir():
+        assert (second / path.name).read_bytes() == path.read_bytes(), path.name
