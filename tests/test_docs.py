@@ -7,39 +7,66 @@ import sys
 
 import pytest
 from conftest import ROOT
+from safetensors.torch import load_file
 
+import vt_hub.publishing  # noqa: F401  puts vt_hub.publishing.verify into sys.modules
 from vt_hub import cli, tables
 from vt_hub.models import list_models
 from vt_hub.weights import list_pretrained
 
 SNIPPET = re.compile(r'^```(python|sh)\n(.*?)^```', re.MULTILINE | re.DOTALL)
-PAGES = ['README.md']
+DOCS = [path for path in sorted((ROOT / 'docs').glob('*.md')) if SNIPPET.search(path.read_text())]
 
 
-def snippets(page):
-    return [
-        pytest.param(*match, id=f'{page}-{i}') for i, match in enumerate(SNIPPET.findall((ROOT / page).read_text()))
-    ]
+README = SNIPPET.findall((ROOT / 'README.md').read_text())
 
 
-PARAMETERS = [snippet for page in PAGES for snippet in snippets(page)]
+def check_printed(code, out):
+    for printed in re.findall(r'print\(.*\)  # (.*)', code):
+        assert printed in out
 
 
-@pytest.mark.parametrize(('language', 'code'), PARAMETERS)
-def test_snippets_run_as_printed(language, code, monkeypatch, capsys):
-    """Python in a new process, as a reader would; commands through the command line's own entry."""
-    monkeypatch.chdir(ROOT)
-    if language == 'python':
-        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        for printed in re.findall(r'print\(.*\)  # (.*)', code):
-            assert printed in result.stdout
+def run_commands(code, monkeypatch):
     for line in code.splitlines():
-        if language == 'sh' and line.startswith('vt-hub '):
+        if line.startswith('vt-hub '):
             monkeypatch.setattr(sys, 'argv', shlex.split(line))
             with pytest.raises(SystemExit) as exit_:
                 cli.main()
-            assert not exit_.value.code, capsys.readouterr().err
+            assert not exit_.value.code, line
+
+
+@pytest.mark.parametrize('number', [i for i, (language, _) in enumerate(README) if language == 'python'])
+def test_readme_python_runs_as_printed(number):
+    """Each snippet in a process of its own, as a reader would."""
+    code = README[number][1]
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    check_printed(code, result.stdout)
+
+
+def test_readme_commands_run_as_printed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for language, code in README:
+        if language == 'sh':
+            run_commands(code, monkeypatch)
+
+
+@pytest.mark.parametrize('page', DOCS, ids=lambda page: page.name)
+def test_pages_run_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    """In an empty folder that holds what a checkout offers; later snippets use what earlier ones made."""
+    monkeypatch.chdir(tmp_path)
+    # the loaders in processes of their own take half a minute; tests/test_publishing.py runs them
+    logits = lambda code, folder: load_file(folder / 'fixture.safetensors')['logits']  # noqa: E731
+    monkeypatch.setattr(sys.modules['vt_hub.publishing.verify'], '_subprocess', logits)
+    for name in ('samples', 'hubconf.py', 'vt_hub'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    namespace = {'__name__': '__main__'}
+    for language, code in SNIPPET.findall(page.read_text()):
+        if language == 'python':
+            exec(code, namespace)
+            check_printed(code, capsys.readouterr().out)
+        else:
+            run_commands(code, monkeypatch)
 
 
 def test_paper_fidelity_is_what_the_command_prints():
@@ -61,7 +88,6 @@ def test_readme_lists_the_models():
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, *(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]:
-        for target in re.findall(r'\]\(([^)#]+)\)', (ROOT / page).read_text()):
-            if not target.startswith('http'):
-                assert (ROOT / page).parent.joinpath(target).exists(), f'{page}: {target}'
+    for page in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
+        for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
+            assert target.startswith('http') or (page.parent / target).exists(), f'{page}: {target}'

@@ -295,7 +295,7 @@ def convert(
 
     Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
     """
-    from .conversion import WARM_START_PROSE, save_timm_weights, warm_start
+    from .conversion import save_timm_weights, warm_start
     from .publishing import export as run
 
     if target.suffix == '.safetensors':
@@ -304,13 +304,14 @@ def convert(
     names = read_labels(labels) if labels else None
     classes = num_classes or (len(names) if names else None)
     start = warm_start(source, **({'num_classes': classes} if classes else {}))
-    prose = WARM_START_PROSE.format(source=Path(source).name, report=start)
-    run(start.model, target, labels=names, prose=prose, license=start.license)
+    run(start.model, target, labels=names, prose=start.prose(Path(source).name), license=start.license)
     print(f'{target}: {start}')
 
 
 def main():
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
+    if not sys.stderr.isatty():  # before the Hub client is imported, which reads it
+        os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe has gone; leave nothing for the interpreter to flush

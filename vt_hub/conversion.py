@@ -14,7 +14,7 @@ from .checkpoints import load_folder, load_into, read_foreign
 from .models import list_models, load_model
 from .vt_resnet import ARCHITECTURES
 
-__all__ = ['WARM_START_PROSE', 'WarmStart', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
+__all__ = ['WarmStart', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
 WARM_START_PROSE = """\
 A {{{{ architecture }}}} whose stem and layer1..layer3 come from `{source}`. **Stage 5 and the classifier are
@@ -33,6 +33,10 @@ class WarmStart:
     new: list[str]  # tensors that stay as initialised: stage 5 and the classifier
     unused: list[str]  # the ResNet's own last stage and classifier
     license: str  # of the ResNet's weights, 'other' where it is not known
+
+    def prose(self, source: str) -> str:
+        """Text for the model card."""
+        return WARM_START_PROSE.format(source=source, report=self)
 
     def __str__(self) -> str:
         own = self.model.state_dict()
