@@ -106,7 +106,8 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:
-        for name in [*read_checksums(cached), 'SHA256SUMS', 'README.md']:
+        card = ['README.md'] if (cached / 'README.md').is_file() else []
+        for name in [*read_checksums(cached), 'SHA256SUMS', *card]:
             (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cached / name, unfinished / name)
         unfinished.chmod(0o755)

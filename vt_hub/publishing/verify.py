@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ..checkpoints import load_folder, read_json
-from ..weights import check_folder, fetch
+from ..weights import check_folder, fetch, read_checksums
 from .folder import with_code
 
 __all__ = ['Check', 'verify']
@@ -101,13 +102,14 @@ def verify(source: str | Path) -> list[Check]:
             raise ValueError(f'the logits differ from the stored ones by {difference:.2e}')
         return f'within {difference:.1e} of the stored logits'
 
-    check('checksums', lambda: (check_folder(folder), f'{len(_lines(folder))} files as listed')[1])
+    check('checksums', lambda: _checksums(folder))
     check('card', lambda: _card(folder))
     if not check('timm local-dir', timm_loads):
         return checks
     check('fixture', fixture_fits)
-    check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
-    check('pipeline', lambda: _pipeline(folder))
+    with _no_progress_bars():
+        check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
+        check('pipeline', lambda: _pipeline(folder))
     with tempfile.TemporaryDirectory() as tmp:
         copy = with_code(folder, Path(tmp) / folder.name)
         check('remote code', lambda: _compare(found['logits'], _subprocess(REMOTE_CODE, copy)))
@@ -115,13 +117,27 @@ def verify(source: str | Path) -> list[Check]:
     return checks
 
 
-def _lines(folder: Path) -> list[str]:
-    return (folder / 'SHA256SUMS').read_text().splitlines()
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The report is what is to be read, not how transformers reads a few files."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _checksums(folder: Path) -> str:
+    check_folder(folder)
+    return f'{len(read_checksums(folder))} files as listed'
 
 
 def _card(folder: Path) -> str:
     card = ModelCard.load(folder / 'README.md')
-    card.validate_metadata() if hasattr(card, 'validate_metadata') else None
     license = read_json(folder / 'config.json').get('pretrained_cfg', {}).get('license')
     if not card.data.license or card.data.license != license:
         raise ValueError(f'the card says licence {card.data.license}, config.json says {license}')
