@@ -105,6 +105,15 @@ def test_weights_of_a_folder(folder, capsys, monkeypatch, damage):
     assert not (folder / 'again').exists()
 
 
+def test_torch_hub_entry_of_a_damaged_folder(tmp_path):
+    folder = vt_hub.export(timm.create_model('test_vt_resnet', num_classes=3).eval(), tmp_path / 'm')
+    assert torch.hub.load(str(folder), 'model', source='local').num_classes == 3
+    path = folder / 'model.safetensors'
+    renamed(path, lambda weights: weights['fc.bias'].fill_(float('nan')))
+    with pytest.raises(OSError, match=f'{path} is damaged'):
+        torch.hub.load(str(folder), 'model', source='local')
+
+
 @pytest.mark.parametrize(
     'content', ['', '[]', '{"architecture": 3}', '{"architecture": "test_vt_resnet", "num_classes": 3}']
 )

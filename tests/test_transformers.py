@@ -129,6 +129,29 @@ def test_nothing_is_left_uninitialised(tmp_path, x):
     assert all(torch.equal(value, own[name]) for name, value in loaded.state_dict().items() if name in own)
 
 
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda weights: weights.pop('layer1.0.bn1.weight'), r'lacks layer1\.0\.bn1\.weight'),
+        (lambda weights: weights['fc.bias'].fill_(float('nan')), r'not finite in fc\.bias'),
+    ],
+)
+def test_from_pretrained_refuses_what_would_load_as_noise(tmp_path, spoil, message):
+    classifier().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / 'model.safetensors')
+    spoil(weights)
+    save_file(weights, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match=message):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+def test_loading_info_is_still_to_be_had(tmp_path):
+    classifier().save_pretrained(tmp_path)
+    model, info = vt_hub.VTResNetModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is vt_hub.VTResNetModel
+    assert not info['missing_keys']
+
+
 def test_initialisation_is_timms():
     ours, timms = classifier().state_dict(), timm.create_model('test_vt_resnet', num_classes=37).state_dict()
     for name, value in ours.items():
@@ -203,7 +226,8 @@ def test_gradient_checkpointing_keeps_gradients(x):
     for enable in (False, True):
         model = classifier().train()
         if enable:
-            model.activation_checkpointing_enable()
+            newer = getattr(model, 'activation_checkpointing_enable', None)  # what it is called in newer releases
+            (newer or model.gradient_checkpointing_enable)()
             assert model.vt.grad_checkpointing
         model(x, labels=torch.tensor([0, 1])).loss.backward()
         gradients.append([p.grad for p in model.parameters()])

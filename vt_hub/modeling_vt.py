@@ -29,6 +29,27 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule']
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """transformers' own, except that weights other than the classifier's are never silently random.
+
+        Raises:
+            ValueError: The checkpoint lacks weights of the network, or has values that are not finite.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in info['missing_keys'] if not name.startswith('fc.'))
+        if missing:
+            raise ValueError(
+                f'The checkpoint {pretrained_model_name_or_path} lacks {missing[0]} and '
+                f'{len(missing) - 1} more weights; it does not fit {model.config.architecture}.'
+            )
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
+                raise ValueError(
+                    f'The checkpoint {pretrained_model_name_or_path} has values that are not finite in {name}.'
+                )
+        return (model, info) if output_loading_info else model
+
     def build_from(self, config: VTResNetConfig, num_classes: int):
         self.build(**config.build_args, num_classes=num_classes)
         for module in self.modules():

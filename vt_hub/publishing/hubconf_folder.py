@@ -22,4 +22,6 @@ def model(pretrained=True, **kwargs):
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
     import_module(f'{package.__name__}.vt_resnet')  # registers the architectures
+    if pretrained:
+        import_module(f'{package.__name__}.weights').check_folder(folder)
     return timm.create_model(f'local-dir:{folder}', pretrained=pretrained, **kwargs)
