@@ -94,7 +94,7 @@ def test_weights_of_a_folder(folder, capsys, monkeypatch, damage):
         save_timm_weights(folder, folder / 'out.safetensors')
     assert not (folder / 'out.safetensors').exists()
     checks = {check.name: check.passed for check in vt_hub.verify(folder)}
-    assert checks == {'checksums': False, 'card': True, 'timm local-dir': False}  # nothing else is loaded from it
+    assert checks == {'checksums': False}  # nothing is loaded from it
     monkeypatch.setattr(sys, 'argv', ['vt-hub', 'export', str(folder), str(folder / 'again')])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
@@ -115,7 +115,16 @@ def test_torch_hub_entry_of_a_damaged_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content', ['', '[]', '{"architecture": 3}', '{"architecture": "test_vt_resnet", "num_classes": 3}']
+    'content',
+    [
+        '',
+        '[]',
+        '{"architecture": 3}',
+        '{"architecture": "test_vt_resnet", "num_classes": 3}',
+        '{"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}, "model_args": {}}',
+        '{"architecture": "test_vt_resnet", "num_classes": 3, "pretrained_cfg": {"x": 1}, "model_args": {}}',
+        '{"architecture": "test_vt_resnet", "num_classes": 3, "pretrained_cfg": {}, "model_args": {"x": 1}}',
+    ],
 )
 def test_damaged_configuration(folder, content):
     (folder / 'config.json').write_text(content)
@@ -137,6 +146,10 @@ def test_foreign_checkpoints_that_do_not_fit(tmp_path):
     torch.save({'state_dict': {'a': 3}}, path)
     with pytest.raises(ValueError, match='a is a int'):
         read_foreign(path)
+    for content in ({'state_dict': None}, {'model': torch.ones(1)}, {1: torch.ones(1)}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=str(path)):
+            read_foreign(path)
     torch.save({'arch': 'resnet18', 'state_dict': {'a': torch.ones(1)}}, path)
     with pytest.raises(ValueError, match='does not say which architecture'):
         load_checkpoint(path)
@@ -147,6 +160,9 @@ def test_foreign_checkpoints_that_do_not_fit(tmp_path):
         load_checkpoint(path, 'vt_resnet10')
     torch.save({'conv1.weight': torch.ones(1)}, path)
     with pytest.raises(ValueError, match='has not the stem'):
+        warm_start(str(path))
+    torch.save(timm.create_model('vt_resnet18', num_classes=3).state_dict(), path)
+    with pytest.raises(ValueError, match='is a VT-ResNet already'):
         warm_start(str(path))
     with pytest.raises(ValueError, match='neither a file nor a model of timm'):
         warm_start('resnet5000')

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 from PIL import Image
 
 import vt_hub
@@ -67,10 +68,17 @@ def test_predict_any_mode_and_size(run, tmp_path):
     assert len(out.splitlines()) == 6
 
 
-def test_predict_without_images(run, tmp_path):
-    code, _, err = run('predict', tmp_path)
+def test_predict_without_images(run, samples, tmp_path):
+    code, out, err = run('predict', tmp_path, samples / 'digit_1.png', tmp_path / '*.gif')
     assert code == 1
-    assert err.startswith(f'error: No image found in {tmp_path}')
+    assert len(out.splitlines()) == 1
+    assert '2 of 3 images failed' in err
+    assert f'Cannot read {tmp_path} as an image: it is a folder without images' in err
+
+
+def test_predict_with_a_grey_model(run, samples, tmp_path):
+    folder = vt_hub.export(timm.create_model('test_vt_resnet', in_chans=1, num_classes=2).eval(), tmp_path / 'grey')
+    assert run('predict', samples, '--model', folder)[0] == 0
 
 
 def test_predict_with_a_folder_as_model(run, samples):
@@ -148,7 +156,7 @@ def test_a_closed_pipe_is_no_error(samples):
     assert result.stderr == ''
 
 
-@pytest.mark.parametrize('command', ['list', 'info', 'predict', 'tables'])
+@pytest.mark.parametrize('command', [c.name or c.callback.__name__ for c in cli.app.registered_commands])
 def test_every_command_has_help_with_an_example(run, command):
     code, out, _ = run(command, '--help')
     assert code == 0

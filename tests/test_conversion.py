@@ -66,6 +66,18 @@ def test_training_checkpoint_to_folder(tmp_path, monkeypatch, capsys, checkpoint
     assert f'The {weights} weights of epoch 7' in (folder / 'README.md').read_text()
 
 
+def test_convert_takes_training_checkpoints_too(tmp_path, monkeypatch, checkpoint):
+    content = torch.load(checkpoint, weights_only=False)
+    content['arch'] = 'vt_resnet10.digits'  # as after a fine-tuning of published weights
+    content['state_dict_ema'] = timm.create_model('vt_resnet10', num_classes=2).state_dict()
+    content['args'] = argparse.Namespace(model_kwargs={'num_classes': 2})
+    torch.save(content, checkpoint)
+    assert run(monkeypatch, 'convert', checkpoint, tmp_path / 'folder') == 0
+    model = load_folder(tmp_path / 'folder')
+    assert all(torch.equal(v, content['state_dict_ema'][k]) for k, v in model.state_dict().items())
+    assert list(model.pretrained_cfg['mean']) == [0.5] * 3
+
+
 def test_transformers_checkpoint_to_folder(tmp_path, monkeypatch):
     config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', id2label={0: 'no', 1: 'yes'})
     model = vt_hub.VTResNetForImageClassification(config).eval()

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 from safetensors.torch import load_file
 
-import vt_hub.publishing  # noqa: F401  puts vt_hub.publishing.verify into sys.modules
 from vt_hub import cli, tables
 from vt_hub.models import list_models
+from vt_hub.publishing import checks
 from vt_hub.weights import list_pretrained
 
 SNIPPET = re.compile(r'^```(python|sh)\n(.*?)^```', re.MULTILINE | re.DOTALL)
@@ -57,7 +57,7 @@ def test_pages_run_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # the loaders in processes of their own take half a minute; tests/test_publishing.py runs them
     logits = lambda code, folder: load_file(folder / 'fixture.safetensors')['logits']  # noqa: E731
-    monkeypatch.setattr(sys.modules['vt_hub.publishing.verify'], '_subprocess', logits)
+    monkeypatch.setattr(checks, '_subprocess', logits)
     for name in ('samples', 'hubconf.py', 'vt_hub'):
         (tmp_path / name).symlink_to(ROOT / name)
     namespace = {'__name__': '__main__'}

@@ -22,8 +22,8 @@ import vt_hub
 from vt_hub import cli, weights
 from vt_hub.checkpoints import load_folder
 from vt_hub.publishing import hub as publishing
+from vt_hub.publishing.checks import Check, verify
 from vt_hub.publishing.folder import with_code
-from vt_hub.publishing.verify import Check, verify
 
 # the client's own, when it uploads
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -96,14 +96,35 @@ def test_grey_models_get_one_channel():
 
 
 def test_save_and_load(tmp_path):
-    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG, size=96, crop_pct=0.8)
     vt_hub.VTResNetForImageClassification(
         vt_hub.VTResNetConfig(architecture='test_vt_resnet', pretrained_cfg=CFG)
     ).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     image = picture(123, 77)
+    assert processor.size == {'height': 96, 'width': 96}
     for loaded in (
         AutoImageProcessor.from_pretrained(tmp_path),
         vt_hub.VTResNetImageProcessor.from_pretrained(tmp_path),
     ):
         assert torch.equal(loaded(image)['pixel_values'], processor(image)['pixel_values'])
+    (tmp_path / 'preprocessor_config.json').unlink()
+    of_the_model = AutoImageProcessor.from_pretrained(tmp_path)
+    plain = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    assert torch.equal(of_the_model(image)['pixel_values'], plain(image)['pixel_values'])
+
+
+def test_arrays_of_other_kinds():
+    processor = vt_hub.VTResNetImageProcessor(pretrained_cfg={**CFG, 'mean': (0.5,) * 3, 'std': (0.5,) * 3})
+    white = {
+        'bool': np.ones((9, 9), bool),
+        'grey': np.full((9, 9), 255, np.uint8),
+        'uint16': np.full((9, 9), 65535, np.uint16),
+        'float in 0..1': np.ones((9, 9, 3), np.float32),
+        'float in 0..255': np.full((9, 9, 3), 255.0),
+        'rgba': np.full((9, 9, 4), 255, np.uint8),
+        'bf16': torch.ones(3, 9, 9, dtype=torch.bfloat16),
+    }
+    for name, image in white.items():
+        assert torch.equal(processor(image)['pixel_values'], torch.ones(1, 3, 64, 64)), name
+        assert torch.equal(processor([image, image])['pixel_values'], torch.ones(2, 3, 64, 64)), name

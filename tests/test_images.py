@@ -89,8 +89,35 @@ def test_find_images(tmp_path):
     assert found == ['a.JPG', 'b.png', 'sub/c.webp']
     assert find_images([str(tmp_path / '*.png')]) == [tmp_path / 'b.png']
     assert find_images([str(tmp_path / 'notes.txt'), 'missing.png'])[0].name == 'notes.txt'
-    with pytest.raises(FileNotFoundError, match='No image found in'):
-        find_images([str(tmp_path / '*.gif')])
+    nothing = [str(tmp_path / '*.gif'), str(tmp_path / 'sub')]
+    (tmp_path / 'sub' / 'c.webp').unlink()
+    assert [str(path) for path in find_images(nothing)] == nothing
+    with pytest.raises(ValueError, match='it is a folder without images'):
+        read_image(nothing[1])
+
+
+def test_dark_images_of_16_bits_stay_dark(tmp_path):
+    image = Image.fromarray(np.full((9, 9), 200, np.uint16))
+    assert np.asarray(read_image(save(tmp_path, image))).max() <= 1
+
+
+def test_palettes_with_transparency_are_read_silently(tmp_path, recwarn):
+    image = Image.new('P', (9, 9))
+    image.save(tmp_path / 'p.png', transparency=bytes([0, 128]))
+    assert read_image(tmp_path / 'p.png').mode == 'RGB'
+    assert not recwarn.list
+
+
+def test_strips_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='it is a strip of 2000 x 1 pixels'):
+        read_image(save(tmp_path, Image.new('L', (2000, 1))))
+
+
+def test_channels(tmp_path):
+    path = save(tmp_path, Image.new('RGB', (9, 9)))
+    assert read_image(path, 1).mode == 'L'
+    with pytest.raises(ValueError, match='A model with 2 channels'):
+        read_image(path, 2)
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path):

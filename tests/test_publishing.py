@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import vt_hub
 from vt_hub import cli
-from vt_hub.publishing import verify
+from vt_hub.publishing import checks, verify
 from vt_hub.publishing.folder import write_checksums
 
 LABELS = ['tulip', 'rose', 'daisy']
@@ -27,14 +27,13 @@ def tiny(**kwargs):
 
 @pytest.fixture
 def folder(tmp_path):
-    return vt_hub.export(tiny(), tmp_path / 'flowers', labels=LABELS, results=[RESULT])
+    return vt_hub.export(tiny(), tmp_path / 'flowers', labels=LABELS, metrics=[RESULT])
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the two loaders that need a process of their own; three tests run them."""
-    module = sys.modules['vt_hub.publishing.verify']
-    monkeypatch.setattr(module, '_subprocess', lambda code, folder: load_file(folder / 'fixture.safetensors')['logits'])
+    monkeypatch.setattr(checks, '_subprocess', lambda code, folder: load_file(folder / 'fixture.safetensors')['logits'])
 
 
 def failures(folder):
@@ -45,11 +44,12 @@ def test_an_exported_folder_passes_in_every_loader(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['vt-hub', 'verify', str(folder), '--json'])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
-    checks = {entry['name']: entry['passed'] for entry in json.loads(capsys.readouterr().out)}
-    assert list(checks) == [
-        'checksums', 'card', 'timm local-dir', 'fixture', 'transformers', 'pipeline', 'remote code', 'torch.hub',
+    found = {entry['name']: entry['passed'] for entry in json.loads(capsys.readouterr().out)}
+    assert list(found) == [
+        'checksums', 'card', 'timm local-dir', 'fixture', 'transformers', 'pipeline', 'code', 'remote code',
+        'torch.hub',
     ]  # fmt: skip
-    assert all(checks.values())
+    assert all(found.values())
     assert not exit_.value.code
 
 
@@ -95,8 +95,30 @@ def test_remote_code_that_computes_something_else_is_found(folder):
     change(folder / 'vt_resnet.py', lambda text: text.replace(b'x = x.mean(dim=1)', b'x = x.amax(dim=1)'))
     change(folder / 'vt_resnet.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.amax(dim=1)'))
     write_checksums(folder)
-    found = failures(folder)
+    assert list(failures(folder)) == ['code']  # not run unasked
+    found = {check.name: check.detail for check in verify(folder, trust_remote_code=True) if not check.passed}
     assert 'differ from those through timm' in found['remote code']
+
+
+def test_a_fixture_of_nan_is_found(folder, quick):
+    stored = load_file(folder / 'fixture.safetensors')
+    stored['logits'].fill_(float('nan'))
+    save_file(stored, folder / 'fixture.safetensors')
+    write_checksums(folder)
+    assert 'differ from the stored ones' in failures(folder)['fixture']
+
+
+def test_files_beside_the_sums_are_found(folder, quick):
+    (folder / 'optimizer.pt').write_bytes(b'')
+    assert failures(folder) == {'checksums': 'SHA256SUMS does not list optimizer.pt'}
+    (folder / 'optimizer.pt').unlink()
+    (folder / 'SHA256SUMS').write_text('')
+    assert 'does not list' in failures(folder)['checksums']
+
+
+def test_verify_from_within_the_folder(folder, quick, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert not failures('.')
 
 
 def test_a_card_without_the_licence_is_found(folder, quick):
@@ -153,6 +175,24 @@ def test_card_command(folder, tmp_path, capsys, monkeypatch, quick):
     assert not failures(folder)
 
 
+def test_a_card_is_not_lost(folder, capsys, monkeypatch):
+    before = (folder / 'README.md').read_text()
+    for args, code in ((['card', folder], 1), (['card', folder, '--repo', 'me/flowers'], 0)):
+        monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert (exit_.value.code or 0) == code
+        assert '91.25' in (folder / 'README.md').read_text()
+    after = (folder / 'README.md').read_text()
+    assert after == before.replace('local-dir:flowers', 'hf-hub:me/flowers').replace("='flowers'", "='me/flowers'")
+
+
+def test_the_licence_stays_with_the_weights(tmp_path):
+    first = vt_hub.export(tiny(), tmp_path / 'first', license='cc-by-nc-4.0', code=False)
+    second = vt_hub.export(vt_hub.load_model(str(first)), tmp_path / 'second', code=False)
+    assert ModelCard.load(second / 'README.md').data.license == 'cc-by-nc-4.0'
+
+
 def test_export_refuses_and_leaves_nothing(tmp_path):
     (tmp_path / 'there').mkdir()
     with pytest.raises(FileExistsError, match='exists already'):
@@ -163,6 +203,10 @@ def test_export_refuses_and_leaves_nothing(tmp_path):
     broken.fc.weight.data[0, 0] = float('inf')
     with pytest.raises(ValueError, match=r'fc\.weight has values that are not finite'):
         vt_hub.export(broken, tmp_path / 'new')
+    with pytest.raises(ValueError, match='Only a VT-ResNet with a classifier'):
+        vt_hub.export(tiny(num_classes=0), tmp_path / 'new')
+    with pytest.raises(ValueError, match='not made by timm'):
+        vt_hub.export(vt_hub.VTResNet(), tmp_path / 'new')
     with pytest.raises(Exception, match='undefined'):
         vt_hub.export(tiny(), tmp_path / 'new', prose='{{ nothing_of_that_name }}')
     assert [path.name for path in tmp_path.iterdir()] == ['there']

@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 from timm.layers import set_fused_attn
+from timm.models import group_parameters
 
 from vt_hub import tables
 
@@ -213,6 +214,16 @@ def test_wrong_arguments_are_refused():
         tiny(global_pool='catavgmax')
     with pytest.raises(AssertionError, match='global_pool'):
         tiny().reset_classifier(5, 'max')
+
+
+def test_layer_decay_goes_from_the_stem_to_the_head():
+    model = tiny()
+    for coarse in (False, True):
+        layer = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        names = ['conv1.weight', 'layer1.0.conv1.weight', 'layer2.0.conv1.weight', 'layer3.0.conv1.weight',
+                 'vt.embed.0.weight', 'vt.blocks.0.norm.weight', 'vt.blocks.1.norm.weight', 'fc.weight']  # fmt: skip
+        order = [layer[name] for name in names if not (coarse and name.startswith('vt.blocks.1'))]
+        assert order == list(range(len(order)))
 
 
 def test_stochastic_depth_reaches_every_stage():

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .vt_resnet import ARCHITECTURES
+
 __all__ = ['load_folder', 'load_into', 'read_foreign', 'read_json', 'read_safetensors']
 
 
@@ -75,10 +77,12 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
     keys = ['state_dict_ema', 'state_dict', 'model'][weights != 'ema' :]
     key = next((key for key in keys if key in checkpoint), '')
     state_dict = checkpoint.get(key, checkpoint)
-    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    if not isinstance(state_dict, dict):
+        raise ValueError(f'{path} is no checkpoint: its {key} is a {type(state_dict).__name__}.')
     for name, value in state_dict.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f'{path} is no state dict: {name} is a {type(value).__name__}.')
+    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
     facts = {k: checkpoint[k] for k in ('arch', 'epoch', 'metric') if key and k in checkpoint}
     if key and isinstance(checkpoint.get('args'), argparse.Namespace):
         facts['args'] = vars(checkpoint['args'])
@@ -136,6 +140,13 @@ def load_folder(folder: str | Path, **kwargs: Any) -> torch.nn.Module:
     for key, kind in (('architecture', str), ('num_classes', int), ('pretrained_cfg', dict), ('model_args', dict)):
         if not isinstance(config.get(key), kind):
             raise ValueError(f'{folder / "config.json"} has no {key}; it is no model folder of ours.')
-    model = timm.create_model(f'local-dir:{folder}', pretrained=False, **kwargs)
+    if config['architecture'] not in ARCHITECTURES:
+        raise ValueError(
+            f'{folder / "config.json"} names the architecture {config["architecture"]}, which is not ours.'
+        )
+    try:
+        model = timm.create_model(f'local-dir:{folder}', pretrained=False, **kwargs)
+    except TypeError as error:
+        raise ValueError(f'{folder / "config.json"} has a key that timm does not know: {error}.') from error
     path = folder / 'model.safetensors'
     return load_into(model, read_safetensors(path), path).eval()

@@ -14,7 +14,7 @@ from rich.table import Table
 
 app = typer.Typer(
     name='vt-hub',
-    help='Visual Transformers: classify images, list and describe models, check them against the paper.',
+    help='Visual Transformers: use, describe, verify, convert and publish the models.',
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -172,7 +172,7 @@ def export(
     ] = None,
     result: Annotated[list[Path], typer.Option(help='Result file for the card; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
-    license_: Annotated[str, typer.Option('--license', help='Licence of the weights.')] = 'apache-2.0',
+    license_: Annotated[str | None, typer.Option('--license', help='Licence; without, that of the source.')] = None,
 ):
     """Write a model folder that timm, transformers and torch.hub load.
 
@@ -183,43 +183,63 @@ def export(
     from .publishing.folder import DEFAULT_PROSE
 
     loaded, facts = load_source(source, model, weights)
-    text = prose.read_text() if prose else DEFAULT_PROSE
-    if 'epoch' in facts and not prose:
-        text += f'\n\nThe {facts["weights"]} weights of epoch {facts["epoch"]} of a training with timm.'
+    origin = ''
+    if facts:
+        epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
+        origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
     written = run(
         loaded,
         folder,
         labels=read_labels(labels) if labels else None,
-        results=read_results(result),
-        prose=text,
+        metrics=read_results(result),
+        prose=read_text(prose) if prose else DEFAULT_PROSE,
+        origin=origin,
         license=license_,
         dtype=dtype,
     )
     print(f'{written}: {loaded.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights')
 
 
+def read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no file {path}.')
+    return path.read_text()
+
+
 def read_labels(path: Path) -> list[str]:
     """Class names from a file, one a line, or the sorted names of a folder's subfolders, as ImageFolder has them."""
     if path.is_dir():
         return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_results(paths: list[Path]) -> list[dict[str, Any]]:
+    """Result files, with what a card needs of them."""
     from .checkpoints import read_json
 
-    return [read_json(path) for path in paths]
+    results = [read_json(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        dataset = result.get('dataset')
+        if not isinstance(dataset, dict) or not {'name', 'type', 'split', 'num_images'} <= dataset.keys():
+            raise ValueError(f'{path} is no result file: its dataset needs name, type, split and num_images.')
+        if 'task' not in result or not isinstance(result.get('metrics'), dict):
+            raise ValueError(f'{path} is no result file: it needs task and metrics.')
+    return results
 
 
 @app.command()
-def verify(source: Annotated[str, typer.Argument(help='Model folder, or hf-hub:ID.')], as_json: Json = False):
+def verify(
+    source: Annotated[str, typer.Argument(help='Model folder, or hf-hub:ID.')],
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
+    as_json: Json = False,
+):
     """Load a model folder in every way there is and compare; exit code 1 on any difference.
 
     Example: vt-hub verify flowers
     """
     from .publishing import verify as run
 
-    checks = run(source)
+    checks = run(source, trust_remote_code)
     if as_json:
         print_json([check.to_dict() for check in checks])
     else:
@@ -235,14 +255,21 @@ def card(
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
     repo: Annotated[str | None, typer.Option(help='Hub repository that the snippets are to load.')] = None,
 ):
-    """Write the folder's model card anew, from its config.json, result files and your text.
+    """Write the folder's model card anew from your text and result files; with --repo alone, only what it loads.
 
     Example: vt-hub card flowers --result results.json --prose about.md
     """
-    from .publishing.folder import DEFAULT_PROSE, write_card
+    from .publishing.card import retarget
+    from .publishing.folder import write_card
 
-    written = write_card(folder, read_results(result), prose.read_text() if prose else DEFAULT_PROSE, repo=repo)
-    print(written)
+    readme = folder / 'README.md'
+    if prose and result:
+        print(write_card(folder, read_results(result), read_text(prose), repo=repo))
+    elif repo and not prose and not result:
+        readme.write_text(retarget(read_text(readme), repo))
+        print(readme)
+    else:
+        raise ValueError(f'{readme} would lose its text or its figures; name --prose and --result, or only --repo.')
 
 
 @app.command()
@@ -257,6 +284,8 @@ def push(
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only verify, and say what would be published.')] = False,
 ):
     """Verify a model folder and publish it on the Hub: one commit and a tag. Prints the address.
+
+    The repository then holds the folder's files and nothing else: other files in it are deleted.
 
     Example: vt-hub push flowers --repo your-name/flowers
     """
@@ -289,9 +318,10 @@ def convert(
         Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
     ] = None,
 ):
-    """Start a VT-ResNet from a ResNet's stem..layer3; or write a folder's weights as one plain timm file.
+    """Start a VT-ResNet from a ResNet's stem..layer3; make a folder of a checkpoint; a plain timm file of a folder.
 
-    Training checkpoints become folders with `vt-hub export`.
+    A checkpoint of timm's train script (.pth.tar) or a folder of transformers becomes a model folder as by
+    `vt-hub export`, which has more options.
 
     Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
     """
@@ -299,7 +329,12 @@ def convert(
     from .publishing import export as run
 
     if target.suffix == '.safetensors':
+        if num_classes or labels:
+            raise ValueError('--num-classes and --labels go with a model folder, not with a plain timm file.')
         print(save_timm_weights(source, target))
+        return
+    if Path(source).is_dir() or Path(source).name.endswith('.pth.tar'):
+        export(source, target, labels=labels)
         return
     names = read_labels(labels) if labels else None
     classes = num_classes or (len(names) if names else None)

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from .checkpoints import load_folder, load_into, read_foreign
 from .models import list_models, load_model
-from .vt_resnet import ARCHITECTURES
 
 __all__ = ['WarmStart', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
@@ -57,7 +56,7 @@ def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:
     trunk = {
         k: v.shape for k, v in state_dict.items() if k.startswith(('conv1.', 'bn1.', 'layer1.', 'layer2.', 'layer3.'))
     }
-    for name in ARCHITECTURES:
+    for name in ('vt_resnet18', 'vt_resnet34', 'vt_resnet50', 'vt_resnet101'):
         with torch.device('meta'):
             model = timm.create_model(name, device='meta')
         if trunk == {k: v.shape for k, v in model.state_dict().items() if is_trunk(k)}:
@@ -83,6 +82,8 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         state_dict, cfg = resnet.state_dict(), resnet.pretrained_cfg
     else:
         raise ValueError(f'{source} is neither a file nor a model of timm.')
+    if any(name.startswith('vt.') for name in state_dict):
+        raise ValueError(f'{source} is a VT-ResNet already; `vt-hub export` makes a folder of it.')
     architecture = fitting_architecture(state_dict)
     if architecture is None:
         raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
@@ -117,20 +118,17 @@ def load_checkpoint(
     """
     state_dict, facts = read_foreign(path, weights)
     args = facts.pop('args', {})
-    architecture = architecture or facts.get('arch')
-    if architecture not in list_models():
+    architecture = architecture or facts.get('arch') or ''
+    if architecture.split('.')[0] not in list_models():
         raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
     if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
         raise ValueError(f'{path} has no conv1.weight or fc.weight; it is no classifier of ours.')
     data = {key: args[key] for key in ('mean', 'std', 'interpolation', 'crop_pct') if args.get(key)}
     size = args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size']))
-    model = timm.create_model(
-        architecture,
-        num_classes=len(state_dict['fc.weight']),
-        in_chans=state_dict['conv1.weight'].shape[1],
-        pretrained_cfg_overlay=data | ({'input_size': tuple(size)} if size else {}),
-        **(args.get('model_kwargs') or {}),
-    )
+    overlay = data | ({'input_size': tuple(size)} if size else {})
+    shape = {'num_classes': len(state_dict['fc.weight']), 'in_chans': state_dict['conv1.weight'].shape[1]}
+    model_args = (args.get('model_kwargs') or {}) | shape
+    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **model_args)
     return load_into(model, state_dict, path).eval(), facts
 
 

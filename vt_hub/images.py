@@ -7,56 +7,69 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-__all__ = ['find_images', 'read_image']
+__all__ = ['find_images', 'read_image', 'to_channels']
+
+
+MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
     """Files, folders (searched through, by file name extension) and glob patterns to a list of paths.
 
-    A path that does not exist is kept, so that reading it reports it.
-
-    Raises:
-        FileNotFoundError: A folder or a pattern holds no image.
+    A path that does not exist, a folder without images and a pattern without files are kept as they are, so that
+    reading them reports them.
     """
     paths = []
     for name in inputs:
         path = Path(name)
+        found = []
         if path.is_dir():
             extensions = Image.registered_extensions()
             found = sorted(p for p in path.rglob('*') if p.suffix.lower() in extensions and p.is_file())
         elif not path.exists() and glob.has_magic(name):
             found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
-        else:
-            found = [path]
-        if not found:
-            raise FileNotFoundError(f'No image found in {name}; name a file, a folder with images or a pattern.')
-        paths.extend(found)
+        paths.extend(found or [path])
     return paths
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to RGB, upright (EXIF orientation applied); 16-bit and float images keep their whole range."""
+def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Any Pillow mode to RGB, or to grey for one channel, upright (EXIF orientation applied).
+
+    Images of 16 bits and of floats keep their whole range.
+
+    Raises:
+        ValueError: A model takes neither one nor three channels.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f'A model with {channels} channels takes no image files.')
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(('I', 'F')):  # convert() would clip these to 0..255
         low, high = image.getextrema()
-        full = 255.0 if high <= 255 else 65535.0
+        full = 65535.0 if image.mode.startswith('I;16') or high > 255 else 255.0
         if image.mode == 'F' and low >= 0 and high <= 1:
             full = 1.0
         image = image.convert('F').point(lambda value: value * (255.0 / full) + 0)
-    return image.convert('RGB')
+    elif 'transparency' in image.info:
+        image = image.convert('RGBA')  # a palette with transparency is not to be read any other way
+    return image.convert('L' if channels == 1 else 'RGB')
 
 
-def read_image(path: Path | str) -> Image.Image:
-    """Read one image file as RGB, with EXIF orientation applied.
+def read_image(path: Path | str, channels: int = 3) -> Image.Image:
+    """Read one image file as RGB or grey, with EXIF orientation applied.
 
     Raises:
-        ValueError: The file is missing, empty, truncated, no image, or has more pixels than Image.MAX_IMAGE_PIXELS.
+        ValueError: The file is missing, empty, truncated, no image, has more pixels than Image.MAX_IMAGE_PIXELS, or is
+            a strip more than 1000 times as long as wide.
     """
     try:
+        if Path(path).is_dir():
+            raise ValueError('it is a folder without images')
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)  # Pillow refuses at twice its limit only
             with open(path, 'rb') as file, Image.open(file) as image:
-                return to_rgb(image)
+                if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+                    raise ValueError(f'it is a strip of {image.width} x {image.height} pixels')
+                return to_channels(image, channels)
     except Exception as error:  # a hostile file makes Pillow's decoders raise almost anything
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):

@@ -37,11 +37,14 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
             ValueError: The checkpoint lacks weights of the network, or has values that are not finite.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(name for name in info['missing_keys'] if not name.startswith('fc.'))
+        missing = set(info['missing_keys']) - {name for name, *_ in info['mismatched_keys']}
+        if 'VTResNetForImageClassification' not in (model.config.architectures or []):
+            missing -= {'fc.weight', 'fc.bias'}  # a new classifier on a checkpoint that never had one
         if missing:
+            more = f' and {len(missing) - 1} more weights' if len(missing) > 1 else ''
             raise ValueError(
-                f'The checkpoint {pretrained_model_name_or_path} lacks {missing[0]} and '
-                f'{len(missing) - 1} more weights; it does not fit {model.config.architecture}.'
+                f'The checkpoint {pretrained_model_name_or_path} lacks {min(missing)}{more}; '
+                f'it does not fit {model.config.architecture}.'
             )
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not value.is_meta and not value.isfinite().all():

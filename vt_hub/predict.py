@@ -51,7 +51,7 @@ def predict(
             result: dict[str, Any] = {'image': str(path)}
             results.append(result)
             try:
-                images.append(transform(read_image(path)))
+                images.append(transform(read_image(path, model.in_chans)))
             except ValueError as error:
                 result['error'] = str(error)
         if images:

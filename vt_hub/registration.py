@@ -51,13 +51,13 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name not in self.callbacks:
             return None
-        callback = self.callbacks.pop(name)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            callback()
+            if callback := self.callbacks.pop(name, None):
+                callback()
 
         spec.loader.exec_module = exec_module
         return spec

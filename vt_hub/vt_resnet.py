@@ -358,13 +358,11 @@ class VTResNet(VTResNetBody, nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        return dict(
+        return dict(  # later entries are later layers, whatever their numbers
             stem=r'^conv1|bn1',
-            blocks=[
-                (r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)', None),
-                (r'^vt\.embed', (4,)),
-                (r'^vt' if coarse else r'^vt\.blocks\.(\d+)', (5,)),
-            ],
+            blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)',
+            embed=r'^vt\.embed',
+            vt=r'^vt' if coarse else r'^vt\.blocks\.(\d+)',
         )
 
     @torch.jit.ignore

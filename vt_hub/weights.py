@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,10 +16,11 @@ __all__ = [
     'pretrained_folder',
 ]
 
-# published `arch.tag` -> sha256 of its model.safetensors
+# published `arch.tag` -> sha256 of its model.safetensors; the first of an architecture is its default
 PRETRAINED: dict[str, str] = {
     'vt_resnet10.digits': 'ca8727b5de5381b072e0fe3f3485615280ad767a69949534dc04c68ce558420f',
 }
+VERSION = 'v1.0.0'  # the tag under which these are published; newer weights get a newer tag
 EMBEDDED = Path(__file__).parent / 'pretrained'
 CHUNK = 1 << 20
 
@@ -30,7 +32,7 @@ def hub_id(name: str) -> str:
 
 def list_pretrained() -> list[str]:
     """Names (`arch.tag`) of all published weights."""
-    return sorted(PRETRAINED)
+    return list(PRETRAINED)
 
 
 def file_sha256(path: Path) -> str:
@@ -70,8 +72,9 @@ def read_checksums(folder: Path) -> dict[str, str]:
     sums = {}
     for line in path.read_text('utf-8', errors='replace').splitlines():
         digest, _, name = line.partition('  ')
-        if not name or PurePosixPath(name).is_absolute() or '..' in PurePosixPath(name).parts:
-            raise OSError(f'{path} has a line that names no file of the folder: {line[:80]!r}.')
+        parts = PurePosixPath(name).parts
+        if not re.fullmatch('[0-9a-f]{64}', digest) or not parts or parts[0] == '/' or '..' in parts:
+            raise OSError(f'{path} has a line that names no file of the folder: {line!r}.')
         sums[name] = digest
     return sums
 
@@ -169,7 +172,7 @@ def pretrained_folder(name: str) -> Path:
     name = resolve_name(name)
     folder = EMBEDDED / name
     if not folder.is_dir():
-        return fetch(hub_id(name), weights_sha256=PRETRAINED[name])
+        return fetch(hub_id(name), VERSION, PRETRAINED[name])
     try:
         check_folder(folder, PRETRAINED[name])
     except OSError as error:

@@ -44,7 +44,7 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """Grey images (B, 1, 64, 64) in [0, 1] to RGB in [-1, 1]: affine, ink and paper colours, blur, noise."""
+    """Grey images (B, 1, 64, 64) in [0, 1] to RGB in [-1, 1]: affine, ink and paper colours, contrast, noise."""
     B = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -151,7 +151,7 @@ def main():
         export(
             model,
             args.out,
-            results=[result],
+            metrics=[result],
             prose=(ROOT / 'card.md').read_text(),
             dtype='fp16',
             code=False,

@@ -1,8 +1,8 @@
 """Model folders: what a published model is, how it is written, described, checked and published."""
 
 from .card import build_card
+from .checks import verify
 from .folder import export
 from .hub import pull, push
-from .verify import verify
 
 __all__ = ['build_card', 'export', 'pull', 'push', 'verify']

@@ -1,11 +1,13 @@
 """Model cards: prose whose numbers come from result files, and the metadata that the Hub reads."""
 
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
 
-__all__ = ['build_card']
+__all__ = ['build_card', 'retarget']
 
 METRICS = {'top1': ('accuracy', 'top-1 accuracy (%)'), 'top5': ('accuracy', 'top-5 accuracy (%)')}
 
@@ -13,7 +15,9 @@ BODY = """\
 # {{ name }}
 
 {{ prose }}
-
+{% if origin %}
+{{ origin }}
+{% endif %}
 ## Results
 {% if results %}
 | data | split | images | {{ metrics.values() | map('last') | join(' | ') }} |
@@ -27,6 +31,8 @@ Not measured.
 {% endif %}
 ## Use it
 
+In timm, with vt_hub installed:
+
 ```python
 import timm
 import vt_hub
@@ -34,10 +40,20 @@ import vt_hub
 model = timm.create_model('{{ source }}', pretrained=True).eval()
 ```
 
+In transformers; without vt_hub, the code in this folder is what `trust_remote_code` runs:
+
 ```python
 from transformers import pipeline
 
 classify = pipeline('image-classification', model='{{ repo }}', trust_remote_code=True)
+```
+
+In torch.hub, from this folder on disk (`vt-hub pull` brings it there):
+
+```python
+import torch
+
+model = torch.hub.load('path/to/folder', 'model', source='local').eval()
 ```
 
 ## Paper
@@ -62,6 +78,7 @@ def build_card(
     source: str,
     repo: str,
     prose: str,
+    origin: str,
     results: list[dict[str, Any]],
     license: str = 'apache-2.0',
     **values: Any,
@@ -73,18 +90,20 @@ def build_card(
         source: What `timm.create_model` is to be given.
         repo: What `pipeline` is to be given: a Hub repository or a folder.
         prose: Markdown before the results, a Jinja template that reads `results`.
+        origin: A sentence after it on which weights these are.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
             `metrics`.
         license: Licence of the weights, as the Hub abbreviates it.
         values: What else the prose reads.
     """
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
     body = environment.from_string(BODY).render(
         name=name,
         source=source,
         repo=repo,
         prose=environment.from_string(prose).render(results=results, **values).strip(),
+        origin=origin,
         results=results,
         metrics=used,
     )
@@ -111,3 +130,9 @@ def build_card(
         or None,
     )
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
+
+
+def retarget(card: str, repo: str) -> str:
+    """The text of a card whose snippets load a repository on the Hub, wherever they loaded from before."""
+    card = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'hf-hub:{repo}'", card)
+    return re.sub(r"(pipeline\('image-classification', model=)'[^']*'", rf"\g<1>'{repo}'", card)

@@ -67,9 +67,13 @@ def config_of(model: VTResNet | VTResNetForImageClassification, labels: Sequence
         model: A VT-ResNet with a classifier.
         labels: Class names; without, those that the model carries, else their numbers.
     """
+    if not isinstance(model, (VTResNet, VTResNetForImageClassification)) or model.num_classes == 0:
+        raise ValueError(f'Only a VT-ResNet with a classifier becomes a model folder, not a {type(model).__name__}.')
     if isinstance(model, VTResNetForImageClassification):
         config = VTResNetConfig.from_dict(model.config.to_dict())
     else:
+        if not hasattr(model, 'pretrained_cfg'):
+            raise ValueError('The model was not made by timm.create_model, so its architecture is not known.')
         args = get_model_args(model)
         cfg = dict(model.pretrained_cfg)
         data = timm.data.resolve_model_data_config(model)
@@ -107,11 +111,14 @@ def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, 
     }
 
 
+def code_files() -> dict[str, Path]:
+    """The remote code and the torch.hub entry: name in a model folder, and the file in this package."""
+    return {name: PACKAGE / name for name in CODE} | {'hubconf.py': PACKAGE / 'publishing' / 'hubconf_folder.py'}
+
+
 def copy_code(folder: Path):
-    """Put the remote code and the torch.hub entry into a folder."""
-    for name in CODE:
-        shutil.copy(PACKAGE / name, folder)
-    shutil.copy(PACKAGE / 'publishing' / 'hubconf_folder.py', folder / 'hubconf.py')
+    for name, path in code_files().items():
+        shutil.copy(path, folder / name)
 
 
 def with_code(folder: Path, copy: Path) -> Path:
@@ -140,11 +147,12 @@ def export(
     model: VTResNet | VTResNetForImageClassification,
     folder: str | Path,
     labels: Sequence[str] | None = None,
-    results: Sequence[dict[str, Any]] = (),
+    metrics: Sequence[dict[str, Any]] = (),
     prose: str = DEFAULT_PROSE,
+    origin: str = '',
     source: str | None = None,
     repo: str | None = None,
-    license: str = 'apache-2.0',
+    license: str | None = None,
     dtype: str = 'fp32',
     code: bool = True,
 ) -> Path:
@@ -154,11 +162,12 @@ def export(
         model: A VT-ResNet classifier, timm's or transformers'.
         folder: Where to; must not exist.
         labels: Class names in the order of the logits.
-        results: Contents of result files for the card; see `build_card`.
+        metrics: Contents of result files for the card; see `build_card`.
         prose: Markdown for the card, a Jinja template.
+        origin: A sentence for the card on which weights of which training these are.
         source: What the card's timm snippet loads; without, the folder's own name.
         repo: What its pipeline snippet loads; likewise.
-        license: Licence of the weights.
+        license: Licence of the weights; without, the one that the model carries.
         dtype: 'fp32', 'fp16' or 'bf16'.
         code: Put the remote code into the folder.
 
@@ -172,12 +181,15 @@ def export(
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
     config = config_of(model, labels)
     state_dict = convert_dtype(model.state_dict(), dtype)
     for name, value in state_dict.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
-    config.pretrained_cfg['license'] = license
+    config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
+    if not config.pretrained_cfg['license']:
+        raise ValueError('The licence of the weights is not known; name it.')
     config.architectures = ['VTResNetForImageClassification']
     config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
     config.auto_map = AUTO_MAP
@@ -190,7 +202,7 @@ def export(
         if code:
             copy_code(unfinished)
         save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
-        write_card(unfinished, results, prose, source=source, repo=repo, name=folder.name)
+        write_card(unfinished, metrics, prose, origin=origin, source=source, repo=repo, name=folder.name)
         write_checksums(unfinished)
         unfinished.chmod(0o755)
         for path in unfinished.iterdir():
@@ -203,8 +215,9 @@ def export(
 
 def write_card(
     folder: Path,
-    results: Sequence[dict[str, Any]] = (),
+    metrics: Sequence[dict[str, Any]] = (),
     prose: str = DEFAULT_PROSE,
+    origin: str = '',
     source: str | None = None,
     repo: str | None = None,
     name: str | None = None,
@@ -222,8 +235,9 @@ def write_card(
         source=source or (f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
         repo=repo or name,
         prose=prose,
-        results=list(results),
-        license=config.pretrained_cfg['license'],
+        origin=origin,
+        results=list(metrics),
+        license=config.pretrained_cfg.get('license') or 'other',
         architecture=config.architecture,
         num_labels=config.num_labels,
         labels=', '.join(config.label_names),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..weights import PRETRAINED, fetch, hub_id, hub_reason, read_checksums, resolve_name
+from ..weights import PRETRAINED, VERSION, fetch, hub_id, hub_reason, read_checksums, resolve_name
+from .card import retarget
+from .checks import verify
 from .folder import with_code
-from .verify import verify
 
 __all__ = ['pull', 'push']
 
@@ -36,7 +37,7 @@ def push(
         The address of the commit or pull request; with `dry_run`, the repository and its files.
 
     Raises:
-        ValueError: The folder is not fit to be published, or the tag exists.
+        ValueError: The folder is not fit to be published, the tag exists, or the repository holds something else.
         OSError: The Hub refused or failed; then there is no tag, and either no commit or, if only its answer was lost
             or the tag failed, the whole one.
     """
@@ -49,25 +50,29 @@ def push(
     with tempfile.TemporaryDirectory() as tmp:
         copy = with_code(folder, Path(tmp) / folder.resolve().name)
         card = copy / 'README.md'
-        text = card.read_text().replace(f"'local-dir:{copy.name}'", f"'hf-hub:{repo_id}'")
-        card.write_text(text.replace(f"model='{copy.name}'", f"model='{repo_id}'"))
-        names = sorted(path.relative_to(copy).as_posix() for path in copy.rglob('*') if path.is_file())
+        card.write_text(retarget(card.read_text(), repo_id))
+        names = sorted([*read_checksums(copy), 'README.md', 'SHA256SUMS'])
         if dry_run:
             return f'{repo_id}: {", ".join(names)}'
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
-            exists = not create_pr and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}
-            if not exists:
-                stale = set(api.list_repo_files(repo_id)) - {*names, '.gitattributes'}
+            refs = api.list_repo_refs(repo_id)
+            exists = not create_pr and tag in {ref.name for ref in refs.tags}
+            published = set(api.list_repo_files(repo_id)) - {'.gitattributes', 'README.md'}
+            foreign = bool(published) and 'SHA256SUMS' not in published
+            if not exists and not foreign:
                 commit = api.create_commit(  # not upload_folder, which may split or repeat a commit
                     repo_id,
                     [CommitOperationAdd(name, copy / name) for name in names]
-                    + [CommitOperationDelete(name) for name in sorted(stale)],
+                    + [CommitOperationDelete(name) for name in sorted(published - set(names))],
                     commit_message=f'{copy.name} {tag}',
                     create_pr=create_pr,
+                    parent_commit=next((ref.target_commit for ref in refs.branches if ref.name == 'main'), None),
                 )
         except Exception as error:
             raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; no version was published.') from error
+    if foreign:
+        raise ValueError(f'{repo_id} holds files that are no model folder of ours; choose another --repo.')
     if exists:
         raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
     if create_pr:
@@ -98,11 +103,13 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    source = source.removeprefix('hf-hub:')
     if '/' in source:
         cached = fetch(source, revision)
     else:
         name = resolve_name(source)
-        cached = fetch(hub_id(name), revision, PRETRAINED[name])
+        revision = revision or VERSION
+        cached = fetch(hub_id(name), revision, PRETRAINED[name] if revision == VERSION else None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:

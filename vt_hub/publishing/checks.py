@@ -1,5 +1,6 @@
 """`vt-hub verify`: load a model folder in every way there is, and compare."""
 
+import filecmp
 import os
 import subprocess
 import sys
@@ -10,15 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from ..checkpoints import load_folder, read_json
+from ..predict import label_names
 from ..weights import check_folder, fetch, read_checksums
-from .folder import with_code
+from .folder import code_files, with_code
 
 __all__ = ['Check', 'verify']
 
@@ -62,14 +64,15 @@ class Check:
         return asdict(self)
 
 
-def verify(source: str | Path) -> list[Check]:
+def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     """Check a model folder: sums, card, fixture, and that every loader computes the same logits.
 
     Args:
         source: A folder, or `hf-hub:ID` for one on the Hub.
+        trust_remote_code: Run the folder's own code even if it is not what this version of the package writes.
 
     Returns:
-        The checks in order; a check that cannot be made because an earlier one failed is left out.
+        The checks in order. Where the checksums or the first loader fail, nothing more is loaded.
 
     Raises:
         OSError: The folder does not exist or cannot be downloaded.
@@ -90,30 +93,26 @@ def verify(source: str | Path) -> list[Check]:
     found: dict[str, torch.Tensor] = {}
 
     def timm_loads() -> str:
-        stored = load_file(folder / 'fixture.safetensors')
+        pixels = load_file(folder / 'fixture.safetensors')['pixel_values'].float()
         with torch.inference_mode():
-            found['logits'] = load_folder(folder)(stored['pixel_values'].float())
+            found['logits'] = load_folder(folder)(pixels)
+            _compare(found['logits'], timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(pixels))
         return f'{found["logits"].shape[1]} classes'
 
-    def fixture_fits() -> str:
-        stored = load_file(folder / 'fixture.safetensors')['logits']
-        difference = (stored - found['logits']).abs().max().item()
-        if difference > TOLERANCE * stored.abs().max().item():
-            raise ValueError(f'the logits differ from the stored ones by {difference:.2e}')
-        return f'within {difference:.1e} of the stored logits'
-
-    check('checksums', lambda: _checksums(folder))
+    if not check('checksums', lambda: _checksums(folder)):
+        return checks
     check('card', lambda: _card(folder))
     if not check('timm local-dir', timm_loads):
         return checks
-    check('fixture', fixture_fits)
+    check('fixture', lambda: _fixture(folder, found['logits']))
     with _no_progress_bars():
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
         check('pipeline', lambda: _pipeline(folder))
-    with tempfile.TemporaryDirectory() as tmp:
-        copy = with_code(folder, Path(tmp) / folder.name)
-        check('remote code', lambda: _compare(found['logits'], _subprocess(REMOTE_CODE, copy)))
-        check('torch.hub', lambda: _compare(found['logits'], _subprocess(TORCH_HUB, copy)))
+    if check('code', lambda: _code(folder, trust_remote_code)):
+        with tempfile.TemporaryDirectory() as tmp:
+            copy = with_code(folder, Path(tmp) / folder.resolve().name)
+            check('remote code', lambda: _compare(found['logits'], _subprocess(REMOTE_CODE, copy)))
+            check('torch.hub', lambda: _compare(found['logits'], _subprocess(TORCH_HUB, copy)))
     return checks
 
 
@@ -133,20 +132,54 @@ def _no_progress_bars() -> Iterator[None]:
 
 def _checksums(folder: Path) -> str:
     check_folder(folder)
-    return f'{len(read_checksums(folder))} files as listed'
+    listed = read_checksums(folder).keys()
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
+    there = {name for name in there if not name.startswith(('.git', '.cache/'))} - {'README.md', 'SHA256SUMS'}
+    for name in sorted(there - listed):
+        raise ValueError(f'SHA256SUMS does not list {name}')
+    for name in sorted({'config.json', 'model.safetensors', 'fixture.safetensors'} - listed):
+        raise ValueError(f'the folder has no {name}')
+    return f'{len(listed)} files as listed'
 
 
 def _card(folder: Path) -> str:
-    card = ModelCard.load(folder / 'README.md')
+    data = ModelCard.load(folder / 'README.md').data
+    for key in ('license', 'library_name', 'pipeline_tag', 'tags', 'model_name'):
+        if not getattr(data, key, None):
+            raise ValueError(f'the card has no {key}')
     license = read_json(folder / 'config.json').get('pretrained_cfg', {}).get('license')
-    if not card.data.license or card.data.license != license:
-        raise ValueError(f'the card says licence {card.data.license}, config.json says {license}')
-    return f'licence {license}, {len(card.data.eval_results or [])} metrics'
+    if data.license != license:
+        raise ValueError(f'the card says licence {data.license}, config.json says {license}')
+    return f'licence {license}, {len(data.eval_results or [])} metrics'
+
+
+def _fixture(folder: Path, logits: torch.Tensor) -> str:
+    stored = load_file(folder / 'fixture.safetensors')['logits']
+    if stored.shape != logits.shape:
+        raise ValueError(f'the stored logits have the shape {list(stored.shape)}, not {list(logits.shape)}')
+    difference = (stored - logits).abs().max().item()
+    if not difference <= TOLERANCE * stored.abs().max().item():  # NaN is no fit either
+        raise ValueError(f'the logits differ from the stored ones by {difference:.2e}')
+    return f'within {difference:.1e} of the stored logits'
+
+
+def _code(folder: Path, trusted: bool) -> str:
+    """Whether the code in the folder is this package's own, which alone is run unasked."""
+    files = code_files()
+    others = sorted(path.name for path in folder.glob('*.py') if path.name not in files)
+    others += [
+        name for name in files if (folder / name).exists() and not filecmp.cmp(folder / name, files[name], False)
+    ]
+    if others and not trusted:
+        raise ValueError(
+            f'{others[0]} is not the code of this version of vt_hub; read it, then pass --trust-remote-code to run it'
+        )
+    return "not this package's, trusted" if others else "this package's own"
 
 
 def _compare(expected: torch.Tensor, actual: torch.Tensor) -> str:
-    difference = (expected - actual).abs().max().item()
-    if difference:
+    if not torch.equal(expected, actual):
+        difference = (expected - actual).abs().max().item() if expected.shape == actual.shape else float('nan')
         raise ValueError(f'the logits differ from those through timm by {difference:.2e}')
     return 'equal to timm'
 
@@ -161,31 +194,28 @@ def _transformers(folder: Path) -> torch.Tensor:
 
 def _pipeline(folder: Path) -> str:
     """The pipeline's labels and scores for an image against those through timm's own transform."""
-    import timm
     from transformers import pipeline
 
-    from ..predict import label_names
-
-    noise = np.random.default_rng(0).integers(0, 256, (123, 157, 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
     model = load_folder(folder)
+    image = Image.effect_noise((157, 123), 100).convert('L' if model.in_chans == 1 else 'RGB')
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    if model.in_chans == 1:
-        image = image.convert('L')
     with torch.inference_mode():
-        scores = model(transform(image)[None]).softmax(-1)[0]
-    classify = pipeline('image-classification', model=str(folder))
-    best = classify(image, top_k=1)[0]
-    label = label_names(model)[int(scores.argmax())]
-    if best['label'] != label or abs(best['score'] - scores.max().item()) > 1e-6:
-        raise ValueError(f'it says {best["label"]} ({best["score"]:.6f}), timm {label} ({scores.max().item():.6f})')
-    return 'same label and score as timm'
+        scores = model(transform(image)[None]).softmax(-1)[0].tolist()
+    expected = dict(zip(label_names(model), scores, strict=True))
+    results = pipeline('image-classification', model=str(folder))(image, top_k=model.num_classes)
+    for result in results:
+        label, score = result['label'], result['score']
+        if abs(score - expected.get(label, float('nan'))) < 1e-6:
+            continue
+        raise ValueError(f'it gives {label} {score:.6f}, timm {expected.get(label, "no such label")}')
+    return f'{len(results)} labels and scores as timm gives them'
 
 
 def _subprocess(code: str, folder: Path) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as tmp:
         outputs = Path(tmp) / 'outputs.safetensors'
-        environment = os.environ | {
+        secrets = ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')
+        environment = {key: value for key, value in os.environ.items() if key not in secrets} | {
             'OMP_NUM_THREADS': str(torch.get_num_threads()),  # sums are rounded alike by as many threads only
             'HF_MODULES_CACHE': tmp,
             'HF_HUB_OFFLINE': '1',
