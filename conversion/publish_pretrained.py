@@ -1,4 +1,4 @@
-"""Publish the embedded folders: python conversion/publish_pretrained.py [--dry-run] [--tag v1.0.0] [NAME ...].
+"""Publish the embedded folders: python conversion/publish_pretrained.py [--dry-run] [--tag TAG] [NAME ...].
 
 Each goes to its own repository in VT_HUB_NAMESPACE, verified first. A folder that fails does not keep the others back.
 """
@@ -7,12 +7,13 @@ import argparse
 import sys
 
 import vt_hub
+from vt_hub.weights import VERSION
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', default=vt_hub.list_pretrained(), metavar='NAME', help='default: all')
-    parser.add_argument('--tag', default='v1.0.0', help='version of the weights')
+    parser.add_argument('--tag', default=VERSION, help='version of the weights')
     parser.add_argument('--dry-run', action='store_true', help='only verify, and say what would be published')
     args = parser.parse_args()
     failed = 0

@@ -11,21 +11,6 @@ import vt_hub
 from vt_hub import cli, tables
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command; returns its exit code, stdout and stderr."""
-    monkeypatch.delenv('VT_HUB_DEBUG', raising=False)
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def test_predict_reads_the_samples(run, samples):
     code, out, err = run('predict', samples, '--topk', 1)
     assert (code, err) == (0, '')

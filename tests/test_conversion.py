@@ -1,5 +1,4 @@
 import argparse
-import sys
 
 import pytest
 import timm
@@ -7,15 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vt_hub
-from vt_hub import cli, conversion
+from vt_hub import conversion
 from vt_hub.checkpoints import load_folder
-
-
-def run(monkeypatch, *args):
-    monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    return exit_.value.code or 0
 
 
 def tiny(seed=0, **kwargs):
@@ -48,14 +40,14 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(('weights', 'seed'), [('ema', 2), ('raw', 1)])
-def test_training_checkpoint_to_folder(tmp_path, monkeypatch, capsys, checkpoint, weights, seed):
+def test_training_checkpoint_to_folder(tmp_path, run, checkpoint, weights, seed):
     classes = tmp_path / 'train'
     for name in ('rose', 'daisy', 'tulip'):
         (classes / name).mkdir(parents=True)
     folder = tmp_path / 'flowers'
-    code = run(monkeypatch, 'export', checkpoint, folder, '--weights', weights, '--labels', classes)
+    code, out, _ = run('export', checkpoint, folder, '--weights', weights, '--labels', classes)
     assert code == 0
-    assert f'{weights} weights' in capsys.readouterr().out
+    assert f'{weights} weights' in out
     model = load_folder(folder)
     expected = tiny(seed, num_tokens=8).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
@@ -63,35 +55,35 @@ def test_training_checkpoint_to_folder(tmp_path, monkeypatch, capsys, checkpoint
     assert cfg['input_size'] == (3, 80, 80) or cfg['input_size'] == [3, 80, 80]
     assert (cfg['crop_pct'], cfg['interpolation'], list(cfg['std'])) == (1.0, 'bilinear', [0.25] * 3)
     assert list(cfg['label_names']) == ['daisy', 'rose', 'tulip']  # as ImageFolder numbers them
-    assert f'The {weights} weights of epoch 7' in (folder / 'README.md').read_text()
+    assert f'These are the {weights} weights of epoch 7' in (folder / 'README.md').read_text()
 
 
-def test_convert_takes_training_checkpoints_too(tmp_path, monkeypatch, checkpoint):
+def test_convert_takes_training_checkpoints_too(tmp_path, run, checkpoint):
     content = torch.load(checkpoint, weights_only=False)
     content['arch'] = 'vt_resnet10.digits'  # as after a fine-tuning of published weights
     content['state_dict_ema'] = timm.create_model('vt_resnet10', num_classes=2).state_dict()
     content['args'] = argparse.Namespace(model_kwargs={'num_classes': 2})
     torch.save(content, checkpoint)
-    assert run(monkeypatch, 'convert', checkpoint, tmp_path / 'folder') == 0
+    assert run('convert', checkpoint, tmp_path / 'folder')[0] == 0
     model = load_folder(tmp_path / 'folder')
     assert all(torch.equal(v, content['state_dict_ema'][k]) for k, v in model.state_dict().items())
     assert list(model.pretrained_cfg['mean']) == [0.5] * 3
 
 
-def test_transformers_checkpoint_to_folder(tmp_path, monkeypatch):
+def test_transformers_checkpoint_to_folder(tmp_path, run):
     config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', id2label={0: 'no', 1: 'yes'})
     model = vt_hub.VTResNetForImageClassification(config).eval()
     model.save_pretrained(tmp_path / 'checkpoint')
-    assert run(monkeypatch, 'export', tmp_path / 'checkpoint', tmp_path / 'folder', '--dtype', 'fp32') == 0
+    assert run('export', tmp_path / 'checkpoint', tmp_path / 'folder', '--dtype', 'fp32')[0] == 0
     x = torch.randn(1, 3, 64, 64)
     loaded = load_folder(tmp_path / 'folder')
     assert torch.equal(loaded(x), model(x).logits)
     assert list(loaded.pretrained_cfg['label_names']) == ['no', 'yes']
 
 
-def test_folder_to_a_timm_file(tmp_path, monkeypatch):
+def test_folder_to_a_timm_file(tmp_path, run):
     folder = vt_hub.export(tiny(), tmp_path / 'm', dtype='fp16', code=False)
-    assert run(monkeypatch, 'convert', folder, tmp_path / 'plain.safetensors') == 0
+    assert run('convert', folder, tmp_path / 'plain.safetensors')[0] == 0
     model = timm.create_model('test_vt_resnet', num_classes=3, checkpoint_path=str(tmp_path / 'plain.safetensors'))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in load_folder(folder).state_dict().items())
     assert all(v.dtype != torch.float16 for v in load_file(tmp_path / 'plain.safetensors').values())
@@ -114,16 +106,16 @@ def test_warm_start_takes_the_trunk(tmp_path, depth):
     assert len(start.copied) + len(start.new) == len(start.model.state_dict())
 
 
-def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, monkeypatch, capsys):
+def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, monkeypatch, run):
     create = timm.create_model
 
     def offline(name, pretrained=False, **kwargs):  # the download itself is timm's
         return create(name, pretrained=pretrained and name.startswith('vt_'), **kwargs)
 
     monkeypatch.setattr(timm, 'create_model', offline)
-    code = run(monkeypatch, 'convert', 'resnet18.a1_in1k', tmp_path / 'start', '--num-classes', 4)
+    code, out, _ = run('convert', 'resnet18.a1_in1k', tmp_path / 'start', '--num-classes', 4)
     assert code == 0
-    assert 'copied 90 tensors (2.79 M values)' in capsys.readouterr().out
+    assert 'copied 90 tensors (2.79 M values)' in out
     card = (tmp_path / 'start' / 'README.md').read_text()
     assert '**Stage 5 and the classifier are\nuntrained**' in card
     model = load_folder(tmp_path / 'start')

@@ -7,7 +7,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,7 @@ def export(
     config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
     config.auto_map = AUTO_MAP
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    try:
+    with written_whole(folder) as unfinished:
         save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
         config.save_pretrained(unfinished)
         if code:
@@ -204,13 +203,23 @@ def export(
         save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
         write_card(unfinished, metrics, prose, origin=origin, source=source, repo=repo, name=folder.name)
         write_checksums(unfinished)
+    return folder
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into, which becomes `folder` if all goes well, and nothing if not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        yield unfinished
         unfinished.chmod(0o755)
-        for path in unfinished.iterdir():
-            path.chmod(0o644)
+        for path in unfinished.rglob('*'):
+            if path.is_file():
+                path.chmod(0o644)
         os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
 
 
 def write_card(

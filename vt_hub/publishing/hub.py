@@ -1,6 +1,5 @@
 """Model folders to the Hugging Face Hub and back."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from ..weights import PRETRAINED, VERSION, fetch, hub_id, hub_reason, read_checksums, resolve_name
 from .card import retarget
 from .checks import verify
-from .folder import with_code
+from .folder import with_code, written_whole
 
 __all__ = ['pull', 'push']
 
@@ -110,17 +109,12 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
         name = resolve_name(source)
         revision = revision or VERSION
         cached = fetch(hub_id(name), revision, PRETRAINED[name] if revision == VERSION else None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:
-        card = ['README.md'] if (cached / 'README.md').is_file() else []
-        for name in [*read_checksums(cached), 'SHA256SUMS', *card]:
-            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(cached / name, unfinished / name)
-        unfinished.chmod(0o755)
-        os.rename(unfinished, folder)
+        with written_whole(folder) as unfinished:
+            card = ['README.md'] if (cached / 'README.md').is_file() else []
+            for name in [*read_checksums(cached), 'SHA256SUMS', *card]:
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(cached / name, unfinished / name)
     except OSError as error:
         raise OSError(f'Cannot write {folder}: {error.strerror or error}; nothing was written.') from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
