@@ -1,0 +1,104 @@
+import pytest
+import torch
+from test_layers import (
+    apply,
+    assert_close,
+    linear,
+    naive_layer_norm,
+    naive_pool,
+    naive_projector,
+    naive_transformer,
+    rows,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from vt_hub.vt_fpn import SegmentationFPN, VTDecoder
+
+
+def tiny(decoder='vt', **kwargs):
+    torch.manual_seed(0)
+    arguments = {'num_classes': 5, 'dim': 16, 'token_dim': 24, 'num_tokens': 4, 'hidden_dim': 8, **kwargs}
+    return SegmentationFPN('test_resnet', decoder, **arguments)
+
+
+def macs(size, num_classes, backbone, decoder):
+    """Multiply-accumulates in 10**9 of the decoder and of the whole network."""
+    with torch.device('meta'):
+        model = SegmentationFPN(backbone, decoder, num_classes=num_classes, device='meta').eval()
+        image = torch.empty(1, 3, *size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        logits = model(image)
+    assert logits.shape == (1, num_classes, -(-size[0] // 4), -(-size[1] // 4))
+    counts = counter.get_flop_counts()
+    return [sum(counts[name].values()) / 2e9 for name in ('SegmentationFPN.decoder', 'Global')]
+
+
+@pytest.mark.parametrize(
+    ('size', 'num_classes', 'vt', 'fpn'), [((800, 1216), 54, 8.5, 55.1), ((473, 473), 20, 2.0, 12.8)]
+)
+def test_decoder_macs_are_those_of_tables_9_and_10(size, num_classes, vt, fpn):
+    assert macs(size, num_classes, 'resnet50', 'vt')[0] == pytest.approx(vt, rel=0.04)
+    assert macs(size, num_classes, 'resnet50', 'fpn')[0] == pytest.approx(fpn, rel=0.01)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@torch.no_grad()
+def test_decoder_is_the_papers_equations_over_all_levels(float64):
+    """Against a transcription in float64: pool each level, one transformer over all tokens, project its own back."""
+    torch.manual_seed(0)
+    num_tokens = 3
+    decoder = VTDecoder([4, 6], dim=5, token_dim=8, num_tokens=num_tokens).eval()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter)
+    maps = [torch.randn(2, 4, 6, 5), torch.randn(2, 6, 3, 3)]
+    actual, tokens, attention = decoder.forward_tokens(maps)
+    for b in range(2):
+        laterals, pooled = [], []
+        for i, x in enumerate(maps):
+            lateral = decoder.laterals[i]
+            X = rows(x[b]) @ lateral.weight[:, :, 0, 0].t() + lateral.bias
+            laterals.append(X.t().reshape(5, *x.shape[2:]))
+            T, A = naive_pool(laterals[i], linear(decoder.tokenizers[i].filters), 5**0.5)
+            assert_close(attention[i][b], A)
+            pooled.append(apply(T, decoder.tokenizers[i].proj))
+        T = naive_layer_norm(naive_transformer(torch.cat(pooled), decoder.mixer), decoder.norm)
+        assert_close(tokens[b], T)
+        for i, own in enumerate(T.split(num_tokens)):
+            assert_close(rows(actual[i][b]), naive_projector(laterals[i], own, decoder.projectors[i]))
+
+
+@pytest.mark.parametrize('decoder', ['vt', 'fpn'])
+def test_every_parameter_gets_a_gradient(decoder):
+    model = tiny(decoder).train()
+    model(torch.randn(2, 3, 64, 96)).pow(2).mean().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters()), decoder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('decoder', ['vt', 'fpn'])
+@pytest.mark.parametrize('size', [(64, 64), (65, 97), (96, 33), (119, 70)])
+def test_any_size(decoder, size):
+    logits = tiny(decoder).eval()(torch.randn(1, 3, *size))
+    assert logits.shape == (1, 5, -(-size[0] // 4), -(-size[1] // 4))
+    assert logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_tokens_carry_across_levels():
+    """What changes in the coarsest map reaches the finest: only the shared transformer can take it there."""
+    decoder = VTDecoder([4, 4], dim=8, token_dim=12, num_tokens=2).eval()
+    fine, coarse = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)
+    assert not torch.equal(decoder([fine, coarse])[0], decoder([fine, coarse + torch.randn(1, 4, 4, 4)])[0])
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="Unknown decoder 'x'; use 'vt' or 'fpn'"):
+        tiny('x')
+    with pytest.raises(ValueError, match='a pyramid needs 4, 8, 16 and 32'):
+        SegmentationFPN('vt_resnet18')
