@@ -131,6 +131,7 @@ def test_tables(run):
     report = json.loads(run('tables', '--json')[1])
     assert {row['table'] for row in report['rows']} == set('12345678')
     assert len(report['stages']) == 16
+    assert [row['table'] for row in report['segmentation']] == ['9'] * 4 + ['10'] * 4
     assert run('tables', '--markdown')[1] == tables.markdown()
     assert 'VT-R101' in run('tables')[1]
 

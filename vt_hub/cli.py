@@ -143,7 +143,7 @@ def tables(
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
 ):
-    """Recompute the paper's parameters and FLOPs (Tables 1 to 8 and 11) beside its figures.
+    """Recompute the paper's parameters and FLOPs (Tables 1 to 11) beside its figures.
 
     Example: vt-hub tables --markdown > docs/paper_fidelity.md
     """
@@ -152,10 +152,15 @@ def tables(
     if markdown:
         print(paper.markdown(), end='')
     elif as_json:
-        print_json({'rows': [row.to_dict() for row in paper.rows()], 'stages': paper.stages()})
+        rows = [row.to_dict() for row in paper.rows()]
+        print_json({'rows': rows, 'segmentation': paper.segmentation(), 'stages': paper.stages()})
     else:
         header = ['table', *paper.HEADER]
         print_table(header, ([row.table, *paper.cells(row)] for row in paper.rows()), header[2:])
+        print()
+        header = ['table', *paper.SEGMENTATION_HEADER]
+        cells = ([row['table'], *paper.segmentation_cells(row)] for row in paper.segmentation())
+        print_table(header, cells, header[2:])
         print()
         print_table(['table', 'model', 'stage', 'paper', 'computed'], (['11', *s.values()] for s in paper.stages()))
 

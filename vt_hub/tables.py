@@ -13,7 +13,9 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['cost', 'markdown', 'rows', 'stages']
+from .vt_fpn import SegmentationFPN
+
+__all__ = ['cost', 'markdown', 'rows', 'segmentation', 'stages']
 
 
 @cache
@@ -209,6 +211,61 @@ def stages() -> list[dict[str, str]]:
     return table
 
 
+TABLES_9_10 = (  # table, height and width, classes, backbone, printed G MACs: total and decoder with FPN, with VT-FPN
+    ('9', (800, 1216), 54, 'resnet50', (159, 55.1), (113, 8.5)),
+    ('9', (800, 1216), 54, 'resnet101', (231, 55.1), (185, 8.5)),
+    ('10', (473, 473), 20, 'resnet50', (37.1, 12.8), (26.4, 2.0)),
+    ('10', (473, 473), 20, 'resnet101', (54.4, 12.8), (43.6, 2.0)),
+)
+
+
+@cache
+def _segmentation_cost(backbone: str, decoder: str, num_classes: int, size: tuple[int, int]) -> list[float]:
+    """G MACs of the decoder, of the network with timm's ResNet, and with the stride in the first 1x1 convolutions."""
+    with torch.device('meta'):
+        model = SegmentationFPN(backbone, decoder, num_classes=num_classes, device='meta').eval()
+        image = torch.empty(1, 3, *size)
+    costs = []
+    for stage in ('decoder', '', 'stride moved'):
+        if stage == 'stride moved':  # as in the ResNet that the paper's totals are of
+            for name in ('layer2', 'layer3', 'layer4'):
+                block = model.backbone[name][0]
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(image)
+        name = 'SegmentationFPN.decoder' if stage == 'decoder' else 'Global'
+        costs.append(sum(counter.get_flop_counts()[name].values()) / 2e9)
+    return costs
+
+
+def segmentation() -> list[dict[str, Any]]:
+    """Tables 9 and 10: G MACs of the pyramid decoder and of the whole network, printed and computed."""
+    table = []
+    for number, size, num_classes, backbone, *printed in TABLES_9_10:
+        for decoder, (total, own) in zip(('fpn', 'vt'), printed, strict=True):
+            computed = _segmentation_cost(backbone, decoder, num_classes, size)
+            row = {'table': number, 'row': f'{backbone} {"VT-FPN" if decoder == "vt" else "FPN"}'}
+            for name, paper, value in (
+                ('decoder', own, computed[0]),
+                ('total', total, computed[1]),
+                ('total, stride in the 1x1', total, computed[2]),
+            ):
+                row[name] = {'paper': paper, 'computed': value, 'difference': 100 * (value / paper - 1)}
+            table.append(row)
+    return table
+
+
+def segmentation_cells(row: dict[str, Any]) -> list[str]:
+    """The printed columns of a row of Tables 9 and 10."""
+    columns = [row['row'], f'{row["decoder"]["paper"]}', f'{row["decoder"]["computed"]:.2f}']
+    columns += [_percent(row['decoder']['difference']), f'{row["total"]["paper"]}']
+    for name in ('total', 'total, stride in the 1x1'):
+        columns += [f'{row[name]["computed"]:.1f}', _percent(row[name]['difference'])]
+    return columns
+
+
+SEGMENTATION_HEADER = ['row', 'decoder', 'computed', 'diff', 'total', 'timm', 'diff', 'stride in 1x1', 'diff']
 CONTRADICTIONS = """\
 1. The map of VT-R18 and VT-R34 has 256 channels in section 4 and 512 in Table 11. The counts say 512.
 2. VT-R34 has four costs: 3236 M / 19.2 M (Table 8), 3246 M / 21.9 M (Table 4), 3280 M / 21.9 M (Tables 2, 3, 7) and
@@ -283,6 +340,18 @@ def markdown() -> str:
             if row.note and row.note not in notes:
                 notes.append(row.note)
         lines += ['', *notes] if notes else []
+    lines += [
+        '',
+        '## Tables 9 and 10',
+        '',
+        'G MACs of the pyramid decoder (with laterals, without semantic head) and of the whole network, at 800 x 1216',
+        "with 54 classes and at 473 x 473 with 20. The paper's totals are of a ResNet with the stride in the first",
+        "1x1 convolution of a block; timm's has it in the 3x3. Both are shown; the package uses timm's.",
+        '',
+        '| table | ' + ' | '.join(SEGMENTATION_HEADER) + ' |',
+        '|---|---|' + '---:|' * (len(SEGMENTATION_HEADER) - 1),
+    ]
+    lines += [f'| {row["table"]} | ' + ' | '.join(segmentation_cells(row)) + ' |' for row in segmentation()]
     lines += ['', '## Table 11', '', '| model | stage | paper | computed |', '|---|---|---|---|']
     lines += ['| ' + ' | '.join(stage.values()) + ' |' for stage in stages()]
     lines += ['', '## Where the paper contradicts itself', '', CONTRADICTIONS]
