@@ -3,7 +3,6 @@
 import json
 import pickle
 import struct
-import sys
 
 import pytest
 import timm
@@ -11,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vt_hub
-from vt_hub import cli
 from vt_hub.checkpoints import load_folder, read_foreign
 from vt_hub.conversion import load_checkpoint, save_timm_weights, warm_start
 
@@ -80,7 +78,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize('damage', DAMAGE)
-def test_weights_of_a_folder(folder, capsys, monkeypatch, damage):
+def test_weights_of_a_folder(folder, run, damage):
     spoil, message = DAMAGE[damage]
     path = folder / 'model.safetensors'
     spoil(path)
@@ -95,13 +93,10 @@ def test_weights_of_a_folder(folder, capsys, monkeypatch, damage):
     assert not (folder / 'out.safetensors').exists()
     checks = {check.name: check.passed for check in vt_hub.verify(folder)}
     assert checks == {'checksums': False}  # nothing is loaded from it
-    monkeypatch.setattr(sys, 'argv', ['vt-hub', 'export', str(folder), str(folder / 'again')])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert exit_.value.code == 1
-    captured = capsys.readouterr()
-    assert str(path) in captured.err
-    assert 'code ran' not in captured.out
+    code, out, err = run('export', folder, folder / 'again')
+    assert code == 1
+    assert str(path) in err
+    assert 'code ran' not in out
     assert not (folder / 'again').exists()
 
 

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import timm
@@ -8,7 +7,6 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import vt_hub
-from vt_hub import cli
 from vt_hub.publishing import checks, verify
 from vt_hub.publishing.folder import write_checksums
 
@@ -40,17 +38,15 @@ def failures(folder):
     return {check.name: check.detail for check in verify(folder) if not check.passed}
 
 
-def test_an_exported_folder_passes_in_every_loader(folder, capsys, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['vt-hub', 'verify', str(folder), '--json'])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    found = {entry['name']: entry['passed'] for entry in json.loads(capsys.readouterr().out)}
+def test_an_exported_folder_passes_in_every_loader(folder, run):
+    code, out, _ = run('verify', folder, '--json')
+    found = {entry['name']: entry['passed'] for entry in json.loads(out)}
     assert list(found) == [
         'checksums', 'card', 'timm local-dir', 'fixture', 'transformers', 'pipeline', 'code', 'remote code',
         'torch.hub',
     ]  # fmt: skip
     assert all(found.values())
-    assert not exit_.value.code
+    assert code == 0
 
 
 @pytest.mark.parametrize('name', vt_hub.list_pretrained())
@@ -134,13 +130,11 @@ def test_labels_in_another_order_are_found(folder, quick):
     assert 'timm' in failures(folder)['pipeline']
 
 
-def test_verify_exits_1_on_a_difference(folder, capsys, monkeypatch, quick):
+def test_verify_exits_1_on_a_difference(folder, run, quick):
     (folder / 'SHA256SUMS').unlink()
-    monkeypatch.setattr(sys, 'argv', ['vt-hub', 'verify', str(folder)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert exit_.value.code == 1
-    assert 'FAILED' in capsys.readouterr().out
+    code, out, _ = run('verify', folder)
+    assert code == 1
+    assert 'FAILED' in out
 
 
 def test_verify_names_a_missing_folder(tmp_path):
@@ -159,14 +153,11 @@ def test_card(folder):
         assert text in card.text
 
 
-def test_card_command(folder, tmp_path, capsys, monkeypatch, quick):
+def test_card_command(folder, tmp_path, run, quick):
     (tmp_path / 'r.json').write_text(json.dumps({**RESULT, 'metrics': {'top1': 12.5}}))
     (tmp_path / 'about.md').write_text('Read by {{ results[0].dataset.num_images }} bees.')
     args = ['card', folder, '--result', tmp_path / 'r.json', '--prose', tmp_path / 'about.md', '--repo', 'me/flowers']
-    monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert not exit_.value.code
+    assert run(*args)[0] == 0
     text = (folder / 'README.md').read_text()
     assert 'Read by 120 bees.' in text
     assert "'hf-hub:me/flowers'" in text
@@ -175,13 +166,10 @@ def test_card_command(folder, tmp_path, capsys, monkeypatch, quick):
     assert not failures(folder)
 
 
-def test_a_card_is_not_lost(folder, capsys, monkeypatch):
+def test_a_card_is_not_lost(folder, run):
     before = (folder / 'README.md').read_text()
     for args, code in ((['card', folder], 1), (['card', folder, '--repo', 'me/flowers'], 0)):
-        monkeypatch.setattr(sys, 'argv', ['vt-hub', *map(str, args)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        assert (exit_.value.code or 0) == code
+        assert run(*args)[0] == code
         assert '91.25' in (folder / 'README.md').read_text()
     after = (folder / 'README.md').read_text()
     assert after == before.replace('local-dir:flowers', 'hf-hub:me/flowers').replace("='flowers'", "='me/flowers'")

@@ -15,10 +15,14 @@ from .vt_resnet import ARCHITECTURES
 __all__ = ['load_folder', 'load_into', 'read_foreign', 'read_json', 'read_safetensors']
 
 
+def find_not_finite(state_dict: dict[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor with NaN or infinite values."""
+    return next((k for k, v in state_dict.items() if v.is_floating_point() and not v.isfinite().all()), None)
+
+
 def check_finite(state_dict: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    for name, value in state_dict.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f'{path} has values that are not finite in {name}; it was not loaded.')
+    if name := find_not_finite(state_dict):
+        raise ValueError(f'{path} has values that are not finite in {name}; it was not loaded.')
     return state_dict
 
 

@@ -265,14 +265,13 @@ def card(
     Example: vt-hub card flowers --result results.json --prose about.md
     """
     from .publishing.card import retarget
-    from .publishing.folder import write_card
+    from .publishing.folder import save_card, write_card
 
     readme = folder / 'README.md'
     if prose and result:
         print(write_card(folder, read_results(result), read_text(prose), repo=repo))
     elif repo and not prose and not result:
-        readme.write_text(retarget(read_text(readme), repo))
-        print(readme)
+        print(save_card(folder, retarget(read_text(readme), repo)))
     else:
         raise ValueError(f'{readme} would lose its text or its figures; name --prose and --result, or only --repo.')
 

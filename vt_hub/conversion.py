@@ -15,6 +15,7 @@ from .models import list_models, load_model
 
 __all__ = ['WarmStart', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
+PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
 WARM_START_PROSE = """\
 A {{{{ architecture }}}} whose stem and layer1..layer3 come from `{source}`. **Stage 5 and the classifier are
 untrained**: this is a start for fine-tuning and answers nothing by itself.
@@ -87,7 +88,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
     architecture = fitting_architecture(state_dict)
     if architecture is None:
         raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
-    overlay = {key: cfg[key] for key in ('mean', 'std', 'interpolation', 'crop_pct') if key in cfg}
+    overlay = {key: cfg[key] for key in PREPROCESSING if key in cfg}
     model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **kwargs)
     copied = {k: v for k, v in state_dict.items() if is_trunk(k) and not k.startswith('layer4.')}
     model.load_state_dict(copied, strict=False)
@@ -123,7 +124,7 @@ def load_checkpoint(
         raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
     if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
         raise ValueError(f'{path} has no conv1.weight or fc.weight; it is no classifier of ours.')
-    data = {key: args[key] for key in ('mean', 'std', 'interpolation', 'crop_pct') if args.get(key)}
+    data = {key: args[key] for key in PREPROCESSING if args.get(key)}
     size = args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size']))
     overlay = data | ({'input_size': tuple(size)} if size else {})
     shape = {'num_classes': len(state_dict['fc.weight']), 'in_chans': state_dict['conv1.weight'].shape[1]}
@@ -139,8 +140,6 @@ def load_source(
 
     See `load_checkpoint` for the arguments, which matter for files only, and for what is returned.
     """
-    if Path(source).is_dir():
-        return load_folder(source), {}
     if Path(source).is_file():
         return load_checkpoint(source, architecture, weights)
     return load_model(source), {}

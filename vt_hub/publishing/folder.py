@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models import get_model_args
 
-from ..checkpoints import read_json
+from ..checkpoints import find_not_finite, read_json
 from ..configuration_vt import VTResNetConfig
 from ..modeling_vt import VTResNetForImageClassification
 from ..vt_resnet import VTResNet
@@ -185,9 +185,8 @@ def export(
     model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
     config = config_of(model, labels)
     state_dict = convert_dtype(model.state_dict(), dtype)
-    for name, value in state_dict.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
+    if name := find_not_finite(state_dict):
+        raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
     config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
     if not config.pretrained_cfg['license']:
         raise ValueError('The licence of the weights is not known; name it.')
@@ -234,7 +233,7 @@ def write_card(
     """Write a folder's README.md from its config.json; see `export` for the arguments.
 
     Returns:
-        Its path. An older card is replaced at once, when the new one is whole.
+        Its path.
     """
     folder = Path(folder)
     config = VTResNetConfig.from_dict(read_json(folder / 'config.json'))
@@ -251,8 +250,13 @@ def write_card(
         num_labels=config.num_labels,
         labels=', '.join(config.label_names),
     )
+    return save_card(folder, str(card))
+
+
+def save_card(folder: Path, text: str) -> Path:
+    """Write README.md; an older one is replaced at once, when the new one is whole. Returns its path."""
     unfinished = folder / '.README.md'
-    card.save(unfinished)
+    unfinished.write_text(text, encoding='utf-8')
     return unfinished.replace(folder / 'README.md')
 
 
