@@ -10,7 +10,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from vt_hub import cli, tables
-from vt_hub.models import list_models
+from vt_hub.models import list_models, task_of
 from vt_hub.publishing import checks
 from vt_hub.weights import list_pretrained
 
@@ -74,12 +74,13 @@ def test_paper_fidelity_is_what_the_command_prints():
 
 
 def model_table():
-    lines = ['| model | params (M) | MACs (M) | weights |', '|---|---:|---:|---|']
+    lines = ['| model | params (M) | MACs (M) | at | weights |', '|---|---:|---:|---:|---|']
     for name in list_models():
         if not name.startswith('test_'):
-            params, macs = tables.cost(name)
+            size = 512 if task_of(name) == 'image-segmentation' else 224
+            params, macs = tables.cost(name, size=(size, size))
             weights = ', '.join(f'`{tag}`' for tag in list_pretrained() if tag.split('.')[0] == name)
-            lines.append(f'| `{name}` | {params:.2f} | {macs:.0f} | {weights} |')
+            lines.append(f'| `{name}` | {params:.2f} | {macs:.0f} | {size} | {weights} |')
     return '\n'.join(lines)
 
 

@@ -13,25 +13,25 @@ from test_layers import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from vt_hub import tables
-from vt_hub.vt_fpn import SegmentationFPN, VTDecoder
+from vt_hub.vt_fpn import VTFPN, VTDecoder
 
 
 def tiny(decoder='vt', **kwargs):
     torch.manual_seed(0)
     arguments = {'num_classes': 5, 'dim': 16, 'token_dim': 24, 'num_tokens': 4, 'hidden_dim': 8, **kwargs}
-    return SegmentationFPN('test_resnet', decoder, **arguments)
+    return VTFPN(backbone='test_resnet', decoder=decoder, **arguments)
 
 
 def macs(size, num_classes, backbone, decoder):
     """Multiply-accumulates in 10**9 of the decoder and of the whole network."""
     with torch.device('meta'):
-        model = SegmentationFPN(backbone, decoder, num_classes=num_classes, device='meta').eval()
+        model = VTFPN(backbone=backbone, decoder=decoder, num_classes=num_classes, device='meta').eval()
         image = torch.empty(1, 3, *size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         logits = model(image)
     assert logits.shape == (1, num_classes, -(-size[0] // 4), -(-size[1] // 4))
     counts = counter.get_flop_counts()
-    return [sum(counts[name].values()) / 2e9 for name in ('SegmentationFPN.decoder', 'Global')]
+    return [sum(counts[name].values()) / 2e9 for name in ('VTFPN.decoder', 'Global')]
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="Unknown decoder 'x'; use 'vt' or 'fpn'"):
         tiny('x')
     with pytest.raises(ValueError, match='a pyramid needs 4, 8, 16 and 32'):
-        SegmentationFPN('vt_resnet18')
+        VTFPN(backbone='vt_resnet18')

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from .registration import register_all
+from .vt_fpn import VTFPN
 from .vt_resnet import VTResNet
 from .weights import list_pretrained, pretrained_folder
 
@@ -14,6 +15,9 @@ _LAZY = {  # imported on first use: these need transformers or the Hub client
     'VTResNetForImageClassification': 'modeling_vt',
     'VTResNetBackbone': 'modeling_vt',
     'VTResNetImageProcessor': 'image_processing_vt',
+    'VTFPNConfig': 'configuration_vt',
+    'VTFPNForSemanticSegmentation': 'modeling_vt',
+    'VTFPNImageProcessor': 'image_processing_vt',
     'list_models': 'models',
     'load_model': 'models',
     'export': 'publishing',
@@ -21,7 +25,7 @@ _LAZY = {  # imported on first use: these need transformers or the Hub client
     'push': 'publishing',
     'pull': 'publishing',
 }
-__all__ = ['VTResNet', 'list_pretrained', 'pretrained_folder', *_LAZY]
+__all__ = ['VTFPN', 'VTResNet', 'list_pretrained', 'pretrained_folder', *_LAZY]
 
 
 def __getattr__(name: str):

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .vt_resnet import ARCHITECTURES
+from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
+from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
 
 __all__ = ['load_folder', 'load_into', 'read_foreign', 'read_json', 'read_safetensors']
 
@@ -144,7 +145,7 @@ def load_folder(folder: str | Path, **kwargs: Any) -> torch.nn.Module:
     for key, kind in (('architecture', str), ('num_classes', int), ('pretrained_cfg', dict), ('model_args', dict)):
         if not isinstance(config.get(key), kind):
             raise ValueError(f'{folder / "config.json"} has no {key}; it is no model folder of ours.')
-    if config['architecture'] not in ARCHITECTURES:
+    if config['architecture'] not in {**VT_RESNET_ARCHITECTURES, **VT_FPN_ARCHITECTURES}:
         raise ValueError(
             f'{folder / "config.json"} names the architecture {config["architecture"]}, which is not ours.'
         )

@@ -1,4 +1,4 @@
-"""VT-ResNet model configuration"""
+"""VT-ResNet and VT-FPN model configurations"""
 
 from typing import Any
 
@@ -6,20 +6,72 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .vt_resnet import ARCHITECTURES, default_cfgs
+from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
+from .vt_fpn import default_cfgs as vt_fpn_default_cfgs
+from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
+from .vt_resnet import default_cfgs as vt_resnet_default_cfgs
 
-__all__ = ['VTResNetConfig']
+__all__ = ['VTConfig', 'VTFPNConfig', 'VTResNetConfig']
 
 # written for timm on every save, from the labels and the architecture
 DERIVED = ('num_classes', 'label_names', 'label_descriptions', 'num_features', 'global_pool', 'stage_names')
 
 
-@strict
-class VTResNetConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""
-    Configuration of a VT-ResNet. Its `config.json` is timm's as well: both libraries load the same folder.
+class VTConfig(PreTrainedConfig):
+    """What the configurations share. Their `config.json` is timm's as well: both libraries load the same folder.
 
     The labels live in `id2label` alone; what timm needs of them is written from there on every save.
+    """
+
+    known_architectures = {}  # arguments of each architecture's `build`
+    default_cfgs = {}  # timm's
+
+    architecture: str = ''
+    model_args: dict[str, Any] | None = None
+    pretrained_cfg: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.architecture not in self.known_architectures:
+            raise ValueError(
+                f'Unknown architecture {self.architecture!r}; use one of '
+                f'{", ".join(map(repr, self.known_architectures))}.'
+            )
+        label_names, descriptions = kwargs.get('label_names'), kwargs.get('label_descriptions') or {}
+        if self.id2label is None and label_names and 'num_labels' not in kwargs:
+            self.id2label = {i: descriptions.get(name, name) for i, name in enumerate(label_names)}
+            self.label2id = {name: i for i, name in self.id2label.items()}
+        for key in DERIVED:
+            kwargs.pop(key, None)
+        self.model_args = dict(self.model_args or {})
+        default = self.default_cfgs[self.architecture].default.to_dict(remove_source=True)
+        self.pretrained_cfg = dict(self.pretrained_cfg or default)
+        for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
+            self.pretrained_cfg.pop(key, None)
+        super().__post_init__(**kwargs)
+
+    @property
+    def build_args(self) -> dict[str, Any]:
+        """Arguments of the network's `build`, all but `num_classes`."""
+        in_chans = self.pretrained_cfg.get('input_size', (3,))[0]
+        return {**self.known_architectures[self.architecture], 'in_chans': in_chans, **self.model_args}
+
+    @property
+    def label_names(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return [self.id2label[i] for i in range(self.num_labels)]
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output['num_classes'] = self.num_labels
+        output['label_names'] = self.label_names
+        output['pretrained_cfg'] = {**self.pretrained_cfg, 'num_classes': self.num_labels}
+        return output
+
+
+@strict
+class VTResNetConfig(BackboneConfigMixin, VTConfig):
+    r"""
+    Configuration of a VT-ResNet; see `VTConfig`.
 
     Args:
         architecture (`str`, *optional*, defaults to `"vt_resnet50"`):
@@ -41,47 +93,45 @@ class VTResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     ```"""
 
     model_type = 'vt_resnet'
+    known_architectures = VT_RESNET_ARCHITECTURES
+    default_cfgs = vt_resnet_default_cfgs
 
     architecture: str = 'vt_resnet50'
-    model_args: dict[str, Any] | None = None
-    pretrained_cfg: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f'Unknown architecture {self.architecture!r}; use one of {", ".join(map(repr, ARCHITECTURES))}.'
-            )
-        label_names, descriptions = kwargs.get('label_names'), kwargs.get('label_descriptions') or {}
-        if self.id2label is None and label_names and 'num_labels' not in kwargs:
-            self.id2label = {i: descriptions.get(name, name) for i, name in enumerate(label_names)}
-            self.label2id = {name: i for i, name in self.id2label.items()}
-        for key in DERIVED:
-            kwargs.pop(key, None)
-        self.model_args = dict(self.model_args or {})
-        default = default_cfgs[self.architecture].default.to_dict(remove_source=True)
-        self.pretrained_cfg = dict(self.pretrained_cfg or default)
-        for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
-            self.pretrained_cfg.pop(key, None)
         self.stage_names = ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
         self.set_output_features_output_indices(
             out_indices=kwargs.pop('out_indices', None), out_features=kwargs.pop('out_features', None)
         )
         super().__post_init__(**kwargs)
 
-    @property
-    def build_args(self) -> dict[str, Any]:
-        """Arguments of `VTResNetBody.build`, all but `num_classes`."""
-        in_chans = self.pretrained_cfg.get('input_size', (3,))[0]
-        return {**ARCHITECTURES[self.architecture], 'in_chans': in_chans, **self.model_args}
 
-    @property
-    def label_names(self) -> list[str]:
-        """Class names in the order of the logits."""
-        return [self.id2label[i] for i in range(self.num_labels)]
+@strict
+class VTFPNConfig(VTConfig):
+    r"""
+    Configuration of a VT-FPN, or of the panoptic FPN beside it; see `VTConfig`.
 
-    def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        output['num_classes'] = self.num_labels
-        output['label_names'] = self.label_names
-        output['pretrained_cfg'] = {**self.pretrained_cfg, 'num_classes': self.num_labels}
-        return output
+    Args:
+        architecture (`str`, *optional*, defaults to `"vt_fpn_resnet50"`):
+            Name of the timm architecture.
+        model_args (`dict[str, Any]`, *optional*):
+            Arguments of `VTFPNBody.build` that differ from the architecture's, such as `{"decoder": "fpn"}`.
+        pretrained_cfg (`dict[str, Any]`, *optional*):
+            timm's description of the weights: preprocessing, licence, origin. Defaults to the architecture's.
+
+    Example:
+
+    ```python
+    >>> from vt_hub import VTFPNConfig, VTFPNForSemanticSegmentation
+
+    >>> configuration = VTFPNConfig(architecture="vt_fpn_resnet50", num_labels=21)
+    >>> model = VTFPNForSemanticSegmentation(configuration)  # random weights
+    >>> model.config.num_labels
+    21
+    ```"""
+
+    model_type = 'vt_fpn'
+    known_architectures = VT_FPN_ARCHITECTURES
+    default_cfgs = vt_fpn_default_cfgs
+
+    architecture: str = 'vt_fpn_resnet50'

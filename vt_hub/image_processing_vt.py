@@ -1,10 +1,11 @@
-"""Image processor of VT-ResNet"""
+"""Image processors of VT-ResNet and VT-FPN"""
 
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -12,7 +13,7 @@ from transformers.image_utils import ImageInput
 
 from .images import to_channels
 
-__all__ = ['VTResNetImageProcessor']
+__all__ = ['VTFPNImageProcessor', 'VTResNetImageProcessor']
 
 # timm's names of what decides the evaluation transform
 DATA_KEYS = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
@@ -102,6 +103,110 @@ class VTResNetImageProcessor(BaseImageProcessor):
         if return_tensors == 'pt':
             return BatchFeature({'pixel_values': torch.stack(pixels)})
         return BatchFeature({'pixel_values': [p.numpy() for p in pixels]}, tensor_type=return_tensors)
+
+
+class VTFPNImageProcessor(VTResNetImageProcessor):
+    r"""
+    timm's evaluation transform for images and their label maps, and the way back from logits to label maps.
+
+    The transform must be one that keeps every pixel where it was, relative to the image: timm's `crop_mode`
+    `"squash"`, which resizes to exactly the model's input size whatever the image's shape.
+
+    Args:
+        pretrained_cfg (`dict[str, Any]`, *optional*):
+            timm's preprocessing: `input_size`, `interpolation`, `mean`, `std`.
+        size (`int`, `tuple[int, int]` or `dict[str, int]`, *optional*):
+            Output size, (height, width), or a dict of them, in place of the one in `pretrained_cfg`.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            Label 0 of the maps means "not labelled" and becomes 255; every other is lowered by one.
+    """
+
+    def __init__(
+        self,
+        pretrained_cfg: dict[str, Any] | None = None,
+        size: int | tuple[int, int] | dict[str, int] | None = None,
+        do_reduce_labels: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__({**(pretrained_cfg or {}), 'crop_pct': 1.0, 'crop_mode': 'squash'}, size)
+        self.do_reduce_labels = do_reduce_labels
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: Any = None,
+        size: int | tuple[int, int] | dict[str, int] | None = None,
+        do_reduce_labels: bool | None = None,
+        return_tensors: str | None = 'pt',
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """
+        Args:
+            images: One image or a batch: PIL, numpy (uint8, or float in 0..1), tensor, file name or URL.
+            segmentation_maps: Label map of each image: PIL, of mode L or P, or an integer array (H, W).
+            size: Output size, or (height, width), for this call.
+            do_reduce_labels: As the processor's, for this call.
+            return_tensors: 'pt', 'np' or None for a list.
+
+        Returns:
+            `pixel_values`, (B, channels, height, width), and with label maps `labels`, (B, height, width).
+        """
+        batch = super().preprocess(images, size=size, return_tensors=return_tensors)
+        if segmentation_maps is not None:
+            reduce = self.do_reduce_labels if do_reduce_labels is None else do_reduce_labels
+            _, height, width = self._override(self.pretrained_cfg, size, None)['input_size']
+            single = isinstance(segmentation_maps, Image.Image) or getattr(segmentation_maps, 'ndim', 3) == 2
+            labels = []
+            for labels_of_one in [segmentation_maps] if single else segmentation_maps:
+                label_map = reduce_labels(to_label_map(labels_of_one)) if reduce else to_label_map(labels_of_one)
+                resized = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
+                labels.append(np.array(resized, dtype=np.int64))
+            if len(labels) != len(batch['pixel_values']):
+                raise ValueError(f'{len(batch["pixel_values"])} images came with {len(labels)} segmentation maps.')
+            batch['labels'] = BatchFeature({'labels': labels}, tensor_type=return_tensors)['labels']
+        return batch
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """
+        Args:
+            outputs: What the model returned, with `logits` (B, num_labels, h, w).
+            target_sizes: Size of each label map, (height, width), usually the image's; without, the logits' own.
+
+        Returns:
+            Label maps, one (height, width) of integers for each image.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(f'{len(logits)} images were segmented, but {len(target_sizes)} target sizes were given.')
+        return [
+            F.interpolate(one[None].float(), size=tuple(map(int, size)), mode='bilinear', align_corners=False)[
+                0
+            ].argmax(0)
+            for one, size in zip(logits, target_sizes, strict=True)
+        ]
+
+
+def to_label_map(labels: Any) -> np.ndarray:
+    """Label map as (H, W) of uint8; a palette's indices stay what they are.
+
+    Raises:
+        ValueError: It has several channels, or values outside 0..255.
+    """
+    array = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
+    if array.ndim != 2:
+        raise ValueError(f'A segmentation map is (height, width) of class indices, not {array.shape}.')
+    if array.dtype != np.uint8 and array.size and not 0 <= array.min() <= array.max() <= 255:
+        raise ValueError(f'A segmentation map has values from {array.min()} to {array.max()}, not from 0 to 255.')
+    return array.astype(np.uint8)
+
+
+def reduce_labels(label_map: np.ndarray) -> np.ndarray:
+    """0 to 255 and every other label to the one below; 255 stays."""
+    return np.where((label_map == 0) | (label_map == 255), 255, label_map - 1).astype(np.uint8)
 
 
 def flatten(images: Any) -> list[Any]:

@@ -1,33 +1,48 @@
-"""PyTorch VT-ResNet models for transformers: the network of vt_resnet.py under transformers' base class."""
+"""PyTorch models for transformers: the networks of vt_resnet.py and vt_fpn.py under transformers' base class."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vt import VTResNetConfig
+from .configuration_vt import VTFPNConfig, VTResNetConfig
+from .vt_fpn import VTFPNBody
 from .vt_layers import TransformerMixer
 from .vt_resnet import VTResNetBody
 
-__all__ = ['VTResNetBackbone', 'VTResNetForImageClassification', 'VTResNetModel', 'VTResNetPreTrainedModel']
+__all__ = [
+    'VTFPNForSemanticSegmentation',
+    'VTPreTrainedModel',
+    'VTResNetBackbone',
+    'VTResNetForImageClassification',
+    'VTResNetModel',
+    'VTResNetPreTrainedModel',
+]
+
+IGNORE_INDEX = 255
 
 
-class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
-    """Base of the VT-ResNet models: how they are built, initialised and run. The state dict is the timm model's."""
+class VTPreTrainedModel(PreTrainedModel):
+    """What the models share: the state dict is the timm model's, and weights are never silently random."""
 
-    config_class = VTResNetConfig
     base_model_prefix = ''
     main_input_name = 'pixel_values'
     input_modalities = ('image',)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule']
+    _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule', 'VTDecoder']
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -38,7 +53,7 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         missing = set(info['missing_keys']) - {name for name, *_ in info['mismatched_keys']}
-        if 'VTResNetForImageClassification' not in (model.config.architectures or []):
+        if not any('For' in name for name in model.config.architectures or []):
             missing -= {'fc.weight', 'fc.bias'}  # a new classifier on a checkpoint that never had one
         if missing:
             more = f' and {len(missing) - 1} more weights' if len(missing) > 1 else ''
@@ -51,14 +66,10 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
                 raise ValueError(
                     f'The checkpoint {pretrained_model_name_or_path} has values that are not finite in {name}.'
                 )
+        for value in model.parameters():
+            if value.device.type == 'cpu' and value.data_ptr() % 64:
+                value.data = value.data.clone()  # mapped from the file; some CPUs round otherwise where it is unaligned
         return (model, info) if output_loading_info else model
-
-    def build_from(self, config: VTResNetConfig, num_classes: int):
-        self.build(**config.build_args, num_classes=num_classes)
-        for module in self.modules():
-            if hasattr(module, 'zero_init_last'):  # told to the norm itself: _init_weights sees leaf modules only
-                (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
-        self.apply_attn_implementation()
 
     def apply_attn_implementation(self):
         for module in self.modules():
@@ -74,14 +85,37 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """timm's initialisation, through functions that leave loaded tensors alone."""
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-        elif isinstance(module, (nn.Linear, nn.Conv1d)):
+        """torch's own initialisation, through functions that leave loaded tensors alone."""
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+            if getattr(module, 'zero_init', False):
+                init.zeros_(module.weight)
+
+    def get_input_embeddings(self):
+        return None  # pixels are not embedded by a table
+
+
+class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
+    """Base of the VT-ResNet models: how they are built, initialised and run."""
+
+    config_class = VTResNetConfig
+
+    def build_from(self, config: VTResNetConfig, num_classes: int):
+        self.build(**config.build_args, num_classes=num_classes)
+        for module in self.modules():
+            if hasattr(module, 'zero_init_last'):  # told to the norm itself: _init_weights sees leaf modules only
+                (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
+        self.apply_attn_implementation()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Conv2d):  # as timm's ResNet
+            init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         else:
             super()._init_weights(module)
             if getattr(module, 'zero_init', False):
@@ -103,9 +137,6 @@ class VTResNetPreTrainedModel(VTResNetBody, PreTrainedModel):
         hidden_states = (*maps, x) if output_hidden_states else None
         attentions = tuple(attn.unflatten(2, size) for attn in attns) if output_attentions else None
         return tokens, hidden_states, attentions
-
-    def get_input_embeddings(self):
-        return None  # pixels are not embedded by a table
 
 
 class VTResNetModel(VTResNetPreTrainedModel):
@@ -210,4 +241,61 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
         return BackboneOutput(
             feature_maps=tuple(maps[index % 5] for index in self.out_indices),
             hidden_states=tuple(maps) if output_hidden_states else None,
+        )
+
+
+class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
+    """VT-FPN, or the panoptic FPN beside it, for semantic segmentation."""
+
+    config_class = VTFPNConfig
+
+    def __init__(self, config: VTFPNConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.build(**config.build_args, num_classes=config.num_labels)
+        for module in self.backbone.modules():
+            module.of_backbone = True
+        self.apply_attn_implementation()
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if not getattr(module, 'of_backbone', False):  # timm has initialised its own, or loaded them
+            super()._init_weights(module)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: Images, (B, channels, H, W).
+            labels: Class of each pixel, (B, H, W); 255 where it does not count.
+            output_hidden_states: Return the decoder's four maps, (B, dim, H / r, W / r), r = 4, 8, 16, 32.
+            output_attentions: Return the token attention of each level, (B, L, H / r, W / r); not of the panoptic FPN.
+
+        Returns:
+            `logits` (B, num_labels, H / 4, W / 4) and, with labels, `loss`: the mean cross-entropy over the labelled
+            pixels, of logits upsampled to the size of the labels.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        maps, attns = self.forward_maps(self.forward_features(pixel_values.to(self.dtype)), output_attentions)
+        logits, loss = self.head(maps), None
+        if labels is not None:
+            upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode='bilinear', align_corners=False)
+            total = F.cross_entropy(upsampled, labels, ignore_index=IGNORE_INDEX, reduction='sum')
+            loss = total / (labels != IGNORE_INDEX).sum().clamp(min=1)  # 0 where nothing is labelled, not NaN
+        return SemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(maps) if output_hidden_states else None,
+            attentions=tuple(attns) if attns else None,
         )

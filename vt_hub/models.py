@@ -10,14 +10,33 @@ from huggingface_hub import ModelCard
 
 from .checkpoints import load_folder
 from .predict import label_names
+from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
+from .vt_fpn import VTFPN, VTDecoder
 from .weights import PRETRAINED, fetch, list_pretrained, pretrained_folder, resolve_name
 
-__all__ = ['describe', 'describe_pretrained', 'list_models', 'load_model']
+__all__ = ['describe', 'describe_pretrained', 'find_folder', 'list_models', 'load_model', 'task_of']
 
 
 def list_models() -> list[str]:
     """Names of all architectures of this package."""
-    return timm.list_models(module='vt_resnet')
+    return timm.list_models(module='vt_resnet') + timm.list_models(module='vt_fpn')
+
+
+def task_of(name: str) -> str:
+    """What an architecture does, as the Hub names it: 'image-classification' or 'image-segmentation'."""
+    return 'image-segmentation' if name in VT_FPN_ARCHITECTURES else 'image-classification'
+
+
+def find_folder(source: str) -> Path:
+    """The local folder of published weights (`vt_resnet10.digits`), of a path, or of `hf-hub:ID`, checked.
+
+    Raises:
+        LookupError: Nothing is published under that name.
+        OSError: It is damaged, or cannot be had.
+    """
+    if source.startswith('hf-hub:'):
+        return fetch(source.removeprefix('hf-hub:'))
+    return Path(source) if Path(source).is_dir() else pretrained_folder(source)
 
 
 def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
@@ -32,10 +51,8 @@ def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
         LookupError: No such model, or no weights for it.
         ValueError: The folder's configuration or weights are damaged.
     """
-    if source.startswith('hf-hub:'):
-        return load_folder(fetch(source.removeprefix('hf-hub:')))
-    if Path(source).is_dir():
-        return load_folder(source)
+    if source.startswith('hf-hub:') or Path(source).is_dir():
+        return load_folder(find_folder(source))
     names = list_models()
     if source.split('.')[0] not in names:
         near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4) or names
@@ -61,18 +78,28 @@ def describe_pretrained(name: str) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
+def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> list[int] | None:
+    """Number and width of a model's visual tokens; None for the panoptic FPN, which has none."""
+    features = model.forward_features(torch.zeros(1, *input_size))
+    if isinstance(model, VTFPN):
+        if not isinstance(model.decoder, VTDecoder):
+            return None
+        features = model.decoder.forward_tokens(features)[1]
+    return list(features.shape[1:])
+
+
 def describe(source: str) -> dict[str, Any]:
     """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
     published = [name for name in list_pretrained() if source in (name, name.split('.')[0])]
     pretrained = bool(published) or source not in list_models()
     model = load_model(source, pretrained=pretrained)
     cfg, data = model.pretrained_cfg, timm.data.resolve_model_data_config(model)
-    with torch.inference_mode():
-        tokens = model.forward_features(torch.zeros(1, *data['input_size']))
     entry = {
         'model': cfg['architecture'],
+        'task': task_of(cfg['architecture']),
         'params_m': round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
-        'tokens': list(tokens.shape[1:]),
+        'tokens': token_shape(model, data['input_size']),
         'input_size': list(data['input_size']),
         'interpolation': data['interpolation'],
         'crop_pct': data['crop_pct'],

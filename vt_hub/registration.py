@@ -11,35 +11,41 @@ __all__ = ['register_all']
 def _register_configs():
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .configuration_vt import VTResNetConfig
+    from .configuration_vt import VTFPNConfig, VTResNetConfig
 
-    AutoConfig.register(VTResNetConfig.model_type, VTResNetConfig, exist_ok=True)
+    for config in (VTResNetConfig, VTFPNConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models():
     from transformers.models.auto import modeling_auto as auto
 
-    from .configuration_vt import VTResNetConfig
-    from .modeling_vt import VTResNetBackbone, VTResNetForImageClassification, VTResNetModel
+    from .configuration_vt import VTFPNConfig, VTResNetConfig
+    from .modeling_vt import (
+        VTFPNForSemanticSegmentation,
+        VTResNetBackbone,
+        VTResNetForImageClassification,
+        VTResNetModel,
+    )
 
     auto.AutoModel.register(VTResNetConfig, VTResNetModel, exist_ok=True)
     auto.AutoModelForImageClassification.register(VTResNetConfig, VTResNetForImageClassification, exist_ok=True)
     auto.AutoBackbone.register(VTResNetConfig, VTResNetBackbone, exist_ok=True)
-    # pipelines look the class up by name in this table, and log an error where it is missing
+    auto.AutoModelForSemanticSegmentation.register(VTFPNConfig, VTFPNForSemanticSegmentation, exist_ok=True)
+    # pipelines look the class up by name in these tables, and log an error where it is missing
     auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES['vt_resnet'] = 'VTResNetForImageClassification'
+    auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES['vt_fpn'] = 'VTFPNForSemanticSegmentation'
 
 
 def _register_image_processors():
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    from .configuration_vt import VTResNetConfig
-    from .image_processing_vt import VTResNetImageProcessor
+    from .configuration_vt import VTFPNConfig, VTResNetConfig
+    from .image_processing_vt import VTFPNImageProcessor, VTResNetImageProcessor
 
-    AutoImageProcessor.register(
-        VTResNetConfig,
-        image_processor_classes={'pil': VTResNetImageProcessor, 'torchvision': VTResNetImageProcessor},
-        exist_ok=True,
-    )
+    for config, processor in ((VTResNetConfig, VTResNetImageProcessor), (VTFPNConfig, VTFPNImageProcessor)):
+        classes = {'pil': processor, 'torchvision': processor}
+        AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .vt_fpn import SegmentationFPN
+from .vt_fpn import VTFPN
 
 __all__ = ['cost', 'markdown', 'rows', 'segmentation', 'stages']
 
@@ -223,7 +223,7 @@ TABLES_9_10 = (  # table, height and width, classes, backbone, printed G MACs: t
 def _segmentation_cost(backbone: str, decoder: str, num_classes: int, size: tuple[int, int]) -> list[float]:
     """G MACs of the decoder, of the network with timm's ResNet, and with the stride in the first 1x1 convolutions."""
     with torch.device('meta'):
-        model = SegmentationFPN(backbone, decoder, num_classes=num_classes, device='meta').eval()
+        model = VTFPN(backbone=backbone, decoder=decoder, num_classes=num_classes, device='meta').eval()
         image = torch.empty(1, 3, *size)
     costs = []
     for stage in ('decoder', '', 'stride moved'):
@@ -234,7 +234,7 @@ def _segmentation_cost(backbone: str, decoder: str, num_classes: int, size: tupl
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
             model(image)
-        name = 'SegmentationFPN.decoder' if stage == 'decoder' else 'Global'
+        name = 'VTFPN.decoder' if stage == 'decoder' else 'Global'
         costs.append(sum(counter.get_flop_counts()[name].values()) / 2e9)
     return costs
 

@@ -6,16 +6,20 @@ Paper: `Visual Transformers: Token-based Image Representation and Processing for
 The baseline is the panoptic FPN, https://arxiv.org/abs/1901.02446, with the same backbone and the same semantic head.
 """
 
-from typing import List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from .vt_layers import FilterTokenizer, Projector, TransformerMixer
+from .vt_resnet import register
+from .weights import pretrained_cfg_overlay
 
-__all__ = ['SegmentationFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
+__all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
 
 
 class ConvBnAct(nn.Sequential):
@@ -53,6 +57,10 @@ class VTDecoder(nn.Module):
         self.mixer = TransformerMixer(token_dim, num_tokens * len(in_chs), **dd)
         self.norm = nn.LayerNorm(token_dim, **dd)
         self.projectors = nn.ModuleList([Projector(dim, token_dim, **dd) for _ in in_chs])
+        # projected tokens grow from zero: untrained ones would hide the maps, and training is slow to uncover them
+        for projector in self.projectors:
+            projector.norm.zero_init = True  # for transformers, which initialises module by module
+            nn.init.zeros_(projector.norm.weight)
 
     def forward_tokens(self, maps: List[torch.Tensor]) -> Tuple[List[torch.Tensor], torch.Tensor, List[torch.Tensor]]:
         """Maps (B, in_chs, H, W) to maps (B, dim, H, W), all tokens (B, levels * L, D) and attention (B, L, P)."""
@@ -127,25 +135,10 @@ class SemanticHead(nn.Module):
         return self.predictor(total)
 
 
-class SegmentationFPN(nn.Module):
-    """Semantic segmentation: a timm backbone, a pyramid decoder and the panoptic FPN's semantic head.
+class VTFPNBody:
+    """The network, apart from its base class: see `VTResNetBody` for why."""
 
-    Args:
-        backbone: Name of a timm model with maps at strides 4, 8, 16 and 32.
-        decoder: 'vt' for VT-FPN, 'fpn' for the baseline.
-        num_classes: Classes.
-        in_chans: Image channels.
-        dim: Channels of the pyramid.
-        token_dim: Width of the visual tokens.
-        num_tokens: Visual tokens of each level.
-        hidden_dim: Channels of the semantic head.
-        pretrained_backbone: Load timm's weights for the backbone.
-
-    Raises:
-        ValueError: The decoder is unknown, or the backbone has no maps at those strides.
-    """
-
-    def __init__(
+    def build(
         self,
         backbone: str = 'resnet50',
         decoder: str = 'vt',
@@ -159,12 +152,27 @@ class SegmentationFPN(nn.Module):
         device=None,
         dtype=None,
     ):
+        """
+        Args:
+            backbone: Name of a timm model with maps at strides 4, 8, 16 and 32.
+            decoder: 'vt' for VT-FPN, 'fpn' for the panoptic FPN.
+            num_classes: Classes.
+            in_chans: Image channels.
+            dim: Channels of the pyramid.
+            token_dim: Width of the visual tokens.
+            num_tokens: Visual tokens of each level.
+            hidden_dim: Channels of the semantic head.
+            pretrained_backbone: Load timm's weights for the backbone.
+
+        Raises:
+            ValueError: The decoder is unknown, or the backbone has no maps at those strides.
+        """
         dd = {'device': device, 'dtype': dtype}
-        super().__init__()
         if decoder not in ('vt', 'fpn'):
             raise ValueError(f"Unknown decoder {decoder!r}; use 'vt' or 'fpn'.")
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.hidden_dim = hidden_dim
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained_backbone, features_only=True, in_chans=in_chans, **dd
         )
@@ -179,11 +187,124 @@ class SegmentationFPN(nn.Module):
             self.decoder = TopDownDecoder(in_chs, dim, **dd)
         self.head = SemanticHead(dim, hidden_dim, len(in_chs), num_classes, **dd)
 
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True):
+        """Recompute the backbone's activations in the backward pass."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int):
+        """Replace the last convolution by a new one for other classes."""
+        weight = self.head.predictor.weight
+        self.num_classes = num_classes
+        self.head.predictor = nn.Conv2d(self.hidden_dim, num_classes, 1, device=weight.device, dtype=weight.dtype)
+
     def forward_features(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Images (B, in_chans, H, W) to the backbone's maps at strides 4, 8, 16 and 32."""
         maps = self.backbone(x)
         return [maps[i] for i in self.levels]
 
+    def forward_maps(
+        self, maps: List[torch.Tensor], attention: bool = False
+    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """The backbone's maps to the decoder's, (B, dim, H / r, W / r), and if asked for the attention of the tokens.
+
+        The attention is (B, num_tokens, H / r, W / r) for each level; the panoptic FPN has none.
+        """
+        if not attention or not isinstance(self.decoder, VTDecoder):
+            return self.decoder(maps), []
+        sizes = [x.shape[-2:] for x in maps]
+        maps, _, attns = self.decoder.forward_tokens(maps)
+        return maps, [attn.unflatten(2, size) for attn, size in zip(attns, sizes, strict=True)]
+
+
+class VTFPN(VTFPNBody, nn.Module):
+    """Semantic segmentation in timm's registry; the arguments are those of `VTFPNBody.build`."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__()
+        self.build(**kwargs)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        return dict(backbone=r'^backbone', decoder=r'^decoder', head=r'^head')
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.predictor
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes, H / 4, W / 4), rounded up."""
-        return self.head(self.decoder(self.forward_features(x)))
+        return self.head(self.forward_maps(self.forward_features(x))[0])
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        'num_classes': 54,
+        'input_size': (3, 512, 512),
+        'min_input_size': (3, 64, 64),
+        'pool_size': None,
+        'crop_pct': 1.0,
+        'crop_mode': 'squash',
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'backbone.conv1',
+        'classifier': 'head.predictor',
+        'paper_ids': 'arXiv:2006.03677',
+        'paper_name': 'Visual Transformers: Token-based Image Representation and Processing for Computer Vision',
+        'license': 'apache-2.0',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'vt_fpn_resnet50.untrained': _cfg(),
+        'vt_fpn_resnet101.untrained': _cfg(),
+        'vt_fpn_resnet10t.untrained': _cfg(input_size=(3, 128, 128), first_conv='backbone.conv1.0'),
+        'test_vt_fpn.untrained': _cfg(num_classes=5, input_size=(3, 96, 96), first_conv='backbone.conv1.0'),
+    }
+)
+
+
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
+    'vt_fpn_resnet10t': dict(backbone='resnet10t', dim=128, token_dim=512, hidden_dim=64),
+    'vt_fpn_resnet50': dict(backbone='resnet50'),
+    'vt_fpn_resnet101': dict(backbone='resnet101'),
+    'test_vt_fpn': dict(backbone='test_resnet', dim=16, token_dim=32, num_tokens=4, hidden_dim=16),
+}
+
+
+def _create_vt_fpn(variant: str, pretrained: bool = False, **kwargs: Any) -> VTFPN:
+    if kwargs.pop('features_only', False):
+        raise ValueError(f'{variant} is no backbone; use its backbone alone.')
+    if pretrained:
+        kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(
+            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
+        )
+    return build_model_with_cfg(VTFPN, variant, pretrained, **dict(ARCHITECTURES[variant], **kwargs))
+
+
+@register
+def vt_fpn_resnet10t(pretrained: bool = False, **kwargs: Any) -> VTFPN:
+    """A small VT-FPN for demos, notebooks and CPUs. It is ours, not the paper's."""
+    return _create_vt_fpn('vt_fpn_resnet10t', pretrained=pretrained, **kwargs)
+
+
+@register
+def vt_fpn_resnet50(pretrained: bool = False, **kwargs: Any) -> VTFPN:
+    """VT-FPN with ResNet-50, Tables 9 and 10."""
+    return _create_vt_fpn('vt_fpn_resnet50', pretrained=pretrained, **kwargs)
+
+
+@register
+def vt_fpn_resnet101(pretrained: bool = False, **kwargs: Any) -> VTFPN:
+    """VT-FPN with ResNet-101, Tables 9 and 10."""
+    return _create_vt_fpn('vt_fpn_resnet101', pretrained=pretrained, **kwargs)
+
+
+@register
+def test_vt_fpn(pretrained: bool = False, **kwargs: Any) -> VTFPN:
+    """A tiny VT-FPN for tests."""
+    return _create_vt_fpn('test_vt_fpn', pretrained=pretrained, **kwargs)

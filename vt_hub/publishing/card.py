@@ -9,7 +9,12 @@ from jinja2.sandbox import SandboxedEnvironment
 
 __all__ = ['build_card', 'retarget']
 
-METRICS = {'top1': ('accuracy', 'top-1 accuracy (%)'), 'top5': ('accuracy', 'top-5 accuracy (%)')}
+METRICS = {
+    'top1': ('accuracy', 'top-1 accuracy (%)'),
+    'top5': ('accuracy', 'top-5 accuracy (%)'),
+    'miou': ('mean_iou', 'mean IoU (%)'),
+    'pixel_accuracy': ('accuracy', 'pixel accuracy (%)'),
+}
 
 BODY = """\
 # {{ name }}
@@ -45,7 +50,7 @@ In transformers; without vt_hub, the code in this folder is what `trust_remote_c
 ```python
 from transformers import pipeline
 
-classify = pipeline('image-classification', model='{{ repo }}', trust_remote_code=True)
+{{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
 ```
 
 In torch.hub, from this folder on disk (`vt-hub pull` brings it there):
@@ -79,6 +84,7 @@ def build_card(
     repo: str,
     prose: str,
     origin: str,
+    task: str,
     results: list[dict[str, Any]],
     license: str = 'apache-2.0',
     **values: Any,
@@ -91,6 +97,7 @@ def build_card(
         repo: What `pipeline` is to be given: a Hub repository or a folder.
         prose: Markdown before the results, a Jinja template that reads `results`.
         origin: A sentence after it on which weights these are.
+        task: The Hub's name of what the model does, which is the pipeline's.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
             `metrics`.
         license: Licence of the weights, as the Hub abbreviates it.
@@ -104,6 +111,8 @@ def build_card(
         repo=repo,
         prose=environment.from_string(prose).render(results=results, **values).strip(),
         origin=origin,
+        task=task,
+        verb='segment' if task == 'image-segmentation' else 'classify',
         results=results,
         metrics=used,
     )
@@ -111,8 +120,8 @@ def build_card(
         model_name=name,
         license=license,
         library_name='timm',
-        pipeline_tag='image-classification',
-        tags=['image-classification', 'timm', 'transformers', 'vt_hub', 'visual-transformers'],
+        pipeline_tag=task,
+        tags=[task, 'timm', 'transformers', 'vt_hub', 'visual-transformers'],
         eval_results=[
             EvalResult(
                 task_type=result['task'],
@@ -135,4 +144,4 @@ def build_card(
 def retarget(card: str, repo: str) -> str:
     """The text of a card whose snippets load a repository on the Hub, wherever they loaded from before."""
     card = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'hf-hub:{repo}'", card)
-    return re.sub(r"(pipeline\('image-classification', model=)'[^']*'", rf"\g<1>'{repo}'", card)
+    return re.sub(r"(pipeline\('[a-z-]+', model=)'[^']*'", rf"\g<1>'{repo}'", card)

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -32,10 +34,10 @@ import sys
 sys.modules['vt_hub'] = None
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-folder, inputs, outputs = sys.argv[1:]
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
-AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+import transformers
+folder, inputs, outputs, auto_class = sys.argv[1:]
+model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith('transformers_modules.'), type(model).__module__
 with torch.inference_mode():
     save_file({'logits': model(load_file(inputs)['pixel_values'].float()).logits}, outputs)
@@ -45,7 +47,7 @@ import sys
 sys.modules['vt_hub'] = None
 import torch
 from safetensors.torch import load_file, save_file
-folder, inputs, outputs = sys.argv[1:]
+folder, inputs, outputs, _ = sys.argv[1:]
 model = torch.hub.load(folder, 'model', source='local').eval()
 with torch.inference_mode():
     save_file({'logits': model(load_file(inputs)['pixel_values'].float())}, outputs)
@@ -107,7 +109,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     check('fixture', lambda: _fixture(folder, found['logits']))
     with _no_progress_bars():
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
-        check('pipeline', lambda: _pipeline(folder))
+        check('pipeline', lambda: _segments(folder) if found['logits'].ndim == 4 else _classifies(folder))
     if check('code', lambda: _code(folder, trust_remote_code)):
         with tempfile.TemporaryDirectory() as tmp:
             copy = with_code(folder, Path(tmp) / folder.resolve().name)
@@ -184,23 +186,52 @@ def _compare(expected: torch.Tensor, actual: torch.Tensor) -> str:
     return 'equal to timm'
 
 
-def _transformers(folder: Path) -> torch.Tensor:
-    from transformers import AutoModelForImageClassification
+def _auto_class(folder: Path) -> str:
+    """transformers' Auto class of what the folder's model does."""
+    return next(name for name in read_json(folder / 'config.json')['auto_map'] if name.startswith('AutoModelFor'))
 
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+
+def _transformers(folder: Path) -> torch.Tensor:
+    import transformers
+
+    model = getattr(transformers, _auto_class(folder)).from_pretrained(folder).eval()
     with torch.inference_mode():
         return model(load_file(folder / 'fixture.safetensors')['pixel_values'].float()).logits
 
 
-def _pipeline(folder: Path) -> str:
-    """The pipeline's labels and scores for an image against those through timm's own transform."""
-    from transformers import pipeline
-
+def _timm_logits(folder: Path) -> tuple[torch.nn.Module, Image.Image, torch.Tensor]:
+    """The folder's model, an image, and the logits for it through timm's own transform."""
     model = load_folder(folder)
     image = Image.effect_noise((157, 123), 100).convert('L' if model.in_chans == 1 else 'RGB')
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     with torch.inference_mode():
-        scores = model(transform(image)[None]).softmax(-1)[0].tolist()
+        return model, image, model(transform(image)[None])
+
+
+def _segments(folder: Path) -> str:
+    """The pipeline's masks against the largest logit at every pixel."""
+    from transformers import pipeline
+
+    model, image, logits = _timm_logits(folder)
+    logits = F.interpolate(logits, size=(image.height, image.width), mode='bilinear', align_corners=False)
+    expected = logits[0].argmax(0)
+    labels = label_names(model)
+    results = pipeline('image-segmentation', model=str(folder))(image)
+    for result in results:
+        mask = torch.from_numpy(np.array(result['mask'])) > 0
+        if not torch.equal(mask, expected == labels.index(result['label'])):
+            raise ValueError(f'its mask of {result["label"]} is not where the logit of that class is the largest')
+    if len(results) != len(expected.unique()):
+        raise ValueError(f'it gives {len(results)} masks, and {len(expected.unique())} classes have the largest logit')
+    return f'{len(results)} masks as the logits have them'
+
+
+def _classifies(folder: Path) -> str:
+    """The pipeline's labels and scores for an image against those through timm's own transform."""
+    from transformers import pipeline
+
+    model, image, logits = _timm_logits(folder)
+    scores = logits.softmax(-1)[0].tolist()
     expected = dict(zip(label_names(model), scores, strict=True))
     results = pipeline('image-classification', model=str(folder))(image, top_k=model.num_classes)
     for result in results:
@@ -220,7 +251,8 @@ def _subprocess(code: str, folder: Path) -> torch.Tensor:
             'HF_MODULES_CACHE': tmp,
             'HF_HUB_OFFLINE': '1',
         }
-        command = [sys.executable, '-c', code, str(folder), str(folder / 'fixture.safetensors'), str(outputs)]
+        files = folder, folder / 'fixture.safetensors', outputs
+        command = [sys.executable, '-c', code, *map(str, files), _auto_class(folder)]
         result = subprocess.run(command, cwd=tmp, env=environment, capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(result.stderr)

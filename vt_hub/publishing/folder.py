@@ -16,10 +16,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import get_model_args
+from transformers import AutoConfig
 
-from ..checkpoints import find_not_finite, read_json
-from ..configuration_vt import VTResNetConfig
-from ..modeling_vt import VTResNetForImageClassification
+from ..checkpoints import find_not_finite
+from ..configuration_vt import VTConfig
+from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
+from ..vt_fpn import VTFPN
 from ..vt_resnet import VTResNet
 from ..weights import file_sha256
 from .card import build_card
@@ -32,16 +34,24 @@ CODE = (
     'image_processing_vt.py',
     'images.py',
     'modeling_vt.py',
+    'vt_fpn.py',
     'vt_layers.py',
     'vt_resnet.py',
     'weights.py',
 )
-AUTO_MAP = {
-    'AutoConfig': 'configuration_vt.VTResNetConfig',
-    'AutoModel': 'modeling_vt.VTResNetModel',
-    'AutoModelForImageClassification': 'modeling_vt.VTResNetForImageClassification',
-    'AutoBackbone': 'modeling_vt.VTResNetBackbone',
-    'AutoImageProcessor': 'image_processing_vt.VTResNetImageProcessor',
+AUTO_MAPS = {  # by transformers' model type
+    'vt_resnet': {
+        'AutoConfig': 'configuration_vt.VTResNetConfig',
+        'AutoModel': 'modeling_vt.VTResNetModel',
+        'AutoModelForImageClassification': 'modeling_vt.VTResNetForImageClassification',
+        'AutoBackbone': 'modeling_vt.VTResNetBackbone',
+        'AutoImageProcessor': 'image_processing_vt.VTResNetImageProcessor',
+    },
+    'vt_fpn': {
+        'AutoConfig': 'configuration_vt.VTFPNConfig',
+        'AutoModelForSemanticSegmentation': 'modeling_vt.VTFPNForSemanticSegmentation',
+        'AutoImageProcessor': 'image_processing_vt.VTFPNImageProcessor',
+    },
 }
 # parts of timm's description that tell of the weights that a model started from
 OLD_KEYS = (
@@ -57,21 +67,28 @@ OLD_KEYS = (
     'notes',
     'origin_url',
 )
+TASKS = {'vt_resnet': 'image-classification', 'vt_fpn': 'image-segmentation'}  # as the Hub names them
+START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone')  # arguments that are not the structure's
+MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
+Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-DEFAULT_PROSE = 'A {{ architecture }} (VT-ResNet) with {{ num_labels }} classes: {{ labels }}.'
+DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
 
 
-def config_of(model: VTResNet | VTResNetForImageClassification, labels: Sequence[str] | None = None) -> VTResNetConfig:
+def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
     """The configuration of a live model, timm's or transformers'.
 
     Args:
-        model: A VT-ResNet with a classifier.
+        model: A VT-ResNet or VT-FPN with a classifier.
         labels: Class names; without, those that the model carries, else their numbers.
     """
-    if not isinstance(model, (VTResNet, VTResNetForImageClassification)) or model.num_classes == 0:
-        raise ValueError(f'Only a VT-ResNet with a classifier becomes a model folder, not a {type(model).__name__}.')
-    if isinstance(model, VTResNetForImageClassification):
-        config = VTResNetConfig.from_dict(model.config.to_dict())
+    kind = next((hf for network, hf in MODELS.items() if isinstance(model, (network, hf))), None)
+    if kind is None or model.num_classes == 0:
+        raise ValueError(
+            f'Only a VT-ResNet or VT-FPN with a classifier becomes a model folder, not a {type(model).__name__}.'
+        )
+    if isinstance(model, kind):
+        config = kind.config_class.from_dict(model.config.to_dict())
     else:
         if not hasattr(model, 'pretrained_cfg'):
             raise ValueError('The model was not made by timm.create_model, so its architecture is not known.')
@@ -88,9 +105,9 @@ def config_of(model: VTResNet | VTResNetForImageClassification, labels: Sequence
         }
         if len(cfg.get('label_names') or ()) != model.num_classes:
             cfg.pop('label_names', None)
-        config = VTResNetConfig(
+        config = kind.config_class(
             architecture=cfg['architecture'],
-            model_args={k: v for k, v in args.items() if k not in ('num_classes', 'global_pool')},
+            model_args={k: v for k, v in args.items() if k not in START_ARGS},
             pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
             label_names=cfg.get('label_names'),
             label_descriptions=cfg.get('label_descriptions'),
@@ -100,16 +117,20 @@ def config_of(model: VTResNet | VTResNetForImageClassification, labels: Sequence
         if len(labels) != model.num_classes:
             raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
         config.id2label = dict(enumerate(labels))
+    config.architectures = [kind.__name__]
     config.label2id = {name: i for i, name in config.id2label.items()}
     return config
 
 
 def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
-    """Parameters in the dtype asked for; BatchNorm statistics stay in fp32, whose range they may need."""
-    return {
-        key: value.to(torch.float32 if 'running_' in key else DTYPES[dtype]) if value.is_floating_point() else value
-        for key, value in state_dict.items()
-    }
+    """Contiguous parameters in the dtype asked for; BatchNorm statistics stay in fp32, whose range they may need."""
+
+    def convert(key: str, value: torch.Tensor) -> torch.Tensor:
+        if value.is_floating_point():
+            value = value.to(torch.float32 if 'running_' in key else DTYPES[dtype])
+        return value.contiguous()  # a channels_last model's are not
+
+    return {key: convert(key, value) for key, value in state_dict.items()}
 
 
 def code_files() -> dict[str, Path]:
@@ -145,7 +166,7 @@ def write_checksums(folder: Path):
 
 @torch.inference_mode()
 def export(
-    model: VTResNet | VTResNetForImageClassification,
+    model: Network,
     folder: str | Path,
     labels: Sequence[str] | None = None,
     metrics: Sequence[dict[str, Any]] = (),
@@ -160,7 +181,7 @@ def export(
     """Write a model folder that timm, transformers and torch.hub load. Nothing is left behind if it fails.
 
     Args:
-        model: A VT-ResNet classifier, timm's or transformers'.
+        model: A VT-ResNet or VT-FPN with a classifier, timm's or transformers'.
         folder: Where to; must not exist.
         labels: Class names in the order of the logits.
         metrics: Contents of result files for the card; see `build_card`.
@@ -190,9 +211,8 @@ def export(
     config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
     if not config.pretrained_cfg['license']:
         raise ValueError('The licence of the weights is not known; name it.')
-    config.architectures = ['VTResNetForImageClassification']
     config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
-    config.auto_map = AUTO_MAP
+    config.auto_map = AUTO_MAPS[config.model_type]
 
     with written_whole(folder) as unfinished:
         save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
@@ -236,7 +256,7 @@ def write_card(
         Its path.
     """
     folder = Path(folder)
-    config = VTResNetConfig.from_dict(read_json(folder / 'config.json'))
+    config = AutoConfig.from_pretrained(folder)
     name = name or folder.resolve().name
     card = build_card(
         name=name,
@@ -246,6 +266,7 @@ def write_card(
         origin=origin,
         results=list(metrics),
         license=config.pretrained_cfg.get('license') or 'other',
+        task=TASKS[config.model_type],
         architecture=config.architecture,
         num_labels=config.num_labels,
         labels=', '.join(config.label_names),

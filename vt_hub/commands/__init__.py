@@ -1,0 +1,1 @@
+"""The commands of `vt-hub`; cli.py puts them together."""

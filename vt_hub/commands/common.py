@@ -1,0 +1,50 @@
+"""What the commands share: the application, tables, JSON, progress."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+__all__ = ['Json', 'app', 'print_json', 'print_table', 'progress', 'report_failed']
+
+app = typer.Typer(
+    name='vt-hub',
+    help='Visual Transformers: use, describe, train, verify, convert and publish the models.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
+
+
+def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()):
+    """An aligned table; cut to the width of a terminal only, never in a pipe or file."""
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style='bold', show_header=any(columns))
+    for column in columns:
+        table.add_column(column, justify='right' if column in numbers else 'left', overflow='fold')
+    for row in rows:
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def print_json(value: Any):
+    print(json.dumps(value, indent=2))
+
+
+def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """A progress bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def report_failed(failed: list[str], total: int):
+    """Name the images that failed, if any, and end with exit code 1."""
+    if failed:
+        print(f'{len(failed)} of {total} images failed:', *failed, sep='\n  ', file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,0 +1,195 @@
+"""Commands that describe and use models: list, info, predict, segment, tables."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import Json, app, print_json, print_table, progress, report_failed
+
+DEFAULT_MODEL = 'vt_resnet10.digits'
+DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
+
+
+@app.command('list')
+def list_(
+    pretrained: Annotated[bool, typer.Option('--pretrained', help='Published weights instead of models.')] = False,
+    as_json: Json = False,
+):
+    """List the models, or the published weights with size, licence, sha256 and measured metrics.
+
+    Example: vt-hub list --pretrained
+    """
+    from ..models import describe_pretrained, list_models, task_of
+    from ..tables import cost
+    from ..weights import list_pretrained
+
+    if pretrained:
+        entries = [describe_pretrained(name) for name in list_pretrained()]
+    else:
+        entries = []
+        for name in list_models():
+            task = task_of(name)
+            size = 224 if task == 'image-classification' else 512
+            params, macs = cost(name, size=(size, size))
+            entries.append(
+                {
+                    'model': name,
+                    'task': task,
+                    'params_m': round(params, 2),
+                    'macs_m': round(macs),
+                    'macs_at': size,
+                    'pretrained': [tag for tag in list_pretrained() if tag.split('.')[0] == name],
+                }
+            )
+    if as_json:
+        print_json(entries)
+    elif pretrained:
+        print_table(
+            ['weights', 'MB', 'licence', 'metrics', 'sha256'],
+            (
+                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metrics(e['metrics']), e['sha256']]
+                for e in entries
+            ),
+            ['MB'],
+        )
+    else:
+        print_table(
+            ['model', 'params (M)', 'MACs (M)', 'at', 'pretrained'],
+            ([e['model'], e['params_m'], e['macs_m'], e['macs_at'], ', '.join(e['pretrained'])] for e in entries),
+            ['params (M)', 'MACs (M)', 'at'],
+        )
+
+
+def format_metrics(metrics: list[dict[str, Any]]) -> str:
+    return ', '.join(f'{m["name"]} {m["value"]:g} on {m["dataset"]}' for m in metrics)
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')], as_json: Json = False):
+    """Describe a model: size, input, classes, weights, licence.
+
+    Example: vt-hub info vt_resnet10.digits
+    """
+    from ..models import describe
+
+    entry = describe(model)
+    if as_json:
+        print_json(entry)
+        return
+    weights = entry.pop('weights', None)
+    if weights:
+        entry |= weights | {'metrics': format_metrics(weights['metrics'])}
+    print_table(['', ''], ([key, ', '.join(map(str, v)) if isinstance(v, list) else v] for key, v in entry.items()))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
+    topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+):
+    """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
+
+    Example: vt-hub predict samples --topk 1
+    """
+    from ..images import find_images
+    from ..models import load_model
+    from ..predict import predict as run
+
+    paths = find_images(images)
+    results = run(load_model(model), paths, topk=topk, batch_size=batch_size)
+    failed = []
+    for result in progress(results, len(paths), 'Classifying'):
+        if 'error' in result:
+            failed.append(result['error'])
+        if as_json:
+            print(json.dumps(result))
+        elif 'predictions' in result:
+            classes = '  '.join(f'{p["label"]} {100 * p["score"]:.1f} %' for p in result['predictions'])
+            print(f'{result["image"]}: {classes}')
+    report_failed(failed, len(paths))
+
+
+@app.command()
+def segment(
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model.tag, folder or hf-hub:ID.')] = DEFAULT_SEGMENTER,
+    overlay: Annotated[
+        Path | None, typer.Option(help='Coloured picture with a legend to write; a folder for several images.')
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help='PNG of class numbers to write; a folder for several images.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+):
+    """Name the class of every pixel. Unreadable images are named at the end, and the exit code is then 1.
+
+    Example: vt-hub segment samples/scene.png --overlay overlay.png
+    """
+    from ..images import find_images, read_image
+    from ..models import load_model
+    from ..predict import label_names
+    from ..segment import draw_overlay, save_mask, save_picture
+    from ..segment import segment as run
+
+    paths = find_images(images)
+    targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
+    network = load_model(model)
+    labels = label_names(network)
+    failed = []
+    for path, result in zip(paths, progress(run(network, paths), len(paths), 'Segmenting'), strict=True):
+        classes = result.pop('mask', None)
+        if 'error' in result:
+            failed.append(result['error'])
+        else:
+            if overlay:
+                save_picture(draw_overlay(read_image(path), classes, labels), targets[overlay][path])
+            if mask:
+                save_mask(classes, len(labels), targets[mask][path])
+        if as_json:
+            print(json.dumps(result))
+        elif 'classes' in result:
+            shares = '  '.join(f'{c["label"]} {100 * c["share"]:.1f} %' for c in result['classes'])
+            print(f'{path}: {shares}')
+    report_failed(failed, len(paths))
+
+
+def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
+    """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it."""
+    if len(paths) == 1 and not target.is_dir():
+        return {paths[0]: target}
+    outputs = {path: target / f'{path.stem}.png' for path in paths}
+    if len(set(outputs.values())) < len(paths):
+        raise ValueError(f'Images of the same name would overwrite each other in {target}; segment them one by one.')
+    return outputs
+
+
+@app.command()
+def tables(
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
+):
+    """Recompute the paper's parameters and FLOPs (Tables 1 to 11) beside its figures.
+
+    Example: vt-hub tables --markdown > docs/paper_fidelity.md
+    """
+    from .. import tables as paper
+
+    if markdown:
+        print(paper.markdown(), end='')
+    elif as_json:
+        rows = [row.to_dict() for row in paper.rows()]
+        print_json({'rows': rows, 'segmentation': paper.segmentation(), 'stages': paper.stages()})
+    else:
+        header = ['table', *paper.HEADER]
+        print_table(header, ([row.table, *paper.cells(row)] for row in paper.rows()), header[2:])
+        print()
+        header = ['table', *paper.SEGMENTATION_HEADER]
+        cells = ([row['table'], *paper.segmentation_cells(row)] for row in paper.segmentation())
+        print_table(header, cells, header[2:])
+        print()
+        print_table(['table', 'model', 'stage', 'paper', 'computed'], (['11', *s.values()] for s in paper.stages()))

@@ -1,0 +1,115 @@
+"""Segment image files with a model's own preprocessing, and draw what was found."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from .images import read_image
+from .predict import label_names
+
+__all__ = ['colours', 'draw_overlay', 'save_mask', 'save_picture', 'segment']
+
+MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
+GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
+
+
+@torch.inference_mode()
+def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Segment image files in order.
+
+    Args:
+        model: A segmentation model in evaluation mode, through timm.
+        paths: Image files.
+
+    Yields:
+        One dict per path: `image`, and `classes`, a list of `label` and `share` (of the pixels), largest first, and
+        `mask`, the class of every pixel, (H, W) uint8; or `error`, a sentence that names the file.
+
+    Raises:
+        ValueError: The model does not segment.
+    """
+    if not hasattr(model, 'forward_maps'):
+        raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    labels = label_names(model)
+    for path in paths:
+        try:
+            image = read_image(path, model.in_chans)
+        except ValueError as error:
+            yield {'image': str(path), 'error': str(error)}
+            continue
+        size = image.height, image.width
+        logits = F.interpolate(model(transform(image)[None]), size=size, mode='bilinear', align_corners=False)
+        mask = logits[0].argmax(0).to(torch.uint8).numpy()
+        counts = np.bincount(mask.ravel(), minlength=len(labels))
+        order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
+        classes = [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
+        yield {'image': str(path), 'classes': classes, 'mask': mask}
+
+
+def colours(num_classes: int) -> np.ndarray:
+    """A colour for each class, (num_classes, 3) uint8, class 0 dark grey."""
+    hues = np.arange(num_classes) * GOLDEN % 1
+    values = np.array([1.0, 0.8, 0.6])[np.arange(num_classes) % 3]
+    ramps = np.clip(np.abs((hues[:, None] + np.array([1, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
+    table = values[:, None] * (1 - 0.85 * (1 - ramps))
+    table[:1] = 0.25
+    return np.rint(255 * table).astype(np.uint8)
+
+
+def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) -> Image.Image:
+    """The image with its classes in colour, and a legend with the share of each beside it.
+
+    Args:
+        image: RGB.
+        mask: Class of every pixel, (H, W).
+        labels: Name of every class.
+    """
+    table = colours(len(labels))
+    scale = -(-MIN_SIDE // min(image.size)) if min(image.size) < MIN_SIDE else 1
+    size = image.width * scale, image.height * scale
+    colour = Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST)
+    picture = Image.blend(image.convert('RGB').resize(size, Image.Resampling.BICUBIC), colour, 0.6)
+    counts = np.bincount(mask.ravel(), minlength=len(labels))
+    found = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
+    line = max(min(size[1] // max(len(found) + 1, 16), size[1] // 14), 12)
+    font = ImageFont.load_default(0.7 * line)
+    texts = [f'{labels[i]}  {100 * counts[i] / mask.size:.1f} %' for i in found]
+    width = round(2.5 * line + max(font.getlength(text) for text in texts))
+    sheet = Image.new('RGB', (size[0] + width, max(size[1], line * (len(found) + 1))), 'white')
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for row, (i, text) in enumerate(zip(found, texts, strict=True)):
+        left, top = size[0] + line // 2, round((row + 0.5) * line)
+        draw.rectangle(
+            (left, top + line // 8, left + 3 * line // 4, top + 7 * line // 8), fill=tuple(table[i].tolist())
+        )
+        draw.text((left + line, top + line // 2), text, fill='black', font=font, anchor='lm')
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path):
+    """Write a picture; an older one is replaced at once, when the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}')
+    try:
+        picture.save(unfinished, format=Image.registered_extensions().get(path.suffix.lower(), 'PNG'))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_mask(mask: np.ndarray, num_classes: int, path: Path):
+    """Write a mask as an indexed PNG: its values are the classes, its palette their colours."""
+    if path.suffix.lower() != '.png':
+        raise ValueError(f'{path} is no PNG; a mask keeps its values in that format alone.')
+    picture = Image.fromarray(mask).convert('P')
+    picture.putpalette(colours(num_classes).tobytes())
+    save_picture(picture, path)

@@ -1,0 +1,1 @@
+"""Images made by formula, with labels that are exact."""

@@ -1,0 +1,317 @@
+"""Scenes of shapes and textures with exact masks, to train and score segmentation models without natural images.
+
+Points are complex numbers: x + iy, in units of the image's side with y downwards, or in those of a shape whose corners
+lie on the unit circle. An outline is a function of points that says how far each one is from it, negative inside.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+__all__ = ['CLASSES', 'scene', 'write_shapes']
+
+SPLITS = ('train', 'val')
+LUMA = np.sqrt(np.float32([0.3, 0.59, 0.11]))  # black and white are 1 apart, and blues nearer than greens
+
+
+def polygon(z: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Signed distance to a closed polygon, by the nearest edge and the parity of the edges right of each point."""
+    edges = np.roll(corners, -1) - corners
+    local = (z[..., None] - corners) / edges  # 0 to 1 along each edge, the imaginary part across it
+    along = np.clip(local.real, 0, 1)
+    squared = ((local.real - along) ** 2 + local.imag**2) * np.abs(edges) ** 2
+    above = corners.imag <= z.imag[..., None]
+    crossed = (above != np.roll(above, -1, -1)) & ((local.imag > 0) == (edges.imag > 0))
+    return np.where(crossed.sum(-1) % 2, -1, 1) * np.sqrt(squared.min(-1))
+
+
+def around(count: int) -> np.ndarray:
+    """Corners of a regular polygon."""
+    return np.exp(2j * np.pi * np.arange(count) / count)
+
+
+def triangle(z, rng):
+    return polygon(z, np.exp(1j * np.pi * np.array([0, rng.uniform(0.58, 0.75), rng.uniform(-0.75, -0.58)])))
+
+
+def star(z, rng):
+    points = rng.integers(5, 7)
+    return polygon(z, around(2 * points) * np.where(np.arange(2 * points) % 2, rng.uniform(0.38, 0.52), 1))
+
+
+def cross(z, rng):
+    width = rng.uniform(0.22, 0.38)
+    arm = np.array([1 - 1j * width, 1 + 1j * width, width + 1j * width]) / abs(1 + 1j * width)
+    return polygon(z, np.concatenate([arm, 1j * arm, -arm, -1j * arm]))
+
+
+def ring(z, rng):
+    inner = rng.uniform(0.45, 0.7)
+    return np.abs(np.abs(z) - (1 + inner) / 2) - (1 - inner) / 2
+
+
+def crescent(z, rng):
+    return np.maximum(np.abs(z) - 1, rng.uniform(0.75, 0.9) - np.abs(z - rng.uniform(0.4, 0.6)))
+
+
+def heart(z, rng):
+    z = 0.633 * z + 0.63j  # two discs of radius 0.35 on a square of side 0.71 that stands on its corner
+    discs = np.abs(np.abs(z.real) + 1j * z.imag - (0.25 + 0.75j)) - math.sqrt(0.125)
+    return np.minimum(discs, polygon(z, np.array([0, 0.5 + 0.5j, 1j, -0.5 + 0.5j]))) / 0.633
+
+
+def arrow(z, rng):
+    shaft, neck = 1j * rng.uniform(0.12, 0.25), rng.uniform(-0.1, 0.3)
+    side = np.array([-0.97 + shaft, neck + shaft, neck + 0.65j])
+    return polygon(z, np.concatenate([side, [1], side[::-1].conj()]))
+
+
+def blob(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An irregular smooth outline inside the unit circle; the distance is exact on the outline only."""
+    waves = np.arange(2, 6)
+    heights, phases = rng.uniform(0, 0.3, 4) / waves, rng.uniform(0, 2 * np.pi, 4)
+    radius, angle = np.abs(z), np.angle(z)[..., None] * waves + phases
+    outline = 1 - heights.sum() + (heights * np.cos(angle)).sum(-1)
+    slope = (heights * waves * np.sin(angle)).sum(-1) / np.maximum(radius, 0.1)
+    return (radius - outline) / np.sqrt(1 + slope**2)
+
+
+def to_middle(x: np.ndarray) -> np.ndarray:
+    """Distance to the nearest middle between two integers, 0 to 0.5."""
+    return np.abs(x - np.floor(x) - 0.5)
+
+
+def stripes(z, rng):
+    return to_middle(z.real) - rng.uniform(0.18, 0.32)
+
+
+def waves(z, rng):
+    return to_middle(z.real + rng.uniform(0.4, 0.6) * np.sin(z.imag * rng.uniform(1.8, 2.6))) - rng.uniform(0.18, 0.32)
+
+
+def checkerboard(z, rng):
+    x, y = to_middle(z.real) - 0.25, to_middle(z.imag) - 0.25
+    return np.sign(x * y) * np.minimum(np.abs(x), np.abs(y))
+
+
+def dots(z, rng):
+    return np.hypot(to_middle(z.real), to_middle(z.imag)) - rng.uniform(0.22, 0.36)
+
+
+def bricks(z, rng):
+    columns = to_middle(z.real / 2 + np.floor(z.imag) / 2)
+    return np.maximum(2 * columns - 1, to_middle(z.imag) - 0.5) + rng.uniform(0.07, 0.12)
+
+
+SHAPES = {
+    'circle': lambda z, rng: np.abs(z) - 1,
+    'triangle': triangle,
+    'square': lambda z, rng: polygon(z, around(4)),
+    'pentagon': lambda z, rng: polygon(z, around(5)),
+    'hexagon': lambda z, rng: polygon(z, around(6)),
+    'star': star,
+    'cross': cross,
+    'ring': ring,
+    'crescent': crescent,
+    'heart': heart,
+    'arrow': arrow,
+}
+TEXTURES = {'stripes': stripes, 'waves': waves, 'checkerboard': checkerboard, 'dots': dots, 'bricks': bricks}
+CLASSES = ('background', *SHAPES, *TEXTURES)
+ROUND = ('circle', 'pentagon', 'hexagon')  # alike when they are small
+PERIODS = {'stripes': 0.075, 'waves': 0.085, 'checkerboard': 0.12, 'dots': 0.085, 'bricks': 0.075}
+
+
+def window(points: np.ndarray, centre: complex, reach: float) -> tuple[slice, slice]:
+    """The rows and columns of an image that hold all pixels within `reach` of the centre."""
+    size = len(points)
+    ends = [((middle - reach) * size, (middle + reach) * size) for middle in (centre.imag, centre.real)]
+    return tuple(slice(max(0, math.floor(start)), max(0, math.ceil(stop))) for start, stop in ends)
+
+
+def blend(canvas: np.ndarray, colour: np.ndarray, alpha: np.ndarray):
+    """Paint in place: canvas (H, W, 3), colour (3,) or (H, W, 3), alpha (H, W)."""
+    canvas += alpha[..., None].astype(np.float32) * (colour - canvas)
+
+
+def coverage(distance: np.ndarray) -> np.ndarray:
+    """How much of each pixel an edge leaves covered, from the signed distance of its centre in pixels."""
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def contrasting(rng: np.random.Generator, beneath: list[np.ndarray]) -> np.ndarray:
+    """A random colour, of a few the one that stands out from all those beneath it."""
+    colours = rng.random((6, 3), dtype=np.float32)
+    distances = np.linalg.norm((colours[:, None] - np.array(beneath)) * LUMA, axis=-1)
+    return colours[np.minimum(distances, 0.3).min(1).argmax()]
+
+
+def clouds(rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise of several octaves around one colour, (32, 32, 3) uint8 for every size of the scene."""
+    fading, spread = rng.uniform(0.4, 0.85), rng.uniform(100, 300)
+    total = np.zeros((32, 32, 3))
+    for octave, cells in enumerate((2, 4, 8, 16, 32)):
+        grid = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        total += fading**octave * (np.asarray(grid.resize((32, 32), Image.Resampling.BICUBIC)) / 255 - 0.5)
+    return np.clip(total * spread * (1 - fading) + rng.uniform(40, 215, 3), 0, 255).astype(np.uint8)
+
+
+def draw_distractors(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator):
+    """Soft spots, thin lines and specks, which belong to no class."""
+    size = len(points)
+    for _ in range(rng.integers(4)):
+        centre, width = complex(*rng.random(2)), rng.uniform(0.03, 0.1)
+        area = window(points, centre, 3 * width)
+        soft = np.exp(-0.5 * np.abs((points[area] - centre) / width) ** 2)
+        blend(canvas[area], rng.random(3, dtype=np.float32), rng.uniform(0.3, 0.8) * soft)
+    for length in (*rng.uniform(0.1, 0.7, rng.integers(5)), *rng.uniform(0.001, 0.01, rng.integers(20))):
+        start, along = complex(*rng.random(2)), length * np.exp(2j * np.pi * rng.random())
+        area = window(points, start + along / 2, length / 2 + 0.02)
+        local = (points[area] - start) / along
+        distance = np.abs(local - np.clip(local.real, 0, 1)) * length - rng.uniform(0.002, 0.007)
+        blend(canvas[area], rng.random(3, dtype=np.float32), coverage(distance * size))
+
+
+def place(rng: np.random.Generator, discs: list[tuple[complex, float]]) -> complex:
+    """A random centre: of a few, the one furthest from the discs placed before, so that less is hidden."""
+    centres = [complex(*rng.uniform(0.1, 0.9, 2)) for _ in range(3)]
+    return max(centres, key=lambda c: min((abs(c - centre) - radius for centre, radius in discs), default=0))
+
+
+def fill(z: np.ndarray, rng: np.random.Generator, noise: np.random.Generator, colour: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) of a shape's points: one colour, a gradient or fine noise."""
+    kind, strength = rng.integers(3), rng.uniform(-0.3, 0.3, 3).astype(np.float32)
+    if kind == 0:
+        return np.broadcast_to(colour, (*z.shape, 3))
+    if kind == 1:
+        return colour + z.real[..., None].astype(np.float32) * strength
+    return colour + noise.standard_normal((*z.shape, 3), dtype=np.float32) * strength / 2
+
+
+def weave(points: np.ndarray, rng: np.random.Generator, name: str, paper: np.ndarray, ink: np.ndarray, size: int):
+    """Colours (H, W, 3) of a texture at points of the scene."""
+    period = PERIODS[name] * rng.uniform(0.8, 1.4)
+    turned = points * (np.exp(2j * np.pi * rng.random()) / period) + complex(*rng.random(2))
+    return paper + coverage(TEXTURES[name](turned, rng) * period * size)[..., None] * (ink - paper)
+
+
+def photograph(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator, noise: np.random.Generator):
+    """A scene's colours to the image (H, W, 3) uint8: light from one side, vignette, gamma, blur and grain."""
+    centred = points - (0.5 + 0.5j)
+    side = (centred * np.exp(2j * np.pi * rng.random())).real
+    shade = 1 + rng.uniform(0, 0.6) * side - rng.uniform(0, 0.7) * np.abs(centred) ** 2
+    lit = np.clip(np.clip(canvas, 0, 1) * shade[..., None].astype(np.float32), 0, 1)
+    image = Image.fromarray(np.rint(255 * lit ** np.float32(rng.uniform(0.7, 1.4))).astype(np.uint8))
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.002, 0.007) * len(points)))
+    grain = noise.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(0, 12)
+    return np.clip(np.rint(np.asarray(image) + grain), 0, 255).astype(np.uint8)
+
+
+def scene(seed: int, index: int, size: int = 128, split: str = 'train') -> tuple[np.ndarray, np.ndarray]:
+    """One scene, a function of its arguments alone; another size is the same scene with more or fewer pixels.
+
+    Args:
+        seed: Of the data set.
+        index: Of the scene within its split.
+        size: Height and width in pixels.
+        split: 'train' or 'val', which share no scene.
+
+    Returns:
+        The image (size, size, 3) and its mask (size, size), both uint8. The mask names, as an index into CLASSES, what
+        is on top at the centre of each pixel.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    noise = rng.spawn(1)[0]  # draws as many numbers as there are pixels, which must not change the layout
+    grid = (np.arange(size) + 0.5) / size
+    points = grid + 1j * grid[:, None]
+    mask = np.zeros((size, size), np.uint8)
+    sky = clouds(rng)
+    canvas = np.asarray(Image.fromarray(sky).resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    draw_distractors(canvas, points, rng)
+
+    textures = rng.choice(list(TEXTURES), 1 + (rng.random() < 0.82))  # 1.82 and 4: all classes are equally frequent
+    shapes = rng.choice(list(SHAPES), rng.integers(2, 7))
+    placed = []  # centre, radius, colours
+    for name in (*textures, *shapes):
+        low, high = (0.1 if name in ROUND else 0.05, 0.225) if name in SHAPES else (0.18, 0.32)
+        radius = low * (high / low) ** rng.random()
+        centre = place(rng, [disc for *disc, _ in placed])
+        beneath = [sky[int(centre.imag * 32), int(centre.real * 32)] / 255]
+        for other, reach, colours in placed:
+            beneath += colours * (abs(other - centre) < reach + radius)
+        colour = contrasting(rng, beneath)
+        area = window(points, centre, radius + 2 / size)
+        z = (points[area] - centre) * (np.exp(2j * np.pi * rng.random()) / radius)
+        if name in SHAPES:
+            placed.append((centre, radius, [colour]))
+            colours, distance = fill(z, rng, noise, colour), SHAPES[name](z, rng)
+        else:
+            ink = contrasting(rng, [colour])
+            placed.append((centre, radius, [colour, ink]))
+            colours, distance = weave(points[area], rng, name, colour, ink, size), blob(z, rng)
+        blend(canvas[area], colours, coverage(distance * radius * size))
+        mask[area][distance < 0] = CLASSES.index(name)
+
+    return photograph(canvas, points, rng, noise), mask
+
+
+def write_scene(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Path:
+    """Write one image and its mask; returns the image's path within the folder."""
+    split, index = item
+    image, mask = scene(seed, index, size, split)
+    name = f'{index:06d}.png'
+    Image.fromarray(mask).save(folder / split / 'masks' / name)
+    Image.fromarray(image).save(folder / split / 'images' / name, compress_level=1)  # noise does not compress
+    return Path(split, 'images', name)
+
+
+def write_shapes(
+    folder: Path | str, num_train: int, num_val: int, seed: int = 0, size: int = 128, workers: int | None = None
+) -> Iterator[Path]:
+    """Write a data set: {train,val}/{images,masks}/000000.png ... and classes.txt, a name a line in the masks' order.
+
+    Args:
+        folder: Where to; must not exist. It appears when the last image is written, and not at all if one fails or the
+            iterator is left early.
+        num_train: Scenes in train.
+        num_val: Scenes in val.
+        seed: Of the data set.
+        size: Height and width in pixels.
+        workers: Processes; without, one for each CPU core. What is written does not depend on it.
+
+    Yields:
+        The path that each image will have in the end, as soon as it is drawn.
+
+    Raises:
+        FileExistsError: The folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        items = []
+        for split, count in zip(SPLITS, (num_train, num_val), strict=True):
+            (unfinished / split / 'images').mkdir(parents=True)
+            (unfinished / split / 'masks').mkdir()
+            items += [(split, index) for index in range(count)]
+        (unfinished / 'classes.txt').write_text(''.join(f'{name}\n' for name in CLASSES))
+        write = partial(write_scene, unfinished, seed, size)
+        with nullcontext() if workers == 1 else Pool(workers) as pool:
+            for path in pool.imap(write, items, chunksize=8) if pool else map(write, items):
+                yield folder / path
+        unfinished.chmod(0o755)
+        os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,27 @@
+"""One process or several: what torchrun says."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+__all__ = ['processes']
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, torch.device]]:
+    """Join the processes that torchrun has started, if it has; this one's rank and device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if cuda else torch.device('cpu')
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        yield 0, device
+        return
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group('nccl' if cuda else 'gloo')
+    try:
+        yield dist.get_rank(), device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,44 @@
+"""What training and evaluation share: result files, which model cards read, and progress."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import transformers
+
+__all__ = ['Progress', 'machine', 'no_progress', 'write_result']
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # wraps a loop, given its length and a title
+
+
+def no_progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
+    return items
+
+
+def machine() -> dict[str, Any]:
+    """The hardware and the versions that a figure was measured with."""
+    if torch.cuda.is_available():
+        hardware = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
+    else:
+        hardware = f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
+    return {
+        'hardware': hardware,
+        'torch': torch.__version__,
+        'timm': timm.__version__,
+        'transformers': transformers.__version__,
+    }
+
+
+def write_result(path: str | Path, result: dict[str, Any]) -> Path:
+    """Write a result file; an older one is replaced at once, when the new one is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}')
+    unfinished.write_text(json.dumps(result, indent=2) + '\n')
+    os.replace(unfinished, path)
+    return path

@@ -1,0 +1,238 @@
+"""Training of semantic segmentation with transformers' Trainer, by recipe."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from transformers import Trainer, TrainingArguments, set_seed
+
+from ..checkpoints import read_json
+from ..modeling_vt import VTFPNForSemanticSegmentation
+from ..publishing import export
+from ..publishing.folder import config_of
+from ..vt_fpn import ARCHITECTURES, VTFPN
+from ..weights import list_pretrained
+from .results import Progress, machine, no_progress, write_result
+from .segmentation_data import IGNORE, SegmentationData, find_faults
+from .segmentation_eval import evaluate_segmentation
+from .segmentation_recipe import SegmentationRecipe
+
+__all__ = ['train_segmentation']
+
+OPTIMIZERS = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}
+
+
+class TrainingPairs(torch.utils.data.Dataset):
+    """Augmented images (3, H, W), normalised, with their labels (H, W)."""
+
+    def __init__(self, data: SegmentationData, recipe: SegmentationRecipe, mean: Sequence[float], std: Sequence[float]):
+        self.data = data
+        self.flip = recipe.flip
+        self.swap = torch.arange(IGNORE + 1)
+        for left, right in data.flip_pairs:
+            self.swap[left], self.swap[right] = right, left
+        if recipe.shortest_edge:
+            self.resize = v2.RandomShortestSize(list(recipe.shortest_edge), recipe.longest_edge)
+        else:
+            size = list(recipe.input_size)
+            fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: IGNORE}
+            crop = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
+            self.resize = v2.Compose([v2.Resize(size), v2.ScaleJitter(size, recipe.scale), crop])
+        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        image, mask = self.data[i]
+        pixels, labels = self.resize(tv_tensors.Image(v2.functional.pil_to_tensor(image)), tv_tensors.Mask(mask))
+        if torch.rand(()) < self.flip:
+            pixels, labels = pixels.flip(-1), self.swap[labels.flip(-1).long()]
+        return {'pixel_values': self.normalize(pixels.as_subclass(torch.Tensor)), 'labels': labels.long()}
+
+
+def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch; smaller images get a border, the mean colour and not labelled, on the right and at the bottom."""
+    height, width = (max(sample['labels'].shape[axis] for sample in samples) for axis in (0, 1))
+    batch: dict[str, list[torch.Tensor]] = {'pixel_values': [], 'labels': []}
+    for sample in samples:
+        border = 0, width - sample['labels'].shape[1], 0, height - sample['labels'].shape[0]
+        batch['pixel_values'].append(F.pad(sample['pixel_values'], border))
+        batch['labels'].append(F.pad(sample['labels'].as_subclass(torch.Tensor), border, value=IGNORE))
+    return {key: torch.stack(values) for key, values in batch.items()}
+
+
+class SegmentationTrainer(Trainer):
+    """transformers' Trainer with a recipe's learning rates, and mIoU over the whole validation set."""
+
+    def __init__(self, recipe: SegmentationRecipe, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.recipe = recipe
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
+        return self.lr_scheduler
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        result = evaluate_segmentation(
+            self.model, self.eval_dataset, self.recipe.eval_edges, self.args.dataloader_num_workers
+        )
+        metrics = {f'eval_{key}': value for key, value in result['metrics'].items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def check_data(data: SegmentationData, workers: int, progress: Progress):
+    """Decode this process's share of the pairs.
+
+    Raises:
+        ValueError: A pair is bad; the first are named.
+    """
+    share = range(int(os.environ.get('RANK', 0)), len(data), int(os.environ.get('WORLD_SIZE', 1)))
+    found = find_faults(data, len(data.classes), share, workers)
+    faults = [fault for fault in progress(found, len(share), f'Checking {data.split}') if fault]
+    if faults:
+        more = f' And {len(faults) - 3} more.' if len(faults) > 3 else ''
+        raise ValueError(f'{len(faults)} pairs of {data.name} are bad. {" ".join(faults[:3])}{more}')
+
+
+def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
+    """The model that training starts from: an architecture, or other weights with a new last convolution."""
+    source, overlay = recipe.model, {'input_size': (3, *recipe.input_size)}
+    if pretrained := Path(source).is_dir():
+        source = f'local-dir:{source}'
+    elif source in list_pretrained():
+        pretrained = True
+    if recipe.model_args.get('pretrained_backbone'):
+        backbone = {**ARCHITECTURES[source], **recipe.model_args}['backbone']
+        cfg = timm.get_pretrained_cfg(backbone)
+        overlay |= {'mean': cfg.mean, 'std': cfg.std}
+    model = timm.create_model(
+        source, pretrained, num_classes=len(classes), pretrained_cfg_overlay=overlay, **recipe.model_args
+    )
+    if not isinstance(model, VTFPN):
+        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
+    trained = VTFPNForSemanticSegmentation(config_of(model, classes))
+    trained.load_state_dict(model.state_dict())
+    return trained
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: the Trainer writes trainer_state.json last."""
+    whole = [path.parent for path in folder.glob('checkpoint-*/trainer_state.json') if is_json(path)]
+    return max(whole, key=lambda path: int(path.name.split('-')[1]), default=None)
+
+
+def is_json(path: Path) -> bool:
+    try:
+        return bool(read_json(path))
+    except ValueError:
+        return False
+
+
+def train_segmentation(
+    recipe: SegmentationRecipe,
+    train_data: SegmentationData,
+    val_data: SegmentationData,
+    output: str | Path,
+    seed: int = 0,
+    workers: int = 0,
+    resume: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
+    """Train by a recipe, on every device that torchrun or accelerate launch gives, and export the best checkpoint.
+
+    Args:
+        recipe: See `load_segmentation_recipe`.
+        train_data: Images and masks to train on.
+        val_data: Those that choose the best checkpoint.
+        output: Folder of the run: checkpoints, `recipe.json`, `result.json` and at the end the model folder `model`.
+        seed: Of weights, order and augmentation.
+        workers: Processes that read, for each device.
+        resume: Go on from the last whole checkpoint in `output`, if there is one.
+        progress: Wraps the check of the data, given its length and a title, to show how far it is.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        FileExistsError: `output` holds a run already, and `resume` was not asked for.
+        ValueError: Pairs are bad, or the run in `output` has another recipe.
+    """
+    output = Path(output)
+    settings = {**asdict(recipe), 'seed': seed, 'classes': train_data.classes}
+    if (output / 'recipe.json').exists():
+        if not resume:
+            raise FileExistsError(f'{output} holds a run already; go on with --resume or name another folder.')
+        earlier = read_json(output / 'recipe.json')
+        for key, value in json.loads(json.dumps(settings)).items():
+            if earlier.get(key) != value:
+                raise ValueError(f'{output} was started with {key} = {earlier.get(key)}, not {value}.')
+    for data in (train_data, val_data):
+        check_data(data, workers, progress)
+
+    set_seed(seed)
+    model = start_model(recipe, train_data.classes)
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    per_device = recipe.device_batch_size or recipe.batch_size // world
+    if recipe.batch_size % (per_device * world):
+        raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
+    cuda = torch.cuda.is_available()
+    if recipe.sync_bn and world > 1 and cuda:  # SyncBatchNorm knows GPUs only
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    momentum = {'momentum': recipe.momentum} if recipe.optimizer == 'sgd' else {}
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        seed=seed,
+        max_steps=recipe.steps,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=recipe.batch_size // (per_device * world),
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        dataloader_num_workers=workers,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        eval_strategy='steps',
+        eval_steps=recipe.eval_every,
+        save_steps=recipe.eval_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model='miou',
+        greater_is_better=True,
+        logging_steps=min(50, recipe.eval_every),
+        report_to='none',
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    mean, std = (model.config.pretrained_cfg[key] for key in ('mean', 'std'))
+    trainer = SegmentationTrainer(
+        recipe,
+        model=model.to(memory_format=torch.channels_last),
+        args=arguments,
+        train_dataset=TrainingPairs(train_data, recipe, mean, std),
+        eval_dataset=val_data,
+        data_collator=collate,
+        optimizer_cls_and_kwargs=(OPTIMIZERS[recipe.optimizer], {'lr': recipe.lr, **momentum}),
+    )
+    if arguments.should_save:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / 'recipe.json').write_text(json.dumps(settings, indent=2) + '\n')
+    checkpoint = last_checkpoint(output) if resume else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = evaluate_segmentation(trainer.model, val_data, recipe.eval_edges, workers, progress)
+    if arguments.should_save:
+        result['training'] = {**settings, 'num_images': len(train_data), **machine()}
+        write_result(output / 'result.json', result)
+        export(trainer.model, output / 'model', metrics=[result])
+    return output / 'model'
