@@ -118,8 +118,6 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
             init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         else:
             super()._init_weights(module)
-            if getattr(module, 'zero_init', False):
-                init.zeros_(module.weight)
 
     def encode(self, pixel_values: torch.Tensor, output_hidden_states: bool | None, output_attentions: bool | None):
         """Tokens (B, L, D), and if asked for the maps after stem and stages and the token attention of each module."""
