@@ -5,7 +5,16 @@ import pytest
 import torch
 from conftest import ROOT
 
-ENTRIES = ['vt_resnet10', 'vt_resnet101', 'vt_resnet18', 'vt_resnet34', 'vt_resnet50']
+ENTRIES = [
+    'vt_fpn_resnet101',
+    'vt_fpn_resnet10t',
+    'vt_fpn_resnet50',
+    'vt_resnet10',
+    'vt_resnet101',
+    'vt_resnet18',
+    'vt_resnet34',
+    'vt_resnet50',
+]
 
 
 def python(code, cwd):

@@ -1,7 +1,5 @@
 """Weights from elsewhere: ResNet checkpoints as a start, training checkpoints and folders as models."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from .checkpoints import load_folder, load_into, read_foreign
+from .files import replaced_whole
 from .models import list_models, load_model
 
 __all__ = ['WarmStart', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
@@ -152,14 +151,7 @@ def save_timm_weights(folder: str | Path, path: str | Path) -> Path:
         folder: A model folder.
         path: Where to; replaced at once, when it is whole.
     """
-    path = Path(path)
     model = load_folder(folder)
-    handle, unfinished = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    os.close(handle)
-    try:
+    with replaced_whole(path) as unfinished:
         save_file(model.state_dict(), unfinished)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
-    return path
+    return Path(path)

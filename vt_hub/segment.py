@@ -1,6 +1,5 @@
 """Segment image files with a model's own preprocessing, and draw what was found."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from .files import replaced_whole
 from .images import read_image
 from .predict import label_names
 
@@ -97,13 +97,8 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
 
 def save_picture(picture: Image.Image, path: Path):
     """Write a picture; an older one is replaced at once, when the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}')
-    try:
-        picture.save(unfinished, format=Image.registered_extensions().get(path.suffix.lower(), 'PNG'))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced_whole(path) as unfinished:
+        picture.save(unfinished)
 
 
 def save_mask(mask: np.ndarray, num_classes: int, path: Path):

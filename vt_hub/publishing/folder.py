@@ -4,11 +4,8 @@
 `fixture.safetensors` (one input and its logits), the remote code, and `SHA256SUMS` of all but the card.
 """
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from transformers import AutoConfig
 
 from ..checkpoints import find_not_finite
 from ..configuration_vt import VTConfig
+from ..files import replaced_whole, written_whole
 from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
 from ..vt_fpn import VTFPN
 from ..vt_resnet import VTResNet
@@ -225,22 +223,6 @@ def export(
     return folder
 
 
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `folder` if all goes well, and nothing if not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        for path in unfinished.rglob('*'):
-            if path.is_file():
-                path.chmod(0o644)
-        os.rename(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def write_card(
     folder: Path,
     metrics: Sequence[dict[str, Any]] = (),
@@ -276,9 +258,9 @@ def write_card(
 
 def save_card(folder: Path, text: str) -> Path:
     """Write README.md; an older one is replaced at once, when the new one is whole. Returns its path."""
-    unfinished = folder / '.README.md'
-    unfinished.write_text(text, encoding='utf-8')
-    return unfinished.replace(folder / 'README.md')
+    with replaced_whole(folder / 'README.md') as unfinished:
+        unfinished.write_text(text, encoding='utf-8')
+    return folder / 'README.md'
 
 
 def fixture(folder: Path) -> dict[str, torch.Tensor]:

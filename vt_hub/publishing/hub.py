@@ -6,10 +6,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from ..files import written_whole
 from ..weights import PRETRAINED, VERSION, fetch, hub_id, hub_reason, read_checksums, resolve_name
 from .card import retarget
 from .checks import verify
-from .folder import with_code, written_whole
+from .folder import with_code
 
 __all__ = ['pull', 'push']
 

@@ -5,9 +5,6 @@ lie on the unit circle. An outline is a function of points that says how far eac
 """
 
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -16,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from ..files import written_whole
 
 __all__ = ['CLASSES', 'scene', 'write_shapes']
 
@@ -298,9 +297,7 @@ def write_shapes(
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    try:
+    with written_whole(folder) as unfinished:
         items = []
         for split, count in zip(SPLITS, (num_train, num_val), strict=True):
             (unfinished / split / 'images').mkdir(parents=True)
@@ -311,7 +308,3 @@ def write_shapes(
         with nullcontext() if workers == 1 else Pool(workers) as pool:
             for path in pool.imap(write, items, chunksize=8) if pool else map(write, items):
                 yield folder / path
-        unfinished.chmod(0o755)
-        os.rename(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

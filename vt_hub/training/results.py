@@ -1,7 +1,6 @@
 """What training and evaluation share: result files, which model cards read, and progress."""
 
 import json
-import os
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import timm
 import torch
 import transformers
+
+from ..files import replaced_whole
 
 __all__ = ['Progress', 'machine', 'no_progress', 'write_result']
 
@@ -36,9 +37,6 @@ def machine() -> dict[str, Any]:
 
 def write_result(path: str | Path, result: dict[str, Any]) -> Path:
     """Write a result file; an older one is replaced at once, when the new one is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}')
-    unfinished.write_text(json.dumps(result, indent=2) + '\n')
-    os.replace(unfinished, path)
-    return path
+    with replaced_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(result, indent=2) + '\n')
+    return Path(path)

@@ -200,7 +200,8 @@ def train_segmentation(
         learning_rate=recipe.lr,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=cuda and torch.cuda.is_bf16_supported(),
+        use_cpu=not cuda,  # bf16 on a CPU has to be asked for by name
+        bf16=cuda and torch.cuda.is_bf16_supported() if recipe.bf16 is None else recipe.bf16,
         dataloader_num_workers=workers,
         dataloader_drop_last=True,
         remove_unused_columns=False,

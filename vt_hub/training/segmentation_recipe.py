@@ -30,6 +30,7 @@ class SegmentationRecipe:
         schedule: 'step' multiplies the rate by `gamma` at each of `milestones` (fractions of `steps`), 'polynomial'
             takes it to 0 with the exponent `power`, 'cosine' along half a wave.
         warmup_steps: Steps over which the rate rises linearly from `warmup_factor` of its height.
+        bf16: Mixed precision; without a word on it, on GPUs that compute in it.
         sync_bn: BatchNorm over all processes.
         input_size: Height and width that the model sees; those of training unless `shortest_edge` is given.
         scale: Range of random scaling before a random crop or padding to `input_size`.
@@ -58,6 +59,7 @@ class SegmentationRecipe:
     power: float = 0.9
     warmup_steps: int = 0
     warmup_factor: float = 0.0
+    bf16: bool | None = None
     sync_bn: bool = False
     scale: tuple[float, float] = (1.0, 1.0)
     shortest_edge: tuple[int, ...] = ()
