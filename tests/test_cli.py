@@ -12,7 +12,7 @@ from vt_hub import cli, tables
 
 
 def test_predict_reads_the_samples(run, samples):
-    code, out, err = run('predict', samples, '--topk', 1)
+    code, out, err = run('predict', samples / 'digit_*.png', '--topk', 1)
     assert (code, err) == (0, '')
     lines = out.splitlines()
     assert len(lines) >= 5

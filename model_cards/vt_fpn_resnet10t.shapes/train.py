@@ -13,11 +13,13 @@ import statistics
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from vt_hub.checkpoints import read_json
 from vt_hub.modeling_vt import VTFPNForSemanticSegmentation
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
-from vt_hub.synthesis.shapes import write_shapes
+from vt_hub.synthesis.shapes import scene, write_shapes
 from vt_hub.training.results import machine, write_result
 from vt_hub.training.segmentation import train_segmentation
 from vt_hub.training.segmentation_data import open_data
@@ -87,6 +89,7 @@ def publish(args: argparse.Namespace):
         source=NAME,
         repo=hub_id(NAME),
     )
+    Image.fromarray(scene(2, 14, 256)[0]).save(ROOT.parents[1] / 'samples' / 'scene.png')
 
 
 def main():

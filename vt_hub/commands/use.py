@@ -94,7 +94,7 @@ def predict(
 ):
     """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
 
-    Example: vt-hub predict samples --topk 1
+    Example: vt-hub predict 'samples/digit_*.png' --topk 1
     """
     from ..images import find_images
     from ..models import load_model
