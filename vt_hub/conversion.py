@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from .checkpoints import load_folder, load_into, read_foreign
+from .checkpoints import load_folder, load_into, read_foreign, read_json
 from .files import replaced_whole
 from .models import list_models, load_model
 
@@ -118,7 +118,10 @@ def load_checkpoint(
     """
     state_dict, facts = read_foreign(path, weights)
     args = facts.pop('args', {})
-    architecture = architecture or facts.get('arch') or ''
+    architecture, model_args = architecture or facts.get('arch') or '', args.get('model_kwargs') or {}
+    if architecture.startswith('local-dir:'):  # training began from a model folder
+        config = read_json(Path(architecture.removeprefix('local-dir:')) / 'config.json')
+        architecture, model_args = config['architecture'], {**config['model_args'], **model_args}
     if architecture.split('.')[0] not in list_models():
         raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
     if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
@@ -127,8 +130,7 @@ def load_checkpoint(
     size = args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size']))
     overlay = data | ({'input_size': tuple(size)} if size else {})
     shape = {'num_classes': len(state_dict['fc.weight']), 'in_chans': state_dict['conv1.weight'].shape[1]}
-    model_args = (args.get('model_kwargs') or {}) | shape
-    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **model_args)
+    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
     return load_into(model, state_dict, path).eval(), facts
 
 

@@ -40,7 +40,12 @@ def predict(
     Yields:
         One dict per path: `image`, and `predictions`, a list of `label` and `score` (the softmax probability), or
         `error`, a sentence that names the file.
+
+    Raises:
+        ValueError: The model does not classify.
     """
+    if hasattr(model, 'forward_maps'):
+        raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     labels = label_names(model)
     topk = min(topk, len(labels))

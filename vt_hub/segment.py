@@ -14,7 +14,7 @@ from .files import replaced_whole
 from .images import read_image
 from .predict import label_names
 
-__all__ = ['colours', 'draw_overlay', 'save_mask', 'save_picture', 'segment']
+__all__ = ['check_mask', 'check_picture', 'colours', 'draw_overlay', 'save_mask', 'save_picture', 'segment']
 
 MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
 GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
@@ -95,16 +95,28 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
     return sheet
 
 
+def check_picture(path: Path):
+    """Raise ValueError where no picture can be written under that name."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f'{path} has no extension of a picture that can be written, such as .png.')
+
+
+def check_mask(path: Path):
+    """Raise ValueError where no mask can be written under that name."""
+    if path.suffix.lower() != '.png':
+        raise ValueError(f'{path} is no PNG; a mask keeps its values in that format alone.')
+
+
 def save_picture(picture: Image.Image, path: Path):
     """Write a picture; an older one is replaced at once, when the new one is whole."""
+    check_picture(path)
     with replaced_whole(path) as unfinished:
         picture.save(unfinished)
 
 
 def save_mask(mask: np.ndarray, num_classes: int, path: Path):
     """Write a mask as an indexed PNG: its values are the classes, its palette their colours."""
-    if path.suffix.lower() != '.png':
-        raise ValueError(f'{path} is no PNG; a mask keeps its values in that format alone.')
+    check_mask(path)
     picture = Image.fromarray(mask).convert('P')
     picture.putpalette(colours(num_classes).tobytes())
     save_picture(picture, path)

@@ -81,7 +81,10 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
     for key in keys:
         if not key.startswith('--') or len(keys) != len(values):
             raise typer.BadParameter(f'{" ".join(arguments)} is not --key value ...')
-    return {key[2:].replace('-', '_'): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    try:
+        return {key[2:].replace('-', '_'): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f'{" ".join(arguments)} has a value that is not YAML') from error
 
 
 @app.command()

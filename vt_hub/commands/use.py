@@ -133,11 +133,16 @@ def segment(
     from ..images import find_images, read_image
     from ..models import load_model
     from ..predict import label_names
-    from ..segment import draw_overlay, save_mask, save_picture
+    from ..segment import check_mask, check_picture, draw_overlay, save_mask, save_picture
     from ..segment import segment as run
 
     paths = find_images(images)
+    if overlay and overlay == mask:
+        raise ValueError(f'Overlay and mask would overwrite each other in {mask}; name two.')
     targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
+    for option, check in ((overlay, check_picture), (mask, check_mask)):
+        for target in targets.get(option, {}).values():
+            check(target)
     network = load_model(model)
     labels = label_names(network)
     failed = []
@@ -160,11 +165,12 @@ def segment(
 
 def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
     """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it."""
-    if len(paths) == 1 and not target.is_dir():
-        return {paths[0]: target}
-    outputs = {path: target / f'{path.stem}.png' for path in paths}
+    single = len(paths) == 1 and not target.is_dir()
+    outputs = {path: target if single else target / f'{path.stem}.png' for path in paths}
     if len(set(outputs.values())) < len(paths):
         raise ValueError(f'Images of the same name would overwrite each other in {target}; segment them one by one.')
+    for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
+        raise ValueError(f'The image {path} would be overwritten; name another place than {target}.')
     return outputs
 
 

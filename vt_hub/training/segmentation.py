@@ -82,6 +82,9 @@ class SegmentationTrainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
         return self.lr_scheduler
 
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return [name for name, value in model.named_parameters() if value.ndim > 1]  # neither norms nor biases
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         result = evaluate_segmentation(
             self.model, self.eval_dataset, self.recipe.eval_edges, self.args.dataloader_num_workers
@@ -103,23 +106,23 @@ def check_data(data: SegmentationData, workers: int, progress: Progress):
     faults = [fault for fault in progress(found, len(share), f'Checking {data.split}') if fault]
     if faults:
         more = f' And {len(faults) - 3} more.' if len(faults) > 3 else ''
-        raise ValueError(f'{len(faults)} pairs of {data.name} are bad. {" ".join(faults[:3])}{more}')
+        raise ValueError(f'{len(faults)} of {len(share)} pairs of {data.name} are bad. {" ".join(faults[:3])}{more}')
 
 
 def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
     """The model that training starts from: an architecture, or other weights with a new last convolution."""
-    source, overlay = recipe.model, {'input_size': (3, *recipe.input_size)}
+    source, overlay, args = recipe.model, {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
     if pretrained := Path(source).is_dir():
         source = f'local-dir:{source}'
     elif source in list_pretrained():
         pretrained = True
-    if recipe.model_args.get('pretrained_backbone'):
-        backbone = {**ARCHITECTURES[source], **recipe.model_args}['backbone']
+    if pretrained:
+        args.pop('pretrained_backbone', None)  # it is in the weights
+    elif args.get('pretrained_backbone') and source in ARCHITECTURES:
+        backbone = {**ARCHITECTURES[source], **args}['backbone']
         cfg = timm.get_pretrained_cfg(backbone)
         overlay |= {'mean': cfg.mean, 'std': cfg.std}
-    model = timm.create_model(
-        source, pretrained, num_classes=len(classes), pretrained_cfg_overlay=overlay, **recipe.model_args
-    )
+    model = timm.create_model(source, pretrained, num_classes=len(classes), pretrained_cfg_overlay=overlay, **args)
     if not isinstance(model, VTFPN):
         raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
     trained = VTFPNForSemanticSegmentation(config_of(model, classes))
@@ -178,13 +181,17 @@ def train_segmentation(
         for key, value in json.loads(json.dumps(settings)).items():
             if earlier.get(key) != value:
                 raise ValueError(f'{output} was started with {key} = {earlier.get(key)}, not {value}.')
+        if (output / 'model').is_dir():
+            return output / 'model'  # nothing is left to do
+    if len(train_data) < recipe.batch_size:
+        raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
     for data in (train_data, val_data):
         check_data(data, workers, progress)
 
     set_seed(seed)
     model = start_model(recipe, train_data.classes)
     world = int(os.environ.get('WORLD_SIZE', 1))
-    per_device = recipe.device_batch_size or recipe.batch_size // world
+    per_device = recipe.device_batch_size or max(recipe.batch_size // world, 1)
     if recipe.batch_size % (per_device * world):
         raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
     cuda = torch.cuda.is_available()
@@ -231,9 +238,10 @@ def train_segmentation(
         (output / 'recipe.json').write_text(json.dumps(settings, indent=2) + '\n')
     checkpoint = last_checkpoint(output) if resume else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    result = evaluate_segmentation(trainer.model, val_data, recipe.eval_edges, workers, progress)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # figures are those of fp32
+    result = evaluate_segmentation(model, val_data, recipe.eval_edges, workers, progress)
     if arguments.should_save:
         result['training'] = {**settings, 'num_images': len(train_data), **machine()}
         write_result(output / 'result.json', result)
-        export(trainer.model, output / 'model', metrics=[result])
+        export(model, output / 'model', metrics=[result])
     return output / 'model'

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field, fields
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -104,14 +105,37 @@ def load_segmentation_recipe(name: str, changes: dict[str, Any] | None = None) -
             f'There is no segmentation recipe {name!r}; use {", ".join(list_segmentation_recipes())} or a YAML file.'
         )
     values = {**yaml.safe_load(path.read_text()), **(changes or {})}
-    known = {field.name for field in fields(SegmentationRecipe)}
-    for key in values:
+    known = {field.name: field.type for field in fields(SegmentationRecipe)}
+    for key, value in values.items():
         if key not in known:
             raise ValueError(f'{key!r} is no setting of a segmentation recipe; there are {", ".join(sorted(known))}.')
+        try:
+            values[key] = as_type(value, known[key])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{key} of a recipe is {formatannotation(known[key])}, not {value!r}.') from error
     try:
-        recipe = SegmentationRecipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        recipe = SegmentationRecipe(**values)
     except TypeError as error:
         raise ValueError(f'{path} is no whole recipe: {error}.') from error
     if recipe.optimizer not in ('sgd', 'adamw') or recipe.schedule not in ('step', 'polynomial', 'cosine'):
         raise ValueError(f'{path}: there is no optimizer {recipe.optimizer!r} with a schedule {recipe.schedule!r}.')
+    if min(recipe.batch_size, recipe.steps, recipe.eval_every) < 1:
+        raise ValueError(f'{path}: batch_size, steps and eval_every are 1 or more.')
     return recipe
+
+
+def as_type(value: Any, kind: Any) -> Any:
+    """A value of a YAML file as a setting's type; YAML takes 1e-3 for text.
+
+    Raises:
+        TypeError, ValueError: It is of another type.
+    """
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if ... in kinds else kinds
+        return tuple(as_type(item, of_item) for item, of_item in zip(value, kinds, strict=True))
+    if kind is float:
+        return float(value)
+    if get_origin(kind) is not Literal and not isinstance(value, dict if get_origin(kind) is dict else kind):
+        raise TypeError
+    return value

@@ -1,0 +1,240 @@
+"""`vt-hub segment`: what it prints, and the pictures that it writes."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from test_vt_fpn_transformers import LABELS, image_of, tiny
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import vt_hub
+from vt_hub.segment import colours, draw_overlay, save_picture
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return vt_hub.export(tiny(), tmp_path_factory.mktemp('model') / 'tiny', labels=LABELS, code=False)
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    model = timm.create_model('test_vt_resnet', num_classes=3).eval()
+    return vt_hub.export(model, tmp_path_factory.mktemp('model') / 'classifier', code=False)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two images in a folder."""
+    root = tmp_path / 'images'
+    root.mkdir()
+    image_of(151, 117).save(root / 'a.png')
+    image_of(64, 200, 'L').save(root / 'b.jpg')
+    return root
+
+
+@torch.no_grad()
+def classes_of(folder, path):
+    """Class of every pixel, through transformers."""
+    processor = AutoImageProcessor.from_pretrained(folder)
+    image = Image.open(path).convert('RGB')
+    outputs = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()(**processor(image))
+    return processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])[0].numpy()
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+
+# what is printed
+
+
+def test_text(run, folder, images):
+    code, out, err = run('segment', images, '--model', folder)
+    assert (code, err) == (0, '')
+    lines = dict(line.split(': ') for line in out.splitlines())
+    assert list(lines) == [str(images / 'a.png'), str(images / 'b.jpg')]
+    for path, text in lines.items():
+        found = [part.removesuffix(' %').rsplit(' ', 1) for part in text.split('  ')]
+        shares = [float(share) for _, share in found]
+        assert shares == sorted(shares, reverse=True)
+        classes = classes_of(folder, path)
+        assert len(found) == len(np.unique(classes)) > 2
+        for label, share in found:
+            assert float(share) == pytest.approx(100 * (classes == LABELS.index(label)).mean(), abs=0.051)
+
+
+def test_json_is_one_object_a_line(run, folder, images):
+    code, out, _ = run('segment', images / '*', '--model', folder, '--json')
+    assert code == 0
+    results = [json.loads(line) for line in out.splitlines()]
+    assert [result['image'] for result in results] == [str(images / 'a.png'), str(images / 'b.jpg')]
+    for result in results:
+        assert result.keys() == {'image', 'classes'}
+        shares = [found['share'] for found in result['classes']]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert {found['label'] for found in result['classes']} <= set(LABELS)
+
+
+# masks and overlays
+
+
+def test_mask(run, folder, images, tmp_path):
+    target = tmp_path / 'new' / 'mask.png'
+    assert run('segment', images / 'a.png', '--model', folder, '--mask', target)[0] == 0
+    with Image.open(target) as mask:
+        assert (mask.mode, mask.format) == ('P', 'PNG')
+        assert np.array_equal(mask, classes_of(folder, images / 'a.png'))
+        palette = np.array(mask.getpalette()).reshape(-1, 3)
+        assert np.array_equal(palette[: len(LABELS)], colours(len(LABELS)))
+    assert files(tmp_path / 'new') == ['mask.png']
+
+
+@pytest.mark.parametrize('name', ['overlay.png', 'overlay.JPG'])
+def test_overlay(run, folder, images, tmp_path, name):
+    target = tmp_path / 'new' / name
+    assert run('segment', images / 'a.png', '--model', folder, '--overlay', target)[0] == 0
+    with Image.open(target) as picture:
+        assert picture.format == ('PNG' if name.endswith('png') else 'JPEG')
+        assert picture.height == 117 * 5  # enlarged to 480 pixels at least
+        assert picture.width > 151 * 5  # the legend is beside it
+    assert files(tmp_path / 'new') == [name]
+
+
+def test_overlay_shows_classes_in_the_colours_of_its_legend():
+    mask = np.zeros((500, 600), np.uint8)
+    mask[100:, 50:] = 3
+    picture = np.asarray(draw_overlay(Image.new('RGB', (600, 500), 'white'), mask, LABELS)).astype(int)
+    for y, x, label in ((50, 300, 0), (300, 300, 3)):
+        assert np.abs(picture[y, x] - (0.4 * 255 + 0.6 * colours(5)[label])).max() <= 1
+    legend = picture[:, 600:].reshape(-1, 3)
+    there = [(legend == colour).all(1).sum() > 50 for colour in colours(5)]
+    assert there == [True, False, False, True, False]
+    assert picture.shape[0] == 500
+
+
+def test_a_long_legend_fits():
+    mask = np.arange(182, dtype=np.uint8).repeat(30).reshape(182, 30)
+    picture = np.asarray(draw_overlay(Image.new('RGB', (30, 182)), mask, [f'class {i}' for i in range(182)]))
+    legend = picture[:, 30 * 16 :].reshape(-1, 3)
+    assert all((legend == colour).all(1).any() for colour in colours(182))
+
+
+@pytest.mark.parametrize('num_classes', [1, 20, 54, 182, 255])
+def test_colours_differ(num_classes):
+    assert len(np.unique(colours(num_classes), axis=0)) == num_classes
+
+
+def test_folders_for_several_images(run, folder, images, tmp_path):
+    masks, overlays = tmp_path / 'masks', tmp_path / 'some' / 'overlays'
+    code, out, err = run('segment', images, '--model', folder, '--mask', masks, '--overlay', overlays)
+    assert (code, err, len(out.splitlines())) == (0, '', 2)
+    assert files(masks) == files(overlays) == ['a.png', 'b.png']
+    for path in images.iterdir():
+        assert np.array_equal(Image.open(masks / f'{path.stem}.png'), classes_of(folder, path))
+
+
+def test_one_image_into_a_folder_that_exists(run, folder, images, tmp_path):
+    (tmp_path / 'masks').mkdir()
+    assert run('segment', images / 'b.jpg', '--model', folder, '--mask', tmp_path / 'masks')[0] == 0
+    assert files(tmp_path / 'masks') == ['b.png']
+
+
+def test_grey_models(run, images, tmp_path):
+    grey = vt_hub.export(tiny(in_chans=1, num_classes=3), tmp_path / 'grey', code=False)
+    code, out, err = run('segment', images, '--model', grey, '--mask', tmp_path / 'masks', '--json')
+    assert (code, err) == (0, '')
+    assert {found['label'] for line in out.splitlines() for found in json.loads(line)['classes']} <= {'0', '1', '2'}
+    assert np.asarray(Image.open(tmp_path / 'masks' / 'a.png')).shape == (117, 151)
+
+
+# what goes wrong
+
+
+def test_bad_files_are_named_and_the_others_done(run, folder, images, tmp_path):
+    bad = [images / 'broken.png', images / 'text.png']
+    bad[0].write_bytes((images / 'a.png').read_bytes()[:500])
+    bad[1].write_text('no image')
+    missing = tmp_path / 'missing.png'
+    masks, overlays = tmp_path / 'masks', tmp_path / 'overlays'
+    code, out, err = run('segment', images, missing, '--model', folder, '--mask', masks, '--overlay', overlays)
+    assert code == 1
+    assert [line.split(': ')[0] for line in out.splitlines()] == [str(images / 'a.png'), str(images / 'b.jpg')]
+    assert '3 of 5 images failed:' in err
+    assert all(f'Cannot read {path} as an image' in err for path in (*bad, missing))
+    assert files(masks) == files(overlays) == ['a.png', 'b.png']
+
+
+def test_a_bad_image_alone_leaves_nothing(run, folder, tmp_path):
+    target = tmp_path / 'mask.png'
+    assert run('segment', tmp_path / 'missing.png', '--model', folder, '--mask', target)[0] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def fails(result, *parts):
+    """Exit code 1 and one sentence, which has the parts."""
+    code, out, err = result
+    assert (code, out) == (1, '')
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
+    assert all(str(part) in err for part in parts), err
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            ['--mask', 'mask.jpg', '--overlay', 'overlay.png'],
+            'is no PNG; a mask keeps its values in that format alone.',
+        ),
+        (['--mask', 'mask', '--overlay', 'overlay.png'], 'is no PNG'),
+        (['--mask', 'mask.png', '--overlay', 'overlay.psd'], 'overlay.psd has no extension of a picture'),
+        (['--mask', 'mask.png', '--overlay', 'overlay'], 'overlay has no extension of a picture'),
+        (['--mask', 'same.png', '--overlay', 'same.png'], 'would overwrite each other in same.png'),
+        (['--mask', 'images/a.png'], 'a.png would be overwritten'),
+        (['--overlay', 'images'], 'a.png would be overwritten'),
+    ],
+)
+def test_wrong_outputs_leave_nothing(run, folder, images, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    before = (images / 'a.png').read_bytes()
+    fails(run('segment', 'images/a.png', '--model', folder, *options), message)
+    assert files(tmp_path) == ['images/a.png', 'images/b.jpg']
+    assert (images / 'a.png').read_bytes() == before
+
+
+def test_images_of_the_same_name(run, folder, images, tmp_path):
+    image_of(40, 40).save(images / 'a.jpg')
+    for option in ('--mask', '--overlay'):
+        fails(run('segment', images, '--model', folder, option, tmp_path / 'out'), 'Images of the same name', 'out')
+    assert not (tmp_path / 'out').exists()
+    assert run('segment', images, '--model', folder)[0] == 0
+
+
+def test_a_classifier_does_not_segment(run, classifier, images, tmp_path):
+    result = run('segment', images / 'a.png', '--model', classifier, '--mask', tmp_path / 'mask.png')
+    fails(result, 'test_vt_resnet does not segment; `vt-hub predict` classifies')
+    assert files(tmp_path) == ['images/a.png', 'images/b.jpg']
+
+
+def test_a_segmenter_does_not_classify(run, folder, images):
+    fails(
+        run('predict', images / 'a.png', '--model', folder), 'test_vt_fpn does not classify; `vt-hub segment` segments'
+    )
+
+
+def test_an_older_picture_stays_if_the_new_one_fails(tmp_path, monkeypatch):
+    path = tmp_path / 'old.png'
+    path.write_bytes(b'old')
+
+    def fail(picture, file, *args, **kwargs):
+        file.write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(Image.Image, 'save', fail)
+    with pytest.raises(OSError, match='disk full'):
+        save_picture(Image.new('RGB', (9, 9)), path)
+    assert (files(tmp_path), path.read_bytes()) == (['old.png'], b'old')

@@ -1,0 +1,274 @@
+"""Training of classifiers by timm's train script: its arguments, its start, and the model folder at the end."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+
+from ..checkpoints import load_folder, read_foreign, read_json
+from ..conversion import load_checkpoint
+from ..files import replaced_whole
+from ..models import list_models
+from ..publishing import export, verify
+from ..weights import resolve_name
+from .classification_eval import evaluate_classifier
+from .image_folders import open_image_folder
+from .results import Progress, machine, no_progress, write_result
+from .timm_scripts import UNREADABLE, find_script, run, script_version
+
+__all__ = ['Launch', 'TrainingRun', 'list_recipes']
+
+RECIPES = Path(__file__).parent / 'recipes'
+PLUGIN = 'vt_hub.training.timm_plugin'
+OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob('*.yaml'))
+
+
+@dataclass
+class Launch:
+    """Processes and machines, as torchrun takes them."""
+
+    nproc_per_node: int = 1
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = 'localhost'
+    master_port: int = 29500
+
+    @property
+    def processes(self) -> int:
+        return self.nproc_per_node * self.nnodes
+
+    def command(self, *target: str) -> list[str]:
+        """What starts a script, or `-m` and a module."""
+        if self.processes == 1:
+            return [sys.executable, *target]
+        options = [f'--nproc-per-node={self.nproc_per_node}']
+        if self.nnodes == 1:
+            options.append('--standalone')
+        else:
+            options += [f'--nnodes={self.nnodes}', f'--node-rank={self.node_rank}']
+            options += [f'--master-addr={self.master_addr}', f'--master-port={self.master_port}']
+        return [sys.executable, '-m', 'torch.distributed.run', *options, *target]
+
+
+@dataclass
+class TrainingRun:
+    """One run of timm's train script.
+
+    Args:
+        recipe: Name of a recipe of this package, or a YAML file of the script's arguments.
+        output: Folder of the run.
+        data_dir: Folder with train/ and val/ of class folders, or a data set of timm's: `hfds/NAME`, `wds/NAME`,
+            `tfds/NAME`.
+        extra: Further arguments of the script; they win over the recipe's.
+        launch: Processes and machines.
+        device_batch_size: Images that fit on one device; gradients are accumulated to the recipe's batch.
+        script: The script; without, see `find_script`.
+        resume: Go on from the last checkpoint in `output`, if there is one.
+    """
+
+    recipe: str
+    output: Path
+    data_dir: str
+    extra: Sequence[str] = ()
+    launch: Launch = field(default_factory=Launch)
+    device_batch_size: int | None = None
+    script: Path | None = None
+    resume: bool = False
+
+    def __post_init__(self):
+        path = Path(self.recipe)
+        self.recipe_path = path if path.suffix in ('.yaml', '.yml') else RECIPES / f'{self.recipe}.yaml'
+        if not self.recipe_path.is_file():
+            raise LookupError(f'There is no recipe {self.recipe!r}; use {", ".join(list_recipes())} or a YAML file.')
+        self.settings = yaml.safe_load(self.recipe_path.read_text())
+        if not isinstance(self.settings, dict):
+            raise ValueError(f'{self.recipe_path} is no recipe: it is not a mapping of arguments.')
+        self.output = Path(self.output)
+        self.extra = ['--batch-size' if argument == '-b' else argument for argument in self.extra]
+        self.classes: list[str] = []
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """An argument of the script, from `extra` or else the recipe."""
+        option = f'--{name.replace("_", "-")}'
+        for i, argument in enumerate(self.extra):
+            if argument == option:
+                return self.extra[i + 1] if i + 1 < len(self.extra) else None
+            if argument.startswith(f'{option}='):
+                return argument.partition('=')[2]
+        return self.settings.get(name, default)
+
+    def check(self):
+        """Find what would fail, before a device is taken.
+
+        Raises:
+            FileExistsError: `output` holds a run already, and `resume` was not asked for.
+            OSError: The disk has no room for the checkpoints.
+            ValueError: The data, the teacher or the devices do not fit.
+        """
+        if (self.output / 'summary.csv').exists() and not self.resume:
+            raise FileExistsError(f'{self.output} holds a run already; go on with --resume or name another folder.')
+        self.check_model()
+        self.check_data()
+        self.check_teacher()
+        cuda = torch.cuda.device_count()
+        if self.launch.nproc_per_node > max(cuda, 1):
+            raise ValueError(
+                f"{self.launch.nproc_per_node} processes need as many GPUs, and there are {cuda}; timm's train script "
+                f'runs on the CPU in one process only.'
+            )
+        self.check_disk()
+
+    def check_model(self):
+        model = self.value('model')
+        if model.startswith('local-dir:'):
+            load_folder(model.removeprefix('local-dir:'))
+        elif model.split('.')[0] in list_models():
+            if self.value('pretrained'):
+                resolve_name(model)
+        elif not timm.is_model(model):
+            raise LookupError(f'There is no model {model!r}; `vt-hub list` names ours, and timm has more.')
+
+    def check_data(self):
+        if '/' in self.data_dir and self.data_dir.split('/')[0] in ('hfds', 'wds', 'tfds', 'torch'):
+            if not self.value('num_classes'):
+                raise ValueError(f'How many classes {self.data_dir} has is not known; say so with --num-classes.')
+            return
+        train = open_image_folder(self.data_dir, 'train')
+        open_image_folder(self.data_dir, 'val', train.classes)
+        self.classes = train.classes
+        wanted = self.value('num_classes')
+        if wanted and int(wanted) != len(self.classes):
+            raise ValueError(f'{train.root} has {len(self.classes)} classes, not {wanted}.')
+
+    def check_teacher(self):
+        """timm re-initialises a teacher's classifier without a word where its classes are not the data's."""
+        if not (teacher := self.value('kd_model_name')):
+            return
+        if teacher.startswith('local-dir:'):
+            known = read_json(Path(teacher.removeprefix('local-dir:')) / 'config.json').get('num_classes')
+        else:
+            cfg = timm.get_pretrained_cfg(teacher)
+            known = cfg.num_classes if cfg else None
+        classes = len(self.classes) or int(self.value('num_classes'))
+        if known != classes:
+            raise ValueError(
+                f'The teacher {teacher} knows {known} classes and the data has {classes}; name a teacher of your own '
+                f'with --kd-model-name local-dir:FOLDER, or train by a copy of the recipe without kd_model_name.'
+            )
+
+    def check_disk(self):
+        model = timm.create_model(self.value('model'), device='meta')
+        tensors = 1 + bool(self.value('model_ema')) + OPTIMIZER_STATES.get(self.value('opt'), 2)
+        kept = int(self.value('checkpoint_hist', 10)) + 2
+        needed = kept * tensors * sum(4 * p.numel() for p in model.parameters())
+        folder = next(parent for parent in self.output.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f'{folder} has {free / 1e9:.1f} GB left, and the checkpoints need {needed / 1e9:.1f} GB.')
+
+    def command(self) -> list[str]:
+        """The whole command.
+
+        Raises:
+            ValueError: The batch cannot be divided, or the script does not know a setting of the recipe.
+        """
+        script = find_script('train.py', self.script)
+        source = script.read_text(encoding='utf-8')
+        for name in self.settings:
+            if f"'--{name.replace('_', '-')}'" not in source:
+                raise ValueError(f'{script} knows no {name}, which the recipe {self.recipe} sets; use a newer one.')
+        if (version := script_version(script)) not in (None, timm.__version__):
+            print(f'warning: {script} runs with timm {version} beside it, not {timm.__version__}.', file=sys.stderr)
+        batch, device_batch = int(self.value('batch_size', 128)), self.device_batch_size
+        if batch % ((device_batch or 1) * self.launch.processes):
+            raise ValueError(
+                f'A batch of {batch} images cannot be divided among {self.launch.processes} processes'
+                f'{f" in steps of {device_batch}" if device_batch else ""}.'
+            )
+        own = batch // self.launch.processes
+        device_batch = device_batch or own
+        arguments = ['-c', str(self.recipe_path), '--device-modules', PLUGIN]
+        if self.classes:
+            arguments += ['--data-dir', self.data_dir, '--class-map', str(self.output / 'classes.txt')]
+            arguments += ['--num-classes', str(len(self.classes))]
+        else:
+            arguments += ['--dataset', self.data_dir]
+        arguments += ['--output', str(self.output.parent), '--experiment', self.output.name]
+        arguments += [*self.extra, '--batch-size', str(device_batch)]
+        if own > device_batch:
+            arguments += ['--grad-accum-steps', str(own // device_batch)]
+        if not torch.cuda.is_available() and not self.value('device'):
+            arguments += ['--device', 'cpu']
+        last = self.output / 'last.pth.tar'
+        if self.resume and last.is_file():
+            arguments += ['--resume', str(last)]
+        return self.launch.command(str(script), *arguments)
+
+    def start(self, command: Sequence[str]) -> int:
+        """Run the command; returns its exit code."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        if self.classes:
+            with replaced_whole(self.output / 'classes.txt') as unfinished:
+                unfinished.write_text(''.join(f'{name}\n' for name in self.classes))
+        os.environ[UNREADABLE] = str(self.output / 'unreadable.txt')
+        return run(command)
+
+    def unreadable(self) -> list[str]:
+        """The images that were passed over, each once."""
+        path = self.output / 'unreadable.txt'
+        return sorted(set(path.read_text().splitlines())) if path.is_file() else []
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the highest validation metric; the script forgets its best when it is resumed.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        paths = sorted(self.output.glob('checkpoint-*.pth.tar')) + sorted(self.output.glob('model_best.pth.tar'))
+        if not paths:
+            raise FileNotFoundError(f'{self.output} has no checkpoint.')
+        return max(paths, key=lambda path: read_foreign(path)[1].get('metric') or 0)
+
+    def export(self, workers: int = 0, progress: Progress = no_progress) -> Path:
+        """Write the best checkpoint as a model folder, OUTPUT/model, measured on the validation images and verified.
+
+        Raises:
+            ValueError: The folder does not verify.
+        """
+        checkpoint = self.best_checkpoint()
+        model, facts = load_checkpoint(checkpoint)
+        results = []
+        if self.classes:
+            device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+            data = open_image_folder(self.data_dir, 'val', self.classes)
+            result = evaluate_classifier(model, data, device, workers=workers, progress=progress)
+            result |= {'training': {'recipe': self.recipe, 'epoch': facts['epoch']}, **machine()}
+            write_result(self.output / 'result.json', result)
+            results = [result]
+        folder = export(
+            model.cpu(),
+            self.output / 'model',
+            labels=self.classes or None,
+            metrics=results,
+            origin=f'These are the {facts["weights"]} weights of epoch {facts["epoch"]} of the recipe `{self.recipe}`.',
+        )
+        for check in verify(folder):
+            if not check.passed:
+                raise ValueError(f'{folder} does not verify: {check.name}: {check.detail}')
+        return folder
+
+    def __str__(self) -> str:
+        return shlex.join(self.command())

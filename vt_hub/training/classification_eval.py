@@ -1,0 +1,132 @@
+"""Evaluation of classifiers on folders of class folders, with the model's own preprocessing."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from ..images import read_image
+from ..predict import label_names
+from .image_folders import ImageFolder, open_image_folder
+from .results import Progress, no_progress
+
+__all__ = ['evaluate_classifier', 'open_for_model']
+
+
+class Batches(torch.utils.data.Dataset):
+    """Whole batches, so that how images are batched does not depend on the number of processes."""
+
+    def __init__(self, data: ImageFolder, model: torch.nn.Module, batch_size: int):
+        self.data = data
+        self.batch_size = batch_size
+        self.channels = model.in_chans
+        self.transform = timm.data.create_transform(
+            **timm.data.resolve_model_data_config(model, use_test_size=True), is_training=False
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self.data.files) // self.batch_size)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor | None, torch.Tensor, list[str]]:
+        """Images (B, C, H, W), their classes (B,), and a sentence for each image that cannot be read."""
+        images, targets, errors = [], [], []
+        chosen = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        for path, target in zip(self.data.files[chosen], self.data.targets[chosen], strict=True):
+            try:
+                images.append(self.transform(read_image(path, self.channels)))
+                targets.append(target)
+            except ValueError as error:
+                errors.append(str(error))
+        return torch.stack(images) if images else None, torch.tensor(targets), errors
+
+
+def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
+    """A split's images with classes numbered as the model's: by its labels where the folders are named by them.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The folders are neither named by the model's labels nor as many.
+    """
+    data, labels = open_image_folder(data_dir, split), label_names(model)
+    if set(data.classes) <= set(labels):
+        return open_image_folder(data_dir, split, labels)
+    if len(data.classes) != len(labels):
+        raise ValueError(
+            f'{data.root} has {len(data.classes)} classes ({data.classes[0]}, ...), and the model {len(labels)} '
+            f'({labels[0]}, ...).'
+        )
+    return data
+
+
+@torch.inference_mode()
+def evaluate_classifier(
+    model: torch.nn.Module,
+    data: ImageFolder,
+    device: torch.device,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Classify every image of a set and count; under torchrun each process takes its share of the batches.
+
+    Args:
+        model: A classifier, through timm.
+        data: Images and classes, numbered as the model's.
+        device: Where to compute.
+        batch_size: Images in one batch.
+        workers: Processes that read.
+        progress: Wraps the loop, given its length and a title, to show how far it is.
+
+    Returns:
+        The contents of a result file: `metrics` (`top1` and `top5` in percent, and `loss`, the mean cross-entropy),
+        `images_per_second`, and `errors`, sentences on the images that could not be read.
+
+    Raises:
+        ValueError: No image could be read.
+    """
+    distributed = dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    model = model.eval().to(device)
+    batches = Batches(data, model, batch_size)
+    share = torch.utils.data.Subset(batches, range(rank, len(batches), world))
+    loader: Iterable = torch.utils.data.DataLoader(share, batch_size=None, num_workers=workers)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, right in five, loss
+    errors: list[str] = []
+    started = time.perf_counter()
+    for images, targets, failed in progress(loader, len(share), 'Evaluating'):
+        errors += failed
+        if images is None:
+            continue
+        targets = targets.to(device)
+        logits = model(images.to(device)).double()
+        right = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+        loss = F.cross_entropy(logits, targets, reduction='sum')
+        sums += torch.stack([torch.ones_like(targets).sum(), right[:, 0].sum(), right.sum(), loss])
+    if distributed:
+        dist.all_reduce(sums)
+        gathered: list[list[str]] = [[]] * world
+        dist.all_gather_object(gathered, errors)
+        errors = [error for part in gathered for error in part]
+    count, top1, top5, loss = sums.tolist()
+    if not count:
+        raise ValueError(f'No image under {data.root} could be read: {min(errors)}')
+    metrics = {'top1': round(100 * top1 / count, 2), 'loss': round(loss / count, 4)}
+    if model.num_classes > 5:
+        metrics['top5'] = round(100 * top5 / count, 2)
+    return {
+        'task': 'image-classification',
+        'dataset': {
+            'name': Path(data.root).resolve().parent.name,
+            'type': 'imagefolder',
+            'split': Path(data.root).resolve().name,
+            'num_images': int(count),
+        },
+        'metrics': metrics,
+        'images_per_second': round(count / (time.perf_counter() - started), 1),
+        'errors': sorted(errors),
+    }

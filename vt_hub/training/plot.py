@@ -1,0 +1,76 @@
+"""A run as a picture: loss, accuracy and learning rate over time."""
+
+import csv
+from pathlib import Path
+
+from ..checkpoints import read_json
+from ..files import replaced_whole
+
+__all__ = ['plot_run', 'read_curves']
+
+Curve = tuple[list[float], list[float]]
+PANELS = {  # title: the columns that it shows, of timm's script and of transformers' Trainer
+    'loss': ('train_loss', 'eval_loss', 'loss'),
+    'accuracy (%)': ('eval_top1', 'eval_top5', 'eval_miou', 'eval_pixel_accuracy'),
+    'learning rate': ('lr', 'learning_rate'),
+}
+
+
+def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
+    """The figures of a run by column, each as its epochs or steps and its values.
+
+    Args:
+        run: Folder of a run of `vt-hub train`, or of timm's train script.
+
+    Returns:
+        'epoch' or 'step', and the curves.
+
+    Raises:
+        ValueError: The folder holds no figures.
+    """
+    run = Path(run)
+    states = sorted(run.glob('checkpoint-*/trainer_state.json'), key=lambda path: int(path.parent.name.split('-')[1]))
+    if (run / 'summary.csv').is_file():
+        unit, rows = 'epoch', list(csv.DictReader((run / 'summary.csv').read_text().splitlines()))
+        rows = list({row['epoch']: row for row in rows if row['epoch'] != 'epoch'}.values())  # a resumed run repeats
+    elif states:
+        unit, rows = 'step', read_json(states[-1])['log_history']
+    else:
+        raise ValueError(f'{run} has neither summary.csv nor checkpoints with trainer_state.json; it is no run.')
+    curves = {}
+    for column in (column for columns in PANELS.values() for column in columns):
+        points = [(float(row[unit]), float(row[column])) for row in rows if row.get(column)]
+        if points:
+            curves[column] = tuple(map(list, zip(*points, strict=True)))
+    return unit, curves
+
+
+def plot_run(run: str | Path, path: str | Path):
+    """Draw a run's loss, accuracy and learning rate.
+
+    Args:
+        run: See `read_curves`.
+        path: Picture to write, PNG, SVG or PDF by its name.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: The folder holds no figures.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('Plots need matplotlib: pip install "vt_hub[train]".') from error
+    unit, curves = read_curves(run)
+    panels = {title: [c for c in columns if c in curves] for title, columns in PANELS.items()}
+    panels = {title: columns for title, columns in panels.items() if columns}
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout='constrained')
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for column in columns:
+            axes.plot(*curves[column], marker='o' if len(curves[column][0]) < 30 else '', markersize=3, label=column)
+        axes.set(title=title, xlabel=unit)
+        axes.grid(alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+        if len(columns) > 1:
+            axes.legend(frameon=False)
+    with replaced_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)

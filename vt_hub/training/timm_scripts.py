@@ -1,0 +1,90 @@
+"""timm's own scripts, which its package does not hold: finding them, fetching them once, running them."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+
+from ..files import replaced_whole
+
+__all__ = ['UNREADABLE', 'find_script', 'run', 'script_version']
+
+UNREADABLE = 'VT_HUB_UNREADABLE'  # in the environment: the file that collects the names of unreadable images
+SCRIPTS = ('train.py', 'validate.py', 'inference.py', 'benchmark.py', 'onnx_export.py')
+ADDRESS = 'https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{version}/{name}'
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def cache_folder() -> Path:
+    """Where fetched scripts of the installed timm are kept."""
+    return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'vt_hub' / f'timm-{timm.__version__}'
+
+
+def find_script(name: str, given: Path | None = None) -> Path:
+    """One of timm's scripts: the given one, that in VT_HUB_TIMM_SCRIPTS, that in the cache, or fetched into it.
+
+    Args:
+        name: One of `SCRIPTS`.
+        given: A path from the user.
+
+    Raises:
+        FileNotFoundError: It is not where it was said to be.
+        OSError: It cannot be fetched, or the one in the cache is not what was fetched.
+    """
+    folder = os.environ.get('VT_HUB_TIMM_SCRIPTS')
+    path = given or (Path(folder) / name if folder else None)
+    if path:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no script {path} of timm's.")
+        return path
+    path = cache_folder() / name
+    sha256 = path.with_name(f'{name}.sha256')
+    if not path.is_file():
+        fetch_script(name, path)
+    elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256.read_text().strip():
+        raise OSError(f'{path} is not what was fetched; remove it to fetch it again.')
+    return path
+
+
+def fetch_script(name: str, path: Path):
+    """Fetch a script of the installed timm's release over https, and keep its sha256 beside it."""
+    address = ADDRESS.format(version=timm.__version__, name=name)
+    hint = f"put timm's {name} into a folder and name that in VT_HUB_TIMM_SCRIPTS"
+    if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
+        raise OSError(f"timm's {name} is not in {path.parent} and HF_HUB_OFFLINE forbids to fetch it; {hint}.")
+    try:
+        with replaced_whole(path) as unfinished:
+            torch.hub.download_url_to_file(address, str(unfinished), progress=False)
+            digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
+            path.with_name(f'{name}.sha256').write_text(f'{digest}\n')
+    except OSError as error:
+        raise OSError(f'Cannot fetch {address}: {getattr(error, "reason", error)}; {hint}.') from error
+    print(f'fetched {address}, sha256 {digest}', file=sys.stderr)
+
+
+def script_version(path: Path) -> str | None:
+    """Version of the timm that a script lies beside, in a checkout of its repository; it runs with that one."""
+    version = path.parent / 'timm' / 'version.py'
+    return version.read_text().split('=')[1].strip().strip('\'"') if version.is_file() else None
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command to its end, with its output and the user's signals passed through.
+
+    Returns:
+        Its exit code; 128 and the signal's number where a signal ended it.
+    """
+    process = subprocess.Popen(command)
+    forward = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in forward.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
