@@ -8,13 +8,13 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-from .checkpoints import load_folder
+from .checkpoints import load_folder, read_json
 from .predict import label_names
 from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .vt_fpn import VTFPN, VTDecoder
 from .weights import PRETRAINED, fetch, list_pretrained, pretrained_folder, resolve_name
 
-__all__ = ['describe', 'describe_pretrained', 'find_folder', 'list_models', 'load_model', 'task_of']
+__all__ = ['describe', 'describe_pretrained', 'find_folder', 'is_ours', 'list_models', 'load_model', 'task_of']
 
 
 def list_models() -> list[str]:
@@ -25,6 +25,13 @@ def list_models() -> list[str]:
 def task_of(name: str) -> str:
     """What an architecture does, as the Hub names it: 'image-classification' or 'image-segmentation'."""
     return 'image-segmentation' if name in VT_FPN_ARCHITECTURES else 'image-classification'
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name that timm takes is of this package's models: `arch`, `arch.tag` or `local-dir:` of a folder."""
+    if name.startswith('local-dir:'):
+        name = read_json(Path(name.removeprefix('local-dir:')) / 'config.json').get('architecture', '')
+    return name.split('.')[0] in list_models()
 
 
 def find_folder(source: str) -> Path:

@@ -1,5 +1,7 @@
 """Commands that make data, train and evaluate: synthesize, train, evaluate."""
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +11,7 @@ import typer
 from .common import app, print_json, print_table, progress, report_failed
 
 DATA_HELP = 'Folder of the data, or the name of a data set on the Hub.'
+Task = Literal['classification', 'segmentation']
 Layout = Annotated[
     Literal['folders', 'coco-stuff', 'coco-panoptic', 'lip', 'datasets'] | None,
     typer.Option(help='Arrangement of segmentation data; without, what the recipe says, else folders.'),
@@ -46,29 +49,113 @@ def shapes(
 @app.command(context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Option(help='Recipe, or a YAML file.')],
+    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')],
     data_dir: Annotated[str, typer.Option(help=DATA_HELP)],
     output: Annotated[Path, typer.Option(help='Folder of the run.')],
-    task: Annotated[Literal['segmentation'], typer.Option(help='What is trained.')] = 'segmentation',
-    layout: Layout = None,
-    classes: Classes = None,
-    reduce_labels: ReduceLabels = False,
+    task: Annotated[
+        Task | None, typer.Option(help="What is trained; needed with a YAML file of segmentation's.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, weights or folder to start from, not the recipe's.")] = None,
+    device_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
+    ] = None,
     seed: Annotated[int, typer.Option(help='Of weights, order and augmentation.')] = 0,
     workers: Workers = 2,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the folder.')] = False,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')] = False,
+    nproc_per_node: Annotated[int, typer.Option(min=1, help='Processes on each machine, one for a GPU.')] = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help='Machines.')] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help='Number of this machine.')] = 0,
+    master_addr: Annotated[str, typer.Option(help='Address of machine 0.')] = 'localhost',
+    master_port: Annotated[int, typer.Option(help='Free port of machine 0.')] = 29500,
+    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; without, it is found or fetched.")] = None,
+    layout: Layout = None,
+    classes: Classes = None,
+    reduce_labels: ReduceLabels = False,
 ):
     """Train, and export the best checkpoint as a model folder, OUTPUT/model.
 
-    Further arguments change the recipe: --steps 2000 --lr 0.01.
+    Classifiers are trained by timm's train.py, which takes any further arguments. Segmentation is trained by
+    transformers' Trainer; further arguments change the recipe: --steps 2000 --lr 0.01.
 
-    Example: vt-hub train --task segmentation --recipe shapes --data-dir shapes --output run
+    Example: vt-hub train --recipe finetune --data-dir flowers --output run
     """
+    from ..training.launch import Launch, run
+    from ..training.segmentation_recipe import list_segmentation_recipes
+
+    launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
+    extra = context.args + (['--model', model] if model else [])
+    if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
+        extra += ['--seed', str(seed), '--workers', str(workers)]
+        train_classifier(recipe, data_dir, output, extra, launch, device_batch_size, train_script, resume, dry_run)
+        return
+    if device_batch_size:
+        extra += ['--device_batch_size', str(device_batch_size)]
+    if launch.processes == 1 and not dry_run:
+        train_segmenter(recipe, data_dir, output, extra, layout, classes, reduce_labels, seed, workers, resume)
+        return
+    arguments = ['--task', 'segmentation', '--recipe', recipe, '--data-dir', data_dir, '--output', str(output)]
+    arguments += ['--seed', str(seed), '--workers', str(workers), *extra]
+    arguments += [*(['--layout', layout] if layout else []), *(['--classes', str(classes)] if classes else [])]
+    arguments += ['--reduce-labels'] * reduce_labels + ['--resume'] * resume
+    command = launch.command('-m', 'vt_hub.cli', 'train', *arguments)
+    print(shlex.join(command), flush=True)
+    if not dry_run and (code := run(command)):
+        raise typer.Exit(code)
+
+
+def train_classifier(
+    recipe: str,
+    data_dir: str,
+    output: Path,
+    extra: list[str],
+    launch: Any,
+    device_batch_size: int | None,
+    script: Path | None,
+    resume: bool,
+    dry_run: bool,
+):
+    """`vt-hub train` of a classifier; exits with the script's own code where that is not 0."""
+    from ..models import is_ours
+    from ..training.classification import TrainingRun
+
+    job = TrainingRun(recipe, output, data_dir, extra, launch, device_batch_size, script, resume)
+    job.check()
+    command = job.command()
+    print(shlex.join(command), flush=True)
+    if dry_run:
+        return
+    code = job.start(command)
+    if unreadable := job.unreadable():
+        print(f'{len(unreadable)} images could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
+    if code:
+        raise typer.Exit(code)
+    if launch.node_rank > 0:
+        return
+    if is_ours(job.value('model')):
+        print(job.export(progress=progress))
+    else:
+        print(f'{job.best_checkpoint()}: {job.value("model")} is not one of our models and is not exported')
+
+
+def train_segmenter(
+    recipe: str,
+    data_dir: str,
+    output: Path,
+    extra: list[str],
+    layout: str | None,
+    classes: Path | None,
+    reduce_labels: bool,
+    seed: int,
+    workers: int,
+    resume: bool,
+):
+    """`vt-hub train` of a segmentation model, in this process."""
     from ..training.segmentation import train_segmentation
     from ..training.segmentation_data import open_data
     from ..training.segmentation_recipe import load_segmentation_recipe
 
-    changes = read_changes(context.args)
-    settings = load_segmentation_recipe(recipe, changes | ({'layout': layout} if layout else {}))
+    settings = load_segmentation_recipe(recipe, read_changes(extra) | ({'layout': layout} if layout else {}))
     data = [open_data(data_dir, split, settings.layout, classes, reduce_labels) for split in ('train', 'val')]
     print(train_segmentation(settings, *data, output, seed, workers, resume, progress))
 
@@ -91,13 +178,14 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
 def evaluate(
     model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')],
     data_dir: Annotated[str, typer.Option(help=DATA_HELP)],
-    task: Annotated[Literal['segmentation'], typer.Option(help='What the model does.')] = 'segmentation',
+    task: Annotated[Task | None, typer.Option(help='What the model must do; without, what it does.')] = None,
     split: Annotated[Literal['train', 'val'], typer.Option(help='Part of the data.')] = 'val',
+    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
     layout: Layout = 'folders',
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
     shortest_edge: Annotated[
-        int | None, typer.Option(help="Resize to this shorter edge instead of the model's input size.")
+        int | None, typer.Option(help="Segment at this shorter edge instead of the model's input size.")
     ] = None,
     longest_edge: Annotated[int, typer.Option(help='With --shortest-edge, no longer than this.')] = 1333,
     workers: Workers = 2,
@@ -106,22 +194,34 @@ def evaluate(
 ):
     """Measure a model on labelled data, and write what a model card reads.
 
-    Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub.cli evaluate ...
+    A classifier is measured on DIR/val, or on DIR itself, of class folders. Under torchrun every process takes a share:
+    torchrun --nproc-per-node 8 -m vt_hub.cli evaluate ...
 
-    Example: vt-hub evaluate vt_fpn_resnet10t.shapes --task segmentation --data-dir shapes --result result.json
+    Example: vt-hub evaluate run/model --data-dir flowers --result result.json
     """
-    from ..models import find_folder
+    from ..checkpoints import load_folder
+    from ..models import find_folder, task_of
     from ..publishing.card import METRICS
+    from ..training.classification_eval import evaluate_classifier, open_for_model
     from ..training.distributed import processes
     from ..training.results import machine, write_result
     from ..training.segmentation_data import open_data
     from ..training.segmentation_eval import evaluate_segmentation, load_segmenter
 
-    network = load_segmenter(find_folder(model))
-    data = open_data(data_dir, split, layout, classes, reduce_labels)
-    edges = (shortest_edge, longest_edge) if shortest_edge else None
+    folder = find_folder(model)
+    network = load_folder(folder)
+    does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
+    if task and task != does:
+        raise ValueError(f'{model} does {does}, not {task}.')
     with processes() as (rank, device):
-        found = evaluate_segmentation(network.to(device), data, edges, workers, progress)
+        if does == 'classification':
+            data = open_for_model(network, data_dir, split)
+            found, total = evaluate_classifier(network, data, device, batch_size, workers, progress), len(data.files)
+        else:
+            data = open_data(data_dir, split, layout, classes, reduce_labels)
+            edges = (shortest_edge, longest_edge) if shortest_edge else None
+            found = evaluate_segmentation(load_segmenter(folder).to(device), data, edges, workers, progress)
+            total = len(data)
     if rank > 0:
         return
     found |= {'model': model, **machine()}
@@ -130,7 +230,44 @@ def evaluate(
     if as_json:
         print_json(found)
     else:
-        print_table(['class', 'IoU (%)'], found['per_class_iou'].items(), ['IoU (%)'])
-        values = [f'{METRICS[key][1]} {value}' for key, value in found['metrics'].items()]
+        if 'per_class_iou' in found:
+            print_table(['class', 'IoU (%)'], found['per_class_iou'].items(), ['IoU (%)'])
+        values = [f'{METRICS[key][1] if key in METRICS else key} {value}' for key, value in found['metrics'].items()]
         print(', '.join([*values, f'{found["dataset"]["num_images"]} images']))
-    report_failed(found['errors'], len(data))
+    report_failed(found['errors'], total)
+
+
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `vt-hub train` or of timm's train script.")],
+    out: Annotated[Path | None, typer.Option(help='Picture to write; without, RUN/plot.png.')] = None,
+):
+    """Draw a run's loss, accuracy and learning rate.
+
+    Example: vt-hub plot run
+    """
+    from ..training.plot import plot_run
+
+    out = out or run / 'plot.png'
+    plot_run(run, out)
+    print(out)
+
+
+@app.command(
+    'timm', context_settings={'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
+)
+def timm_(
+    context: typer.Context,
+    script: Annotated[str, typer.Argument(help='validate, inference, benchmark or onnx_export.')],
+):
+    """Run one of timm's other scripts with our models: validate, inference, benchmark, onnx_export.
+
+    Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
+    """
+    from ..training.launch import run
+    from ..training.timm_scripts import find_script, runner
+
+    command = runner(find_script(f'{script.removesuffix(".py")}.py'), context.args)
+    print(shlex.join(command), flush=True)
+    if code := run(command):
+        raise typer.Exit(code)

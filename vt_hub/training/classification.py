@@ -1,7 +1,6 @@
 """Training of classifiers by timm's train script: its arguments, its start, and the model folder at the end."""
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from ..publishing import export, verify
 from ..weights import resolve_name
 from .classification_eval import evaluate_classifier
 from .image_folders import open_image_folder
+from .launch import Launch, run
 from .results import Progress, machine, no_progress, write_result
-from .timm_scripts import UNREADABLE, find_script, run, script_version
+from .timm_scripts import UNREADABLE, find_script, script_version
 
-__all__ = ['Launch', 'TrainingRun', 'list_recipes']
+__all__ = ['TrainingRun', 'list_recipes']
 
 RECIPES = Path(__file__).parent / 'recipes'
 PLUGIN = 'vt_hub.training.timm_plugin'
@@ -34,33 +34,6 @@ OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for ea
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob('*.yaml'))
-
-
-@dataclass
-class Launch:
-    """Processes and machines, as torchrun takes them."""
-
-    nproc_per_node: int = 1
-    nnodes: int = 1
-    node_rank: int = 0
-    master_addr: str = 'localhost'
-    master_port: int = 29500
-
-    @property
-    def processes(self) -> int:
-        return self.nproc_per_node * self.nnodes
-
-    def command(self, *target: str) -> list[str]:
-        """What starts a script, or `-m` and a module."""
-        if self.processes == 1:
-            return [sys.executable, *target]
-        options = [f'--nproc-per-node={self.nproc_per_node}']
-        if self.nnodes == 1:
-            options.append('--standalone')
-        else:
-            options += [f'--nnodes={self.nnodes}', f'--node-rank={self.node_rank}']
-            options += [f'--master-addr={self.master_addr}', f'--master-port={self.master_port}']
-        return [sys.executable, '-m', 'torch.distributed.run', *options, *target]
 
 
 @dataclass
@@ -99,6 +72,7 @@ class TrainingRun:
         self.output = Path(self.output)
         self.extra = ['--batch-size' if argument == '-b' else argument for argument in self.extra]
         self.classes: list[str] = []
+        self.needs_map = False  # timm numbers the classes of each split by itself
 
     def value(self, name: str, default: Any = None) -> Any:
         """An argument of the script, from `extra` or else the recipe."""
@@ -120,6 +94,8 @@ class TrainingRun:
         """
         if (self.output / 'summary.csv').exists() and not self.resume:
             raise FileExistsError(f'{self.output} holds a run already; go on with --resume or name another folder.')
+        if (self.output / 'model').exists():
+            raise FileExistsError(f'{self.output / "model"} exists already; move it, or name another folder.')
         self.check_model()
         self.check_data()
         self.check_teacher()
@@ -147,8 +123,9 @@ class TrainingRun:
                 raise ValueError(f'How many classes {self.data_dir} has is not known; say so with --num-classes.')
             return
         train = open_image_folder(self.data_dir, 'train')
-        open_image_folder(self.data_dir, 'val', train.classes)
+        val = open_image_folder(self.data_dir, 'val', train.classes)
         self.classes = train.classes
+        self.needs_map = len(set(val.targets)) < len(self.classes)
         wanted = self.value('num_classes')
         if wanted and int(wanted) != len(self.classes):
             raise ValueError(f'{train.root} has {len(self.classes)} classes, not {wanted}.')
@@ -202,8 +179,8 @@ class TrainingRun:
         device_batch = device_batch or own
         arguments = ['-c', str(self.recipe_path), '--device-modules', PLUGIN]
         if self.classes:
-            arguments += ['--data-dir', self.data_dir, '--class-map', str(self.output / 'classes.txt')]
-            arguments += ['--num-classes', str(len(self.classes))]
+            arguments += ['--data-dir', self.data_dir, '--num-classes', str(len(self.classes))]
+            arguments += ['--class-map', str(self.output / 'classes.txt')] * self.needs_map
         else:
             arguments += ['--dataset', self.data_dir]
         arguments += ['--output', str(self.output.parent), '--experiment', self.output.name]
@@ -220,7 +197,7 @@ class TrainingRun:
     def start(self, command: Sequence[str]) -> int:
         """Run the command; returns its exit code."""
         self.output.mkdir(parents=True, exist_ok=True)
-        if self.classes:
+        if self.needs_map:
             with replaced_whole(self.output / 'classes.txt') as unfinished:
                 unfinished.write_text(''.join(f'{name}\n' for name in self.classes))
         os.environ[UNREADABLE] = str(self.output / 'unreadable.txt')
@@ -269,6 +246,3 @@ class TrainingRun:
             if not check.passed:
                 raise ValueError(f'{folder} does not verify: {check.name}: {check.detail}')
         return folder
-
-    def __str__(self) -> str:
-        return shlex.join(self.command())

@@ -31,6 +31,22 @@ __all__ = ['train_segmentation']
 OPTIMIZERS = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}
 
 
+class ScaledResize(v2.Transform):
+    """Resize to a size times a random number; torchvision's ScaleJitter mistakes the height for the width."""
+
+    def __init__(self, size: Sequence[int], scale: tuple[float, float]):
+        super().__init__()
+        self.size = size
+        self.scale = scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        scale = self.scale[0] + torch.rand(1).item() * (self.scale[1] - self.scale[0])
+        return {'size': [max(int(edge * scale), 1) for edge in self.size]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, **params)
+
+
 class TrainingPairs(torch.utils.data.Dataset):
     """Augmented images (3, H, W), normalised, with their labels (H, W)."""
 
@@ -46,7 +62,7 @@ class TrainingPairs(torch.utils.data.Dataset):
             size = list(recipe.input_size)
             fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: IGNORE}
             crop = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
-            self.resize = v2.Compose([v2.Resize(size), v2.ScaleJitter(size, recipe.scale), crop])
+            self.resize = v2.Compose([ScaledResize(size, recipe.scale), crop])
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
     def __len__(self) -> int:
@@ -185,6 +201,8 @@ def train_segmentation(
             return output / 'model'  # nothing is left to do
     if len(train_data) < recipe.batch_size:
         raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
+    if (output / 'model').exists():
+        raise FileExistsError(f'{output / "model"} exists already; move it, or name another folder.')
     for data in (train_data, val_data):
         check_data(data, workers, progress)
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +11,11 @@ import torch
 
 from ..files import replaced_whole
 
-__all__ = ['UNREADABLE', 'find_script', 'run', 'script_version']
+__all__ = ['UNREADABLE', 'find_script', 'runner', 'script_version']
 
 UNREADABLE = 'VT_HUB_UNREADABLE'  # in the environment: the file that collects the names of unreadable images
 SCRIPTS = ('train.py', 'validate.py', 'inference.py', 'benchmark.py', 'onnx_export.py')
 ADDRESS = 'https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{version}/{name}'
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def cache_folder() -> Path:
@@ -74,17 +71,7 @@ def script_version(path: Path) -> str | None:
     return version.read_text().split('=')[1].strip().strip('\'"') if version.is_file() else None
 
 
-def run(command: Sequence[str]) -> int:
-    """Run a command to its end, with its output and the user's signals passed through.
-
-    Returns:
-        Its exit code; 128 and the signal's number where a signal ended it.
-    """
-    process = subprocess.Popen(command)
-    forward = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in forward.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+def runner(script: Path, arguments: Sequence[str]) -> list[str]:
+    """The command for a script that has no `--device-modules`: our models are registered before it starts."""
+    code = 'import runpy, sys, vt_hub; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
+    return [sys.executable, '-c', code, str(script), *arguments]

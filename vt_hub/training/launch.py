@@ -1,0 +1,54 @@
+"""Starting processes: one, or several on several machines through torchrun."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ['Launch', 'run']
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class Launch:
+    """Processes and machines, as torchrun takes them."""
+
+    nproc_per_node: int = 1
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = 'localhost'
+    master_port: int = 29500
+
+    @property
+    def processes(self) -> int:
+        return self.nproc_per_node * self.nnodes
+
+    def command(self, *target: str) -> list[str]:
+        """What starts a script, or `-m` and a module."""
+        if self.processes == 1:
+            return [sys.executable, *target]
+        options = [f'--nproc-per-node={self.nproc_per_node}']
+        if self.nnodes == 1:
+            options.append('--standalone')
+        else:
+            options += [f'--nnodes={self.nnodes}', f'--node-rank={self.node_rank}']
+            options += [f'--master-addr={self.master_addr}', f'--master-port={self.master_port}']
+        return [sys.executable, '-m', 'torch.distributed.run', *options, *target]
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command to its end, with its output and the user's signals passed through.
+
+    Returns:
+        Its exit code; 128 and the signal's number where a signal ended it.
+    """
+    process = subprocess.Popen(command)
+    forward = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in forward.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
