@@ -113,13 +113,26 @@ def write_samples(images: np.ndarray, labels: np.ndarray):
         to_pil(images[labels == label][0]).save(ROOT.parents[1] / 'samples' / f'digit_{label}.png')
 
 
+def write_images(folder: Path, dev: bool):
+    """The two parts as folders of class folders, for `vt-hub train`."""
+    for name, (images, labels) in zip(('train', 'val'), split(dev), strict=True):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / name / str(label) / f'{i:04d}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil(image).convert('RGB').save(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, help='write the model folder here, and result.json beside this script')
+    parser.add_argument('--images', type=Path, help='only write the images here, train/ and val/ of class folders')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--dev', action='store_true', help='score on a part of the training images')
     args = parser.parse_args()
+    if args.images:
+        write_images(args.images, args.dev)
+        return
 
     (images, labels), (test_images, test_labels) = split(args.dev)
     started = time.time()

@@ -55,9 +55,11 @@ def read_text(path: Path) -> str:
 
 
 def read_labels(path: Path) -> list[str]:
-    """Class names from a file, one a line, or the sorted names of a folder's subfolders, as ImageFolder has them."""
+    """Class names from a file, one a line, or from a folder of class folders in the order that timm numbers them."""
+    from ..training.image_folders import class_names
+
     if path.is_dir():
-        return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        return class_names(path)
     return [line for line in read_text(path).splitlines() if line.strip()]
 
 

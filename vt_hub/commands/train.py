@@ -27,23 +27,24 @@ app.add_typer(synthesize, name='synthesize')
 @synthesize.command()
 def shapes(
     out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
-    train: Annotated[int, typer.Option(min=0, help='Scenes to train on.')] = 4000,
-    val: Annotated[int, typer.Option(min=0, help='Scenes to validate on.')] = 300,
+    train: Annotated[int, typer.Option(min=0, help='Images to train on.')] = 4000,
+    val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
+    objects: Annotated[bool, typer.Option('--objects', help='One object an image, in class folders.')] = False,
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
     seed: Annotated[int, typer.Option(min=0, help='Of the scenes.')] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help='Processes; without, one for each core.')] = None,
 ):
-    """Scenes of shapes and textures with exact masks, for semantic segmentation.
+    """Scenes of shapes and textures with exact masks, for segmentation; or single objects, for classification.
 
     Example: vt-hub synthesize shapes --out shapes
     """
     from ..synthesis.shapes import write_shapes
 
     started = time.perf_counter()
-    written = write_shapes(out, train, val, seed, size, workers)
+    written = write_shapes(out, train, val, seed, size, objects, workers)
     count = sum(1 for _ in progress(written, train + val, 'Drawing'))
     seconds = time.perf_counter() - started
-    print(f'{out}: {count} scenes in {seconds:.1f} s, {count / seconds:.0f} images/s')
+    print(f'{out}: {count} images in {seconds:.1f} s, {count / seconds:.0f} images/s')
 
 
 @app.command(context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})

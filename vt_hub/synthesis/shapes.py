@@ -5,7 +5,7 @@ lie on the unit circle. An outline is a function of points that says how far eac
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing import Pool
@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from ..files import written_whole
 
-__all__ = ['CLASSES', 'scene', 'write_shapes']
+__all__ = ['CLASSES', 'scene', 'single', 'write_shapes']
 
 SPLITS = ('train', 'val')
 LUMA = np.sqrt(np.float32([0.3, 0.59, 0.11]))  # black and white are 1 apart, and blues nearer than greens
@@ -216,20 +216,10 @@ def photograph(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator,
     return np.clip(np.rint(np.asarray(image) + grain), 0, 255).astype(np.uint8)
 
 
-def scene(seed: int, index: int, size: int = 128, split: str = 'train') -> tuple[np.ndarray, np.ndarray]:
-    """One scene, a function of its arguments alone; another size is the same scene with more or fewer pixels.
-
-    Args:
-        seed: Of the data set.
-        index: Of the scene within its split.
-        size: Height and width in pixels.
-        split: 'train' or 'val', which share no scene.
-
-    Returns:
-        The image (size, size, 3) and its mask (size, size), both uint8. The mask names, as an index into CLASSES, what
-        is on top at the centre of each pixel.
-    """
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+def compose(
+    rng: np.random.Generator, size: int, names: Sequence[str] | None = None, enlarge: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (size, size, 3) and its mask (size, size), both uint8, of the named classes or of a random number."""
     noise = rng.spawn(1)[0]  # draws as many numbers as there are pixels, which must not change the layout
     grid = (np.arange(size) + 0.5) / size
     points = grid + 1j * grid[:, None]
@@ -238,12 +228,13 @@ def scene(seed: int, index: int, size: int = 128, split: str = 'train') -> tuple
     canvas = np.asarray(Image.fromarray(sky).resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     draw_distractors(canvas, points, rng)
 
-    textures = rng.choice(list(TEXTURES), 1 + (rng.random() < 0.82))  # 1.82 and 4: all classes are equally frequent
-    shapes = rng.choice(list(SHAPES), rng.integers(2, 7))
+    if names is None:
+        textures = rng.choice(list(TEXTURES), 1 + (rng.random() < 0.82))  # 1.82 and 4: classes are equally frequent
+        names = [*textures, *rng.choice(list(SHAPES), rng.integers(2, 7))]
     placed = []  # centre, radius, colours
-    for name in (*textures, *shapes):
+    for name in names:
         low, high = (0.1 if name in ROUND else 0.05, 0.225) if name in SHAPES else (0.18, 0.32)
-        radius = low * (high / low) ** rng.random()
+        radius = enlarge * low * (high / low) ** rng.random()
         centre = place(rng, [disc for *disc, _ in placed])
         beneath = [sky[int(centre.imag * 32), int(centre.real * 32)] / 255]
         for other, reach, colours in placed:
@@ -264,28 +255,79 @@ def scene(seed: int, index: int, size: int = 128, split: str = 'train') -> tuple
     return photograph(canvas, points, rng, noise), mask
 
 
+def scene(seed: int, index: int, size: int = 128, split: str = 'train') -> tuple[np.ndarray, np.ndarray]:
+    """One scene, a function of its arguments alone; another size is the same scene with more or fewer pixels.
+
+    Args:
+        seed: Of the data set.
+        index: Of the scene within its split.
+        size: Height and width in pixels.
+        split: 'train' or 'val', which share no scene.
+
+    Returns:
+        The image (size, size, 3) and its mask (size, size), both uint8. The mask names, as an index into CLASSES, what
+        is on top at the centre of each pixel.
+    """
+    return compose(np.random.default_rng([seed, SPLITS.index(split), index]), size)
+
+
+def single(seed: int, index: int, size: int = 64, split: str = 'train') -> tuple[np.ndarray, str]:
+    """One object on a cluttered background, for classification; see `scene` for the arguments.
+
+    Returns:
+        The image (size, size, 3) uint8, and the name of its class, which goes through CLASSES with the index.
+    """
+    name = CLASSES[1 + index % (len(CLASSES) - 1)]
+    rng = np.random.default_rng([seed, len(SPLITS) + SPLITS.index(split), index])
+    return compose(rng, size, [name], enlarge=1.6)[0], name
+
+
+def save(image: np.ndarray, path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, compress_level=1)  # noise does not compress
+
+
 def write_scene(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Path:
     """Write one image and its mask; returns the image's path within the folder."""
     split, index = item
     image, mask = scene(seed, index, size, split)
-    name = f'{index:06d}.png'
-    Image.fromarray(mask).save(folder / split / 'masks' / name)
-    Image.fromarray(image).save(folder / split / 'images' / name, compress_level=1)  # noise does not compress
-    return Path(split, 'images', name)
+    path = Path(split, 'images', f'{index:06d}.png')
+    save(image, folder / path)
+    save(mask, folder / split / 'masks' / path.name)
+    return path
+
+
+def write_single(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Path:
+    """Write one image of one object; returns its path within the folder."""
+    split, index = item
+    image, name = single(seed, index, size, split)
+    path = Path(split, name, f'{index:06d}.png')
+    save(image, folder / path)
+    return path
 
 
 def write_shapes(
-    folder: Path | str, num_train: int, num_val: int, seed: int = 0, size: int = 128, workers: int | None = None
+    folder: Path | str,
+    num_train: int,
+    num_val: int,
+    seed: int = 0,
+    size: int = 128,
+    objects: bool = False,
+    workers: int | None = None,
 ) -> Iterator[Path]:
-    """Write a data set: {train,val}/{images,masks}/000000.png ... and classes.txt, a name a line in the masks' order.
+    """Write a data set, for segmentation or for classification.
+
+    Scenes: {train,val}/{images,masks}/000000.png ... and classes.txt, a name a line in the masks' order. Objects:
+    {train,val}/CLASS/000000.png ...
 
     Args:
         folder: Where to; must not exist. It appears when the last image is written, and not at all if one fails or the
             iterator is left early.
-        num_train: Scenes in train.
-        num_val: Scenes in val.
+        num_train: Images in train.
+        num_val: Images in val.
         seed: Of the data set.
         size: Height and width in pixels.
+        objects: One object in each image, in folders of its class, instead of scenes with masks.
         workers: Processes; without, one for each CPU core. What is written does not depend on it.
 
     Yields:
@@ -298,13 +340,10 @@ def write_shapes(
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
     with written_whole(folder) as unfinished:
-        items = []
-        for split, count in zip(SPLITS, (num_train, num_val), strict=True):
-            (unfinished / split / 'images').mkdir(parents=True)
-            (unfinished / split / 'masks').mkdir()
-            items += [(split, index) for index in range(count)]
-        (unfinished / 'classes.txt').write_text(''.join(f'{name}\n' for name in CLASSES))
-        write = partial(write_scene, unfinished, seed, size)
+        items = [(split, i) for split, n in zip(SPLITS, (num_train, num_val), strict=True) for i in range(n)]
+        if not objects:
+            (unfinished / 'classes.txt').write_text(''.join(f'{name}\n' for name in CLASSES))
+        write = partial(write_single if objects else write_scene, unfinished, seed, size)
         with nullcontext() if workers == 1 else Pool(workers) as pool:
             for path in pool.imap(write, items, chunksize=8) if pool else map(write, items):
                 yield folder / path
