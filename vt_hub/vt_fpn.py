@@ -33,6 +33,14 @@ class ConvBnAct(nn.Sequential):
         self.add_module('act', nn.ReLU(inplace=True))
 
 
+def merge_top_down(maps: List[torch.Tensor]) -> List[torch.Tensor]:
+    """Maps (B, dim, H, W), finest first, each with all coarser ones added: the FPN's pathway, which multiplies nothing."""
+    merged = list(maps)
+    for i in range(len(maps) - 1, 0, -1):
+        merged[i - 1] = maps[i - 1] + F.interpolate(merged[i], size=maps[i - 1].shape[-2:], mode='nearest')
+    return merged
+
+
 class VTDecoder(nn.Module):
     """VT-FPN (Figure 4, right): tokens of all levels meet in one transformer and go back to the level they came from.
 
@@ -44,14 +52,24 @@ class VTDecoder(nn.Module):
         dim: Channels of the pyramid.
         token_dim: Width of the tokens.
         num_tokens: Tokens of each level.
+        top_down: Add the coarser maps to the finer ones first, as the FPN does. Figure 4 does not; Tables 9 and 10
+            cannot tell, since it costs no multiplication.
     """
 
     def __init__(
-        self, in_chs: Sequence[int], dim: int = 256, token_dim: int = 1024, num_tokens: int = 8, device=None, dtype=None
+        self,
+        in_chs: Sequence[int],
+        dim: int = 256,
+        token_dim: int = 1024,
+        num_tokens: int = 8,
+        top_down: bool = False,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.num_tokens = num_tokens
+        self.top_down = top_down
         self.laterals = nn.ModuleList([nn.Conv2d(chs, dim, 1, **dd) for chs in in_chs])
         self.tokenizers = nn.ModuleList([FilterTokenizer(dim, token_dim, num_tokens, **dd) for _ in in_chs])
         self.mixer = TransformerMixer(token_dim, num_tokens * len(in_chs), **dd)
@@ -65,6 +83,8 @@ class VTDecoder(nn.Module):
     def forward_tokens(self, maps: List[torch.Tensor]) -> Tuple[List[torch.Tensor], torch.Tensor, List[torch.Tensor]]:
         """Maps (B, in_chs, H, W) to maps (B, dim, H, W), all tokens (B, levels * L, D) and attention (B, L, P)."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        if self.top_down:
+            maps = merge_top_down(maps)
         pooled = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, maps, strict=True)]
         tokens = self.norm(self.mixer(torch.cat([t for t, _ in pooled], dim=1)))
         own = tokens.split(self.num_tokens, dim=1)
@@ -92,9 +112,7 @@ class TopDownDecoder(nn.Module):
 
     def forward(self, maps: List[torch.Tensor]) -> List[torch.Tensor]:
         """Maps (B, in_chs, H, W) to maps (B, dim, H, W), finest first."""
-        maps = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
-        for i in range(len(maps) - 1, 0, -1):
-            maps[i - 1] = maps[i - 1] + F.interpolate(maps[i], size=maps[i - 1].shape[-2:], mode='nearest')
+        maps = merge_top_down([lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)])
         return [output(x) for output, x in zip(self.outputs, maps, strict=True)]
 
 
@@ -148,6 +166,7 @@ class VTFPNBody:
         token_dim: int = 1024,
         num_tokens: int = 8,
         hidden_dim: int = 128,
+        top_down: bool = False,
         pretrained_backbone: bool = False,
         device=None,
         dtype=None,
@@ -162,6 +181,7 @@ class VTFPNBody:
             token_dim: Width of the visual tokens.
             num_tokens: Visual tokens of each level.
             hidden_dim: Channels of the semantic head.
+            top_down: See `VTDecoder`; the panoptic FPN always does.
             pretrained_backbone: Load timm's weights for the backbone.
 
         Raises:
@@ -182,7 +202,7 @@ class VTFPNBody:
         self.levels = [reductions.index(stride) for stride in (4, 8, 16, 32)]
         in_chs = [self.backbone.feature_info.channels()[i] for i in self.levels]
         if decoder == 'vt':
-            self.decoder: nn.Module = VTDecoder(in_chs, dim, token_dim, num_tokens, **dd)
+            self.decoder: nn.Module = VTDecoder(in_chs, dim, token_dim, num_tokens, top_down, **dd)
         else:
             self.decoder = TopDownDecoder(in_chs, dim, **dd)
         self.head = SemanticHead(dim, hidden_dim, len(in_chs), num_classes, **dd)

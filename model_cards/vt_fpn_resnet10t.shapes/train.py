@@ -1,6 +1,6 @@
 """Train VT-FPN and the panoptic FPN alike, compare them, and write vt_fpn_resnet10t.shapes.
 
-    python model_cards/vt_fpn_resnet10t.shapes/train.py run --decoder vt --seed 0 --work DIR     # and fpn, seeds 1, 2
+    python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR     # and fpn, seeds 1, 2
     python model_cards/vt_fpn_resnet10t.shapes/train.py publish --work DIR --out FOLDER
 
 Data: `vt-hub synthesize shapes`, drawn into DIR on the first run. Scenes of seed 0 train and choose the checkpoint;
@@ -30,6 +30,11 @@ from vt_hub.weights import hub_id
 ROOT = Path(__file__).parent
 NAME = 'vt_fpn_resnet10t.shapes'
 SEEDS = (0, 1, 2)
+ARMS = {  # what is compared, as arguments of the model
+    'vt': {'decoder': 'vt'},
+    'vt_top_down': {'decoder': 'vt', 'top_down': True},
+    'fpn': {'decoder': 'fpn'},
+}
 HELD_OUT = {'name': 'vt-hub synthesize shapes', 'type': 'vt_hub.synthesis.shapes', 'split': 'held-out scenes, seed 1'}
 
 
@@ -46,8 +51,8 @@ def evaluate(model: VTFPNForSemanticSegmentation, work: Path) -> dict:
 
 def run(args: argparse.Namespace):
     draw(args.work)
-    folder = args.work / f'{args.decoder}_{args.seed}'
-    recipe = load_segmentation_recipe('shapes', {'model_args': {'decoder': args.decoder}})
+    folder = args.work / f'{args.arm}_{args.seed}'
+    recipe = load_segmentation_recipe('shapes', {'model_args': ARMS[args.arm]})
     data = [open_data(args.work / 'shapes', split) for split in ('train', 'val')]
     started = time.time()
     train_segmentation(recipe, *data, folder, seed=args.seed, workers=1, resume=args.resume)
@@ -60,11 +65,11 @@ def run(args: argparse.Namespace):
 def publish(args: argparse.Namespace):
     """The figures of all runs, and the folder of one."""
     comparison: dict = {'seeds': SEEDS}
-    for decoder in ('vt', 'fpn'):
-        folders = [args.work / f'{decoder}_{seed}' for seed in SEEDS]
+    for arm in ARMS:
+        folders = [args.work / f'{arm}_{seed}' for seed in SEEDS]
         results = [read_json(folder / 'held_out.json') for folder in folders]
         miou = [result['metrics']['miou'] for result in results]
-        comparison[decoder] = {
+        comparison[arm] = {
             'miou': miou,
             'mean': round(statistics.mean(miou), 2),
             'stdev': round(statistics.stdev(miou), 2),
@@ -96,7 +101,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser('run', help='train and measure one model')
-    command.add_argument('--decoder', choices=['vt', 'fpn'], required=True)
+    command.add_argument('--arm', choices=ARMS, required=True)
     command.add_argument('--seed', type=int, required=True)
     command.add_argument('--resume', action='store_true')
     command.set_defaults(function=run)
