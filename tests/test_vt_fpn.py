@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from test_layers import (
     apply,
     assert_close,
@@ -101,8 +102,21 @@ def test_any_size(decoder, size):
 def test_tokens_carry_across_levels():
     """What changes in the coarsest map reaches the finest: only the shared transformer can take it there."""
     decoder = VTDecoder([4, 4], dim=8, token_dim=12, num_tokens=2).eval()
+    for projector in decoder.projectors:
+        torch.nn.init.ones_(projector.norm.weight)  # it starts at zero
     fine, coarse = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)
     assert not torch.equal(decoder([fine, coarse])[0], decoder([fine, coarse + torch.randn(1, 4, 4, 4)])[0])
+
+
+@torch.no_grad()
+def test_top_down_adds_coarser_maps_before_the_tokens():
+    maps = [torch.randn(1, 4, size, size) for size in (9, 5, 3)]
+    plain, merged = (VTDecoder([4, 4, 4], 8, 12, 2, top_down=top_down).eval() for top_down in (False, True))
+    merged.load_state_dict(plain.state_dict())
+    fine, middle, coarse = (lateral(x) for lateral, x in zip(plain.laterals, maps, strict=True))
+    middle = middle + F.interpolate(coarse, size=(5, 5))
+    for actual, expected in zip(merged(maps), (fine + F.interpolate(middle, size=(9, 9)), middle, coarse), strict=True):
+        assert_close(actual, expected)  # the projected tokens start at zero
 
 
 def test_wrong_arguments_are_named():

@@ -34,7 +34,7 @@ class ConvBnAct(nn.Sequential):
 
 
 def merge_top_down(maps: List[torch.Tensor]) -> List[torch.Tensor]:
-    """Maps (B, dim, H, W), finest first, each with all coarser ones added: the FPN's pathway, which multiplies nothing."""
+    """Maps (B, dim, H, W), finest first, with the coarser ones added to the finer: the FPN's pathway, free of MACs."""
     merged = list(maps)
     for i in range(len(maps) - 1, 0, -1):
         merged[i - 1] = maps[i - 1] + F.interpolate(merged[i], size=maps[i - 1].shape[-2:], mode='nearest')
