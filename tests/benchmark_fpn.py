@@ -1,12 +1,12 @@
 """Time and peak memory of VT-FPN against the panoptic FPN: python tests/benchmark_fpn.py [--json FILE].
 
 Same backbone, same image, CPU, fp32, batch 1; rounds of one and the other in turn, so that the machine's drift cancels.
-Peak memory is that of a fresh process that runs one model once, without what it had after building it.
+Peak memory is what one forward pass adds in a fresh process.
 """
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -24,6 +24,11 @@ DECODERS = ('fpn', 'vt')
 
 def build(backbone: str, decoder: str) -> torch.nn.Module:
     return timm.create_model(f'vt_fpn_{backbone}', decoder=decoder).eval()
+
+
+def resident(key: str) -> float:
+    """MB of this process that are, or at most were, in memory."""
+    return int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1024
 
 
 def peak_memory(backbone: str, decoder: str, size: int) -> float:
@@ -44,9 +49,10 @@ def main():
     image = torch.randn(1, 3, args.size, args.size)
     if args.memory:
         model = build(*args.memory)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far (Linux)
+        before = resident('VmRSS')
         model(image)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(resident('VmHWM') - before)
         return
     rows = []
     for backbone in args.backbones:

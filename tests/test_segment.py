@@ -226,6 +226,11 @@ def test_a_segmenter_does_not_classify(run, folder, images):
     )
 
 
+def test_pictures_of_unknown_formats_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'x\.psd has no extension of a picture that can be written, such as \.png'):
+        save_picture(Image.new('RGB', (9, 9)), tmp_path / 'x.psd')
+
+
 def test_an_older_picture_stays_if_the_new_one_fails(tmp_path, monkeypatch):
     path = tmp_path / 'old.png'
     path.write_bytes(b'old')

@@ -1,6 +1,6 @@
 """Train VT-FPN and the panoptic FPN alike, compare them, and write vt_fpn_resnet10t.shapes.
 
-    python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR     # and fpn, seeds 1, 2
+    python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR     # and the others
     python model_cards/vt_fpn_resnet10t.shapes/train.py publish --work DIR --out FOLDER
 
 Data: `vt-hub synthesize shapes`, drawn into DIR on the first run. Scenes of seed 0 train and choose the checkpoint;
