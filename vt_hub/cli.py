@@ -3,14 +3,16 @@
 import os
 import sys
 
+from huggingface_hub.utils import disable_progress_bars
+
 from .commands import use, train, publish  # isort: skip  # noqa: F401  they add themselves, in this order
 from .commands.common import app
 
 
 def main():
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
-    if not sys.stderr.isatty():  # before the Hub client is imported, which reads it
-        os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # transformers asks the Hub client
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe has gone; leave nothing for the interpreter to flush

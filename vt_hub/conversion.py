@@ -119,16 +119,19 @@ def load_checkpoint(
     state_dict, facts = read_foreign(path, weights)
     args = facts.pop('args', {})
     architecture, model_args = architecture or facts.get('arch') or '', args.get('model_kwargs') or {}
-    if architecture.startswith('local-dir:'):  # training began from a model folder
+    overlay: dict[str, Any] = {}
+    if architecture.startswith('local-dir:'):  # training began from a model folder, and with its preprocessing
         config = read_json(Path(architecture.removeprefix('local-dir:')) / 'config.json')
-        architecture, model_args = config['architecture'], {**config['model_args'], **model_args}
+        cfg = config.get('pretrained_cfg', {})
+        overlay = {key: cfg[key] for key in (*PREPROCESSING, 'input_size', 'license') if cfg.get(key)}
+        architecture, model_args = config.get('architecture', ''), {**config.get('model_args', {}), **model_args}
     if architecture.split('.')[0] not in list_models():
         raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
     if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
         raise ValueError(f'{path} has no conv1.weight or fc.weight; it is no classifier of ours.')
-    data = {key: args[key] for key in PREPROCESSING if args.get(key)}
-    size = args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size']))
-    overlay = data | ({'input_size': tuple(size)} if size else {})
+    overlay |= {key: args[key] for key in PREPROCESSING if args.get(key)}
+    if size := args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size'])):
+        overlay['input_size'] = tuple(size)
     shape = {'num_classes': len(state_dict['fc.weight']), 'in_chans': state_dict['conv1.weight'].shape[1]}
     model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
     return load_into(model, state_dict, path).eval(), facts

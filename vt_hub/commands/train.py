@@ -232,7 +232,8 @@ def evaluate(
         print_json(found)
     else:
         if 'per_class_iou' in found:
-            print_table(['class', 'IoU (%)'], found['per_class_iou'].items(), ['IoU (%)'])
+            shown = {name: '-' if iou is None else iou for name, iou in found['per_class_iou'].items()}
+            print_table(['class', 'IoU (%)'], shown.items(), ['IoU (%)'])
         values = [f'{METRICS[key][1] if key in METRICS else key} {value}' for key, value in found['metrics'].items()]
         print(', '.join([*values, f'{found["dataset"]["num_images"]} images']))
     report_failed(found['errors'], total)

@@ -268,4 +268,4 @@ def fixture(folder: Path) -> dict[str, torch.Tensor]:
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     size = model.pretrained_cfg['input_size']
     pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).half()
-    return {'pixel_values': pixels, 'logits': model(pixels.float())}
+    return {'pixel_values': pixels, 'logits': model(pixels.float()).contiguous()}

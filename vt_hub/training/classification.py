@@ -15,7 +15,7 @@ import yaml
 from ..checkpoints import load_folder, read_foreign, read_json
 from ..conversion import load_checkpoint
 from ..files import replaced_whole
-from ..models import list_models
+from ..models import list_models, task_of
 from ..publishing import export, verify
 from ..weights import resolve_name
 from .classification_eval import evaluate_classifier
@@ -77,7 +77,7 @@ class TrainingRun:
     def value(self, name: str, default: Any = None) -> Any:
         """An argument of the script, from `extra` or else the recipe."""
         option = f'--{name.replace("_", "-")}'
-        for i, argument in enumerate(self.extra):
+        for i, argument in reversed(list(enumerate(self.extra))):  # the last one counts
             if argument == option:
                 return self.extra[i + 1] if i + 1 < len(self.extra) else None
             if argument.startswith(f'{option}='):
@@ -108,10 +108,13 @@ class TrainingRun:
         self.check_disk()
 
     def check_model(self):
-        model = self.value('model')
+        if not (model := self.value('model')):
+            raise ValueError(f'The recipe {self.recipe} names no model; name one with --model.')
         if model.startswith('local-dir:'):
             load_folder(model.removeprefix('local-dir:'))
         elif model.split('.')[0] in list_models():
+            if task_of(model.split('.')[0]) != 'image-classification':
+                raise ValueError(f'{model} does not classify; a recipe for segmentation trains it.')
             if self.value('pretrained'):
                 resolve_name(model)
         elif not timm.is_model(model):
@@ -136,9 +139,10 @@ class TrainingRun:
             return
         if teacher.startswith('local-dir:'):
             known = read_json(Path(teacher.removeprefix('local-dir:')) / 'config.json').get('num_classes')
+        elif cfg := timm.get_pretrained_cfg(teacher):
+            known = cfg.num_classes
         else:
-            cfg = timm.get_pretrained_cfg(teacher)
-            known = cfg.num_classes if cfg else None
+            raise LookupError(f'There is no teacher {teacher!r} in timm.')
         classes = len(self.classes) or int(self.value('num_classes'))
         if known != classes:
             raise ValueError(
@@ -183,7 +187,8 @@ class TrainingRun:
             arguments += ['--class-map', str(self.output / 'classes.txt')] * self.needs_map
         else:
             arguments += ['--dataset', self.data_dir]
-        arguments += ['--output', str(self.output.parent), '--experiment', self.output.name]
+        output = self.output.resolve()  # `.` has no name
+        arguments += ['--output', str(output.parent), '--experiment', output.name]
         arguments += [*self.extra, '--batch-size', str(device_batch)]
         if own > device_batch:
             arguments += ['--grad-accum-steps', str(own // device_batch)]
@@ -209,7 +214,7 @@ class TrainingRun:
         return sorted(set(path.read_text().splitlines())) if path.is_file() else []
 
     def best_checkpoint(self) -> Path:
-        """The checkpoint with the highest validation metric; the script forgets its best when it is resumed.
+        """The checkpoint with the best validation metric; the script forgets which when it is resumed.
 
         Raises:
             FileNotFoundError: There is none.
@@ -217,7 +222,8 @@ class TrainingRun:
         paths = sorted(self.output.glob('checkpoint-*.pth.tar')) + sorted(self.output.glob('model_best.pth.tar'))
         if not paths:
             raise FileNotFoundError(f'{self.output} has no checkpoint.')
-        return max(paths, key=lambda path: read_foreign(path)[1].get('metric') or 0)
+        sign = -1 if self.value('eval_metric') == 'loss' else 1
+        return max(paths, key=lambda path: sign * (read_foreign(path)[1].get('metric') or 0))
 
     def export(self, workers: int = 0, progress: Progress = no_progress) -> Path:
         """Write the best checkpoint as a model folder, OUTPUT/model, measured on the validation images and verified.

@@ -8,7 +8,10 @@ from timm.utils.misc import natural_key
 
 __all__ = ['ImageFolder', 'open_image_folder']
 
-SPLITS = {'train': ('train', 'training'), 'val': ('val', 'validation', 'eval', 'evaluation')}  # as timm looks for them
+SPLITS = {  # in the order in which timm's train script looks for them
+    'train': ('train', 'training'),
+    'val': ('validation', 'val', 'valid', 'eval', 'evaluation'),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | Non
     root = next((data_dir / name for name in SPLITS[split] if (data_dir / name).is_dir()), None)
     if root is None:
         if split == 'train' or not data_dir.is_dir() or (data_dir / 'train').is_dir():
-            raise FileNotFoundError(f'There is no folder {data_dir / SPLITS[split][0]} of class folders.')
+            raise FileNotFoundError(f'There is no folder {data_dir / split} of class folders.')
         root = data_dir
     images, _ = find_images_and_targets(str(root))
     files = [Path(name) for name, _ in images]

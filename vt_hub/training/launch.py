@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ['Launch', 'run']
 
@@ -42,13 +43,21 @@ def run(command: Sequence[str]) -> int:
     """Run a command to its end, with its output and the user's signals passed through.
 
     Returns:
-        Its exit code; 128 and the signal's number where a signal ended it.
+        Its exit code; 128 and the signal's number where a signal ended it, even if it called that a success.
     """
     process = subprocess.Popen(command)
-    forward = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
+    received: list[int] = []
+
+    def forward(number: int, _: Any):
+        received.append(number)
+        process.send_signal(number)
+
+    handlers = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         code = process.wait()
     finally:
-        for number, handler in forward.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+    if received and not code:
+        return 128 + received[0]
     return code if code >= 0 else 128 - code

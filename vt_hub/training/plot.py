@@ -32,16 +32,18 @@ def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
     states = sorted(run.glob('checkpoint-*/trainer_state.json'), key=lambda path: int(path.parent.name.split('-')[1]))
     if (run / 'summary.csv').is_file():
         unit, rows = 'epoch', list(csv.DictReader((run / 'summary.csv').read_text().splitlines()))
-        rows = list({row['epoch']: row for row in rows if row['epoch'] != 'epoch'}.values())  # a resumed run repeats
+        rows = list({row['epoch']: row for row in rows if row.get('epoch') not in (None, 'epoch')}.values())  # a resumed run repeats
     elif states:
         unit, rows = 'step', read_json(states[-1])['log_history']
     else:
         raise ValueError(f'{run} has neither summary.csv nor checkpoints with trainer_state.json; it is no run.')
     curves = {}
     for column in (column for columns in PANELS.values() for column in columns):
-        points = [(float(row[unit]), float(row[column])) for row in rows if row.get(column)]
+        points = [(float(row[unit]), float(row[column])) for row in rows if row.get(column) not in (None, '')]
         if points:
             curves[column] = tuple(map(list, zip(*points, strict=True)))
+    if not curves:
+        raise ValueError(f'{run} holds no figures yet.')
     return unit, curves
 
 

@@ -23,7 +23,7 @@ from ..vt_fpn import ARCHITECTURES, VTFPN
 from ..weights import list_pretrained
 from .results import Progress, machine, no_progress, write_result
 from .segmentation_data import IGNORE, SegmentationData, find_faults
-from .segmentation_eval import evaluate_segmentation
+from .segmentation_eval import evaluate_segmentation, fit_edges
 from .segmentation_recipe import SegmentationRecipe
 
 __all__ = ['train_segmentation']
@@ -31,20 +31,29 @@ __all__ = ['train_segmentation']
 OPTIMIZERS = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}
 
 
-class ScaledResize(v2.Transform):
-    """Resize to a size times a random number; torchvision's ScaleJitter mistakes the height for the width."""
+class RandomSize(v2.Transform):
+    """Resize by a recipe: to `input_size` times a random number, or to a random shorter edge in proportion.
 
-    def __init__(self, size: Sequence[int], scale: tuple[float, float]):
+    torchvision's ScaleJitter mistakes the height for the width, and its masks move by up to half a pixel.
+    """
+
+    def __init__(self, recipe: SegmentationRecipe):
         super().__init__()
-        self.size = size
-        self.scale = scale
+        self.recipe = recipe
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        scale = self.scale[0] + torch.rand(1).item() * (self.scale[1] - self.scale[0])
-        return {'size': [max(int(edge * scale), 1) for edge in self.size]}
+        if edges := self.recipe.shortest_edge:
+            shortest = edges[int(torch.randint(len(edges), ()))]
+            size = fit_edges(*v2.functional.get_size(flat_inputs[0]), shortest, self.recipe.longest_edge)
+        else:
+            scale = torch.empty(()).uniform_(*self.recipe.scale).item()
+            size = [max(int(edge * scale), 1) for edge in self.recipe.input_size]
+        return {'size': list(size)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.resize(inpt, **params)
+        mask = isinstance(inpt, tv_tensors.Mask)
+        mode = v2.InterpolationMode.NEAREST_EXACT if mask else v2.InterpolationMode.BILINEAR
+        return v2.functional.resize(inpt, interpolation=mode, **params)
 
 
 class TrainingPairs(torch.utils.data.Dataset):
@@ -56,13 +65,11 @@ class TrainingPairs(torch.utils.data.Dataset):
         self.swap = torch.arange(IGNORE + 1)
         for left, right in data.flip_pairs:
             self.swap[left], self.swap[right] = right, left
-        if recipe.shortest_edge:
-            self.resize = v2.RandomShortestSize(list(recipe.shortest_edge), recipe.longest_edge)
-        else:
-            size = list(recipe.input_size)
+        steps: list[v2.Transform] = [RandomSize(recipe)]
+        if not recipe.shortest_edge:
             fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: IGNORE}
-            crop = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
-            self.resize = v2.Compose([ScaledResize(size, recipe.scale), crop])
+            steps.append(v2.RandomCrop(list(recipe.input_size), pad_if_needed=True, fill=fill))
+        self.resize = v2.Compose(steps)
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
     def __len__(self) -> int:

@@ -85,6 +85,8 @@ class SegmentationData:
     def __post_init__(self):
         if not 0 < len(self.classes) <= IGNORE:
             raise ValueError(f'{self.name} has {len(self.classes)} classes, and masks can tell 1 to {IGNORE} apart.')
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f'{self.name} has classes of the same name.')
 
     def __len__(self) -> int:
         return len(self.pairs)

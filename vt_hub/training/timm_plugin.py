@@ -38,7 +38,7 @@ def note(name: str):
     """Add a line to the file that collects them; one write, so that processes do not mix theirs."""
     if path := os.environ.get(UNREADABLE):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(handle, f'{name}\n'.encode())
+        os.write(handle, os.fsencode(f'{name}\n'))
         os.close(handle)
 
 

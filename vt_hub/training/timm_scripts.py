@@ -4,10 +4,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import urlopen
 
 import timm
-import torch
 
 from ..files import replaced_whole
 
@@ -44,7 +45,7 @@ def find_script(name: str, given: Path | None = None) -> Path:
     sha256 = path.with_name(f'{name}.sha256')
     if not path.is_file():
         fetch_script(name, path)
-    elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256.read_text().strip():
+    elif not sha256.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256.read_text().strip():
         raise OSError(f'{path} is not what was fetched; remove it to fetch it again.')
     return path
 
@@ -56,12 +57,14 @@ def fetch_script(name: str, path: Path):
     if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
         raise OSError(f"timm's {name} is not in {path.parent} and HF_HUB_OFFLINE forbids to fetch it; {hint}.")
     try:
-        with replaced_whole(path) as unfinished:
-            torch.hub.download_url_to_file(address, str(unfinished), progress=False)
-            digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
-            path.with_name(f'{name}.sha256').write_text(f'{digest}\n')
-    except OSError as error:
+        with urlopen(address, timeout=60) as response:
+            source = response.read()  # as a whole: read in parts, one that is cut short would be no error
+    except (OSError, HTTPException) as error:
         raise OSError(f'Cannot fetch {address}: {getattr(error, "reason", error)}; {hint}.') from error
+    digest = hashlib.sha256(source).hexdigest()
+    with replaced_whole(path) as unfinished:
+        unfinished.write_bytes(source)
+        path.with_name(f'{name}.sha256').write_text(f'{digest}\n')
     print(f'fetched {address}, sha256 {digest}', file=sys.stderr)
 
 
