@@ -10,6 +10,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from vt_hub import cli, tables
+from vt_hub.checkpoints import read_json
 from vt_hub.models import list_models, task_of
 from vt_hub.publishing import checks
 from vt_hub.weights import list_pretrained
@@ -86,6 +87,39 @@ def model_table():
 
 def test_readme_lists_the_models():
     assert f'<!-- models -->\n\n{model_table()}\n\n<!-- /models -->' in (ROOT / 'README.md').read_text()
+
+
+ARMS = {'fpn': 'panoptic FPN', 'vt': 'VT-FPN', 'vt_top_down': 'VT-FPN, `top_down=True`'}
+
+
+def comparison_table():
+    """mIoU of the runs in comparison.json, and cost of the models that ran."""
+    found = read_json(ROOT / 'model_cards' / 'vt_fpn_resnet10t.shapes' / 'comparison.json')
+    lines = ['| decoder | mIoU (%) of seeds 0, 1, 2 | mean, standard deviation | MACs (G) at 128 x 128 |', '|---|---|---|---:|']
+    for arm, name in ARMS.items():
+        if arm in found:
+            args = {'decoder': arm.partition('_')[0]} | ({'top_down': True} if arm == 'vt_top_down' else {})
+            macs = tables.cost('vt_fpn_resnet10t', size=(128, 128), num_classes=17, **args)[1] / 1000
+            miou = ', '.join(map(str, found[arm]['miou']))
+            lines.append(f'| {name} | {miou} | {found[arm]["mean"]} ± {found[arm]["stdev"]} | {macs:.3f} |')
+    return '\n'.join(lines)
+
+
+def speed_table():
+    """Time and memory as tests/benchmark_fpn.py wrote them."""
+    lines = ['| backbone | FPN (s) | VT-FPN (s) | ratio, quartiles | FPN (MB) | VT-FPN (MB) |', '|---|---:|---:|---|---:|---:|']
+    for row in read_json(ROOT / 'docs' / 'benchmarks' / 'vt_fpn_cpu.json')['rows']:
+        seconds, peak, (low, high) = row['seconds'], row['peak_mb'], row['speedup_quartiles']
+        ratio = f'{row["speedup"]:.2f} ({low:.2f} to {high:.2f})'
+        cells = [row['backbone'], f'{seconds["fpn"]:.3f}', f'{seconds["vt"]:.3f}', ratio, str(peak['fpn']), str(peak['vt'])]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize(('name', 'table'), [('comparison', comparison_table), ('speed', speed_table)])
+def test_segmentation_page_has_the_measured_figures(name, table):
+    page = (ROOT / 'docs' / 'segmentation.md').read_text()
+    assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
 
 
 def test_links_lead_somewhere():

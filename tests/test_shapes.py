@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vt_hub.synthesis import shapes
-from vt_hub.synthesis.shapes import CLASSES, scene, write_shapes
+from vt_hub.synthesis.shapes import CLASSES, scene, single, write_shapes
 
 AXIS = np.linspace(-1.2, 1.2, 301)
 PLANE = AXIS + 1j * AXIS[:, None]
@@ -188,6 +188,72 @@ def test_write_shapes(tmp_path):
 
     list(write_shapes(tmp_path / 'parallel', 11, 2, seed=7, size=24, workers=2))
     assert files(tmp_path / 'parallel') == files(folder)
+
+
+def test_single_is_a_function_of_its_arguments():
+    """The class goes through all of them with the index, so that any 16 in a row hold each once."""
+    assert [single(0, index, 16)[1] for index in range(40)] == [*CLASSES[1:], *CLASSES[1:], *CLASSES[1:9]]
+    image, name = single(3, 5, 48)
+    assert (image.shape, image.dtype, name) == ((48, 48, 3), np.uint8, CLASSES[6])
+    assert np.array_equal(single(3, 5, 48)[0], image)
+    others = [single(4, 5, 48), single(3, 21, 48), single(3, 5, 48, split='val')]
+    assert [other[1] for other in others] == [name] * 3
+    assert len({image.tobytes() for image, _ in [(image, name), *others, (scene(3, 5, 48)[0], '')]}) == 5
+
+
+def test_train_and_val_share_no_single():
+    train = {single(seed, i, 24)[0].tobytes() for seed in (0, 1) for i in range(32)}
+    val = {single(seed, i, 24, 'val')[0].tobytes() for seed in (0, 1) for i in range(32)}
+    assert len(train) == len(val) == 64
+    assert not train & val
+
+
+def test_a_single_shows_one_object_of_its_class(monkeypatch):
+    """Large enough to be seen, and not the whole image."""
+    compose, masks = shapes.compose, []
+
+    def keep(*args, **kwargs):
+        image, mask = compose(*args, **kwargs)
+        masks.append(mask)
+        return image, mask
+
+    monkeypatch.setattr(shapes, 'compose', keep)
+    names = [single(1, index, 48)[1] for index in range(160)]
+    for name, mask in zip(names, masks, strict=True):
+        assert np.unique(mask).tolist() == [0, CLASSES.index(name)]
+        assert 0.004 < (mask > 0).mean() < 0.8
+    assert 0.05 < np.mean([(mask > 0).mean() for mask in masks]) < 0.4
+
+
+def test_write_objects(tmp_path):
+    paths = list(write_shapes(tmp_path / 'objects', 32, 16, seed=7, size=24, objects=True, workers=1))
+    assert len(paths) == 48
+    assert all(path.is_file() for path in paths)
+    for split, count in (('train', 2), ('val', 1)):
+        folder = tmp_path / 'objects' / split
+        assert {path.name: len(list(path.iterdir())) for path in folder.iterdir()} == dict.fromkeys(CLASSES[1:], count)
+        for path in folder.rglob('*.png'):
+            image, name = single(7, int(path.stem), 24, split)
+            assert path.parent.name == name
+            assert np.array_equal(Image.open(path), image)
+    assert sorted(path.name for path in (tmp_path / 'objects').iterdir()) == ['train', 'val']
+
+    list(write_shapes(tmp_path / 'parallel', 32, 16, seed=7, size=24, objects=True, workers=2))
+    assert files(tmp_path / 'parallel') == files(tmp_path / 'objects')
+
+
+def test_the_command(run, tmp_path):
+    arguments = ['--train', 3, '--val', 2, '--size', 16, '--seed', 4, '--workers', 1]
+    code, out, err = run('synthesize', 'shapes', '--objects', '--out', tmp_path / 'objects', *arguments)
+    assert (code, err) == (0, '')
+    assert out.startswith(f'{tmp_path / "objects"}: 5 images in ')
+    assert np.array_equal(
+        Image.open(tmp_path / 'objects' / 'val' / 'triangle' / '000001.png'), single(4, 1, 16, 'val')[0]
+    )
+    assert run('synthesize', 'shapes', '--out', tmp_path / 'scenes', *arguments)[0] == 0
+    assert (tmp_path / 'scenes' / 'train' / 'masks' / '000002.png').is_file()
+    code, _, err = run('synthesize', 'shapes', '--out', tmp_path / 'scenes')
+    assert (code, err) == (1, f'error: {tmp_path / "scenes"} exists already; name another folder or remove it.\n')
 
 
 def test_existing_folder_is_left_alone(tmp_path):

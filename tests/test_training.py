@@ -1,4 +1,4 @@
-"""`vt-hub train` of classifiers around a small stand-in for timm's train script."""
+"""`vt-hub train` of classifiers, around a small stand-in for timm's train script."""
 
 import argparse
 import json
@@ -8,21 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
-from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.run import parse_args
 
 import vt_hub
 from vt_hub.checkpoints import load_folder
 from vt_hub.publishing import checks
-from vt_hub.training.classification import RECIPES, TrainingRun, list_recipes
-from vt_hub.training.launch import Launch
+from vt_hub.training import launch
+from vt_hub.training.classification import TrainingRun, list_recipes
 
 STAND_IN = """
 import json, os, shutil, signal, sys
@@ -32,47 +32,49 @@ OPTIONS = OPTION_NAMES
 plan = json.loads(Path(__file__).with_name('plan.json').read_text())
 value = lambda name: sys.argv[sys.argv.index(name) + 1]
 run = Path(value('--output'), value('--experiment'))
-seen = {'argv': sys.argv, 'environ': dict(os.environ), 'cwd': os.getcwd(), 'recipe': Path(value('-c')).read_text()}
+seen = {'argv': sys.argv[1:], 'environ': dict(os.environ), 'cwd': os.getcwd()}
 (run / 'seen.json').write_text(json.dumps(seen))
 (run / 'summary.csv').write_text('epoch,train_loss,eval_top1,lr\\n0,1.0,50.0,0.1\\n')
 for name, checkpoint in plan.get('checkpoints', {}).items():
     shutil.copy(checkpoint, run / name)
 with open(os.environ['VT_HUB_UNREADABLE'], 'a') as file:
     file.writelines(f'{name}\\n' for name in plan.get('unreadable', []))
-if 'wait' in plan:
-    if plan['wait'] == 'SIGINT':  # timm's script ends well when it is interrupted
+if plan.get('wait'):
+    if plan['wait'] == 'SIGINT':  # timm's script calls it a success when it is interrupted
         signal.signal(signal.SIGINT, lambda *args: sys.exit(0))
-    print('waiting', flush=True)
+    print('waiting', os.getpid(), flush=True)
     signal.pause()
 sys.exit(plan.get('exit', 0))
 """
 NAMES = ('2', '10', 'b')  # in timm's order
 
 
-def options(without=()):
-    """The options that the recipes need, as the source of a script has them."""
-    keys = {key for name in list_recipes() for key in TrainingRun(name, Path(), '').settings}
-    return sorted(f'--{key.replace("_", "-")}' for key in keys - set(without))
-
-
 def draw(folder, names=NAMES, count=2):
     """A split of tiny images, each class of a colour."""
     for i, name in enumerate(names):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir(parents=True)
         for j in range(count):
             Image.new('RGB', (16, 16), (80 * i, 255 - 80 * i, 50 * j)).save(folder / name / f'{j}.png')
-    return folder
 
 
-def save_checkpoint(path, metric, epoch, seed, arch='test_vt_resnet', num_classes=3, model_kwargs=None, **args):
-    """As timm's CheckpointSaver does."""
+def save_checkpoint(path, metric, epoch, seed, arch='test_vt_resnet', create=None, **model_args):
+    """As timm's CheckpointSaver does; returns the weights."""
     torch.manual_seed(seed)
-    model = timm.create_model('test_vt_resnet', num_classes=num_classes, **(model_kwargs or {}))
-    args = argparse.Namespace(model=arch, mean=None, std=None, interpolation='', crop_pct=None, **args)
-    args.input_size, args.img_size, args.model_kwargs = None, 64, model_kwargs or {}
-    content = {'epoch': epoch, 'arch': arch, 'state_dict': model.state_dict(), 'args': args, 'version': 2}
-    torch.save(content | {'metric': metric}, path)
-    return model.state_dict()
+    weights = timm.create_model(create or arch, num_classes=3, **model_args).state_dict()
+    args = argparse.Namespace(model=arch, mean=None, interpolation='', input_size=None, img_size=None, model_kwargs={})
+    content = {'epoch': epoch, 'arch': arch, 'state_dict': weights, 'args': args, 'version': 2, 'metric': metric}
+    torch.save(content, path)
+    return weights
+
+
+def value(arguments, option):
+    """The last value of an option, which is the one that counts; None where there is none."""
+    return next((arguments[i + 1] for i in reversed(range(len(arguments))) if arguments[i] == option), None)
+
+
+def fake_gpus(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
 
 
 @pytest.fixture
@@ -84,14 +86,16 @@ def data(tmp_path):
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """Write the stand-in: what it does is its plan."""
-    monkeypatch.setattr(os, 'environ', os.environ.copy())  # a run adds to it, for its processes
+    """Write the stand-in with a plan of what it does; it knows the options of all recipes but those left out."""
     folder = tmp_path / 'scripts'
+    folder.mkdir()
     monkeypatch.setenv('VT_HUB_TIMM_SCRIPTS', str(folder))
+    monkeypatch.setenv('VT_HUB_UNREADABLE', '')  # which a run sets, taken back afterwards
 
     def write(without=(), **plan):
-        folder.mkdir(exist_ok=True)
-        (folder / 'train.py').write_text(STAND_IN.replace('OPTION_NAMES', repr(options(without))))
+        keys = {key for name in list_recipes() for key in TrainingRun(name, tmp_path, '').settings} - set(without)
+        known = [f'--{key.replace("_", "-")}' for key in sorted(keys)]
+        (folder / 'train.py').write_text(STAND_IN.replace('OPTION_NAMES', repr(known)))
         (folder / 'plan.json').write_text(json.dumps(plan))
         return folder / 'train.py'
 
@@ -101,50 +105,46 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(run, data, tmp_path, script):
-    """`vt-hub train` into tmp_path/run, by the smoke recipe unless another is given."""
+    """`vt-hub train` into tmp_path/run, by the smoke recipe if no other is named."""
 
-    def train(*args, data_dir=data, recipe='smoke'):
+    def train(*args, recipe='smoke', data_dir=data):
         return run('train', '--recipe', recipe, '--data-dir', data_dir, '--output', tmp_path / 'run', *args)
 
     return train
 
 
 @pytest.fixture
-def command(train, monkeypatch):
+def command(train):
     """What --dry-run prints, as a list of arguments."""
 
     def command(*args, **kwargs):
-        code, out, err = train('--dry-run', *args, **kwargs)
+        code, out, err = train(*args, '--dry-run', **kwargs)
         assert (code, err) == (0, '')
         return shlex.split(out)
 
     return command
 
 
-def value(arguments, option):
-    """The last value of an option, which is the one that counts; None where there is none."""
-    found = [arguments[i + 1] for i, argument in enumerate(arguments) if argument == option]
-    return found[-1] if found else None
-
-
-def seen(tmp_path):
-    return json.loads((tmp_path / 'run' / 'seen.json').read_text())
-
-
-def fake_gpus(monkeypatch, count):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
-
-
+@pytest.fixture
 def quick_verify(monkeypatch):
-    """The loaders in processes of their own take half a minute; tests/test_publishing.py runs them."""
+    """Without the loaders in processes of their own, which take half a minute; tests/test_publishing.py runs them."""
     monkeypatch.setattr(checks, '_subprocess', lambda _, folder: load_file(folder / 'fixture.safetensors')['logits'])
 
 
-def test_arguments_of_one_process(command, data, tmp_path, script):
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+    """A model folder to start from, unlike its architecture's defaults."""
+    torch.manual_seed(5)
+    data_config = {'mean': (0.5,) * 3, 'std': (0.25,) * 3, 'input_size': (3, 64, 64)}
+    model = timm.create_model('test_vt_resnet', num_classes=5, num_tokens=8, pretrained_cfg_overlay=data_config)
+    return vt_hub.export(model.eval(), tmp_path_factory.mktemp('start') / 'start', license='mit', code=False)
+
+
+def test_arguments(command, data, tmp_path, script):
     arguments = command('--seed', 3, '--workers', 1)
     assert arguments[:2] == [sys.executable, str(script())]
     assert Path(value(arguments, '-c')).name == 'smoke.yaml'
+    assert Path(value(arguments, '-c')).is_file()
     assert value(arguments, '--device-modules') == 'vt_hub.training.timm_plugin'
     assert value(arguments, '--data-dir') == str(data)
     assert value(arguments, '--num-classes') == '3'
@@ -152,14 +152,35 @@ def test_arguments_of_one_process(command, data, tmp_path, script):
     assert value(arguments, '--experiment') == 'run'
     assert value(arguments, '--batch-size') == '8'  # the recipe's
     assert (value(arguments, '--seed'), value(arguments, '--workers')) == ('3', '1')
-    assert value(arguments, '--device') == ('cuda' if torch.cuda.is_available() else 'cpu')
     assert not {'--class-map', '--grad-accum-steps', '--resume', '--dataset'} & set(arguments)
 
 
-def test_a_gpu_is_timms_default(command, monkeypatch):
+def test_the_current_folder_as_output(run, data, tmp_path, monkeypatch, script):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    out = run('train', '--recipe', 'smoke', '--data-dir', data, '--output', '.', '--dry-run')[1]
+    assert value(shlex.split(out), '--output') == str(tmp_path)
+    assert value(shlex.split(out), '--experiment') == 'here'
+
+
+def test_further_arguments_win_over_the_recipe(command):
+    arguments = command('--epochs', 7, '--lr=0.5', '--model', 'vt_resnet18')
+    assert value(arguments, '--epochs') == '7'
+    assert '--lr=0.5' in arguments
+    assert value(arguments, '--model') == 'vt_resnet18'
+    assert arguments.index('-c') < arguments.index('--epochs')
+
+
+def test_data_sets_of_timms_other_readers(command):
+    arguments = command('--num-classes', 101, data_dir='hfds/food101')
+    assert value(arguments, '--dataset') == 'hfds/food101'
+    assert value(arguments, '--num-classes') == '101'
+    assert '--data-dir' not in arguments
+
+
+def test_device(command, monkeypatch):
     fake_gpus(monkeypatch, 1)
-    assert '--device' not in command()
-    assert value(command('--device', 'cuda:1'), '--device') == 'cuda:1'
+    assert '--device' not in command()  # a GPU is timm's default
     fake_gpus(monkeypatch, 0)
     assert value(command(), '--device') == 'cpu'
     assert command('--device', 'mps').count('--device') == 1
@@ -174,14 +195,249 @@ def test_a_gpu_is_timms_default(command, monkeypatch):
         (['--nproc-per-node', 4, '--device-batch-size', 128], '128', '4'),
         (['-b', 512], '512', None),
         (['--batch-size=512', '--nproc-per-node', 2], '256', None),
-        (['-b', 64, '--batch-size', 512, '--device-batch-size', 512], '512', None),
+        (['-b', 64, '--batch-size', 512, '--device-batch-size', 128], '128', '4'),
     ],
 )
-def test_the_batch_is_divided(command, monkeypatch, args, batch, steps):
-    """2048 in `advanced`, over all processes."""
+def test_the_batch_is_divided(command, tmp_path, monkeypatch, args, batch, steps):
     fake_gpus(monkeypatch, 8)
-    own = draw_teacher = ['--kd-model-name', str_teacher(monkeypatch)]
-    arguments = command(*args, *own, recipe='advanced')
-    assert draw_teacher
+    (tmp_path / 'own.yaml').write_text('model: test_vt_resnet\nbatch_size: 2048\n')
+    arguments = command(*args, recipe=tmp_path / 'own.yaml')
+    assert value(arguments, '-c') == str(tmp_path / 'own.yaml')
     assert value(arguments, '--batch-size') == batch
     assert value(arguments, '--grad-accum-steps') == steps
+
+
+def test_torchrun_understands_the_launch(command, monkeypatch, script):
+    fake_gpus(monkeypatch, 8)
+    arguments = command('--nproc-per-node', 8)
+    assert arguments[:3] == [sys.executable, '-m', 'torch.distributed.run']
+    parsed = parse_args(arguments[3:])
+    assert (parsed.nproc_per_node, parsed.standalone, parsed.training_script) == ('8', True, str(script()))
+    assert parsed.training_script_args[0] == '-c'
+
+    machines = ['--nnodes', 2, '--node-rank', 1, '--master-addr', 'first', '--master-port', 1234]
+    parsed = parse_args(command('--nproc-per-node', 4, *machines)[3:])
+    assert (parsed.nproc_per_node, parsed.nnodes, parsed.node_rank) == ('4', '2', 1)
+    assert (parsed.master_addr, parsed.master_port, parsed.standalone) == ('first', 1234, False)
+
+
+def test_exit_codes_of_a_command():
+    before = [signal.getsignal(number) for number in launch.SIGNALS]
+    assert launch.run([sys.executable, '-c', 'raise SystemExit(3)']) == 3
+    assert launch.run([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)']) == 128 + 9
+    assert launch.run([sys.executable, '-c', '']) == 0
+    assert [signal.getsignal(number) for number in launch.SIGNALS] == before
+
+
+@pytest.mark.parametrize('kept', [NAMES[1:], ('b',), NAMES])
+def test_a_class_map_where_validation_lacks_a_class(train, data, tmp_path, kept):
+    """timm numbers the classes of each split by itself, so that without one 10 would be class 0 there."""
+    for name in set(NAMES) - set(kept):
+        shutil.rmtree(data / 'val' / name)
+    train()
+    arguments = json.loads((tmp_path / 'run' / 'seen.json').read_text())['argv']
+    class_map = value(arguments, '--class-map') or ''
+    assert bool(class_map) == (kept != NAMES)
+    reader = timm.data.create_dataset('', root=str(data), split='validation', class_map=class_map).reader
+    assert {Path(path).parent.name: target for path, target in reader.samples} == {
+        name: NAMES.index(name) for name in kept
+    }
+
+
+def test_a_script_that_lacks_an_option_is_refused(train, script, tmp_path):
+    path = script(without=['checkpoint_hist'])
+    code, out, err = train()
+    assert (code, out) == (1, '')
+    assert err == f'error: {path} knows no checkpoint_hist, which the recipe smoke sets; use a newer one.\n'
+    assert not (tmp_path / 'run').exists()
+
+
+def test_dry_run_makes_nothing(train, tmp_path):
+    before = sorted(tmp_path.rglob('*'))
+    code, out, _ = train('--dry-run')
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_the_exit_code_is_passed_on(train, script, tmp_path, monkeypatch):
+    script(exit=3, unreadable=['b.png', 'a.png', 'b.png'])
+    monkeypatch.chdir(tmp_path)
+    code, out, err = train()
+    assert code == 3
+    seen = json.loads((tmp_path / 'run' / 'seen.json').read_text())
+    assert shlex.split(out)[2:] == seen['argv']  # what was printed is what was run
+    assert seen['cwd'] == str(tmp_path)
+    assert err == '2 images could not be read:\n  a.png\n  b.png\n'
+    assert not (tmp_path / 'run' / 'model').exists()
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_a_signal_reaches_the_script_and_ends_both(data, script, tmp_path, name):
+    save_checkpoint(tmp_path / 'c', 50.0, 0, 0)
+    script(wait=name, checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
+    command = [sys.executable, '-m', 'vt_hub.cli', 'train', '--recipe', 'smoke', '--data-dir', str(data)]
+    with subprocess.Popen([*command, '--output', str(tmp_path / 'run')], stdout=subprocess.PIPE, text=True) as process:
+        line = next(line for line in process.stdout if line.startswith('waiting'))
+        process.send_signal(signal.Signals[name])
+        assert process.wait(60) == 128 + signal.Signals[name]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(line.split()[1]), 0)
+    assert not (tmp_path / 'run' / 'model').exists()  # there is more to train
+
+
+def test_the_best_checkpoint_becomes_a_verified_folder(train, script, run, data, tmp_path, quick_verify):
+    """Not the last, and not what a resumed run called its best."""
+    weights = {}
+    for seed, (name, metric) in enumerate({'checkpoint-9': 40, 'checkpoint-10': 70, 'model_best': 55}.items()):
+        weights[name] = save_checkpoint(tmp_path / name, float(metric), 9 + seed, seed)
+    paths = {f'{name}.pth.tar': str(tmp_path / name) for name in weights}
+    script(checkpoints=paths | {'last.pth.tar': str(tmp_path / 'model_best')})
+    code, out, _ = train()
+    folder = tmp_path / 'run' / 'model'
+    assert code == 0
+    assert out.splitlines()[-1] == str(folder)
+    model = load_folder(folder)
+    assert all(torch.equal(tensor, weights['checkpoint-10'][key]) for key, tensor in model.state_dict().items())
+    assert list(model.pretrained_cfg['label_names']) == list(NAMES)
+    assert run('verify', folder)[0] == 0
+
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    evaluated = json.loads(run('evaluate', folder, '--data-dir', data, '--workers', 0, '--json')[1])
+    assert result['metrics'] == evaluated['metrics']
+    assert result['dataset'] == {'name': 'data', 'type': 'imagefolder', 'split': 'val', 'num_images': 3}
+    assert result['training'] == {'recipe': 'smoke', 'epoch': 10}
+    assert result['timm'] == timm.__version__
+    card = (folder / 'README.md').read_text()
+    assert 'These are the raw weights of epoch 10 of the recipe `smoke`.' in card
+    assert f'| data | val | 3 | {result["metrics"]["top1"]} |' in card
+
+
+def test_training_from_a_folder_keeps_its_structure_and_preprocessing(train, script, start, tmp_path, quick_verify):
+    name = f'local-dir:{start}'
+    weights = save_checkpoint(tmp_path / 'c', 1.0, 0, 1, arch=name, create='test_vt_resnet', num_tokens=8)
+    script(checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
+    assert train('--model', name, '--pretrained')[0] == 0
+    model = load_folder(tmp_path / 'run' / 'model')
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+    cfg = model.pretrained_cfg
+    assert (list(cfg['mean']), list(cfg['std'])) == ([0.5] * 3, [0.25] * 3)
+    assert (list(cfg['input_size']), cfg['license']) == ([3, 64, 64], 'mit')
+    assert list(cfg['label_names']) == list(NAMES)
+
+
+def test_a_checkpoint_from_a_folder_that_is_not_ours(run, tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    save_checkpoint(tmp_path / 'c', 1.0, 0, 0, arch=f'local-dir:{tmp_path}', create='test_vt_resnet')
+    code, _, err = run('export', tmp_path / 'c', tmp_path / 'folder')
+    assert code == 1
+    assert f'error: {tmp_path / "c"} does not say which architecture it is' in err
+
+
+def test_a_model_that_is_not_ours_is_not_exported(train, script, tmp_path):
+    save_checkpoint(tmp_path / 'c', 1.0, 0, 0, arch='test_resnet')
+    script(checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
+    code, out, _ = train('--model', 'test_resnet')
+    assert code == 0
+    assert 'checkpoint-0.pth.tar: test_resnet is not one of our models and is not exported' in out
+    assert not (tmp_path / 'run' / 'model').exists()
+
+
+def test_the_best_loss_is_the_lowest(tmp_path):
+    for epoch, loss in enumerate([0.9, 0.4, 0.6]):
+        torch.save({'state_dict': {}, 'metric': loss}, tmp_path / f'checkpoint-{epoch}.pth.tar')
+    assert TrainingRun('smoke', tmp_path, '').best_checkpoint().name == 'checkpoint-0.pth.tar'
+    by_loss = TrainingRun('smoke', tmp_path, '', ['--eval-metric', 'loss'])
+    assert by_loss.best_checkpoint().name == 'checkpoint-1.pth.tar'
+
+
+def test_a_run_without_checkpoints(train, tmp_path):
+    code, _, err = train()
+    assert (code, err) == (1, f'error: {tmp_path / "run"} has no checkpoint.\n')
+
+
+def test_resume(train, command, tmp_path):
+    """Only from a checkpoint that is there, and only if asked for."""
+    assert '--resume' not in command('--resume')
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'last.pth.tar').touch()
+    assert '--resume' not in command()  # no epoch was finished
+    (folder / 'summary.csv').touch()
+    assert value(command('--resume'), '--resume') == str(folder / 'last.pth.tar')
+    code, _, err = train()
+    assert code == 1
+    assert err == f'error: {folder} holds a run already; go on with --resume or name another folder.\n'
+    (folder / 'model').mkdir()
+    code, _, err = train('--resume')
+    assert code == 1
+    assert err == f'error: {folder / "model"} exists already; move it, or name another folder.\n'
+
+
+def move_to_root(data):
+    for path in sorted((data / 'train').rglob('*.png')):
+        path.rename(data / 'train' / f'{path.parent.name}-{path.name}')
+
+
+@pytest.mark.parametrize(
+    ('prepare', 'args', 'message'),
+    [
+        (shutil.rmtree, [], 'There is no folder {data}/train of class folders.'),
+        (lambda data: shutil.rmtree(data / 'val'), [], 'There is no folder {data}/val of class folders.'),
+        (
+            lambda data: (shutil.rmtree(data / 'train'), (data / 'train').mkdir()),
+            [],
+            '{data}/train is no folder of class folders with images.',
+        ),
+        (move_to_root, [], '{data}/train is no folder of class folders with images.'),
+        (
+            lambda data: draw(data / 'val', ['zebra']),
+            [],
+            '{data}/val has the class zebra, which is none of 3 known ones.',
+        ),
+        (None, ['--num-classes', 4], '{data}/train has 3 classes, not 4.'),
+        (None, ['--recipe', 'nonsense'], "There is no recipe 'nonsense'; use advanced, basic, finetune, smoke or a "),
+        (None, ['--recipe', '{own}'], '{own} is no recipe: it is not a mapping of arguments.'),
+        (None, ['--recipe', '{bare}'], 'The recipe {bare} names no model; name one with --model.'),
+        (None, ['--model', 'vt_resnet05'], "There is no model 'vt_resnet05'; `vt-hub list` names ours, and timm has "),
+        (None, ['--model', 'local-dir:{data}'], 'Cannot read {data}/config.json: No such file'),
+        (None, ['--model', 'vt_fpn_resnet50'], 'vt_fpn_resnet50 does not classify; a recipe for segmentation trains '),
+        (None, ['--recipe', 'finetune', '--model', 'vt_resnet50'], 'No pretrained weights exist for vt_resnet50; '),
+        (None, ['--recipe', 'advanced'], 'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; name'),
+        (None, ['--kd-model-name', 'local-dir:{start}'], 'The teacher local-dir:{start} knows 5 classes and the data'),
+        (None, ['--kd-model-name', 'nonsense'], "There is no teacher 'nonsense' in timm."),
+        (None, ['--nproc-per-node', 3], '3 processes need as many GPUs, and there are 2; '),
+        (None, ['-b', 9, '--nproc-per-node', 2], 'A batch of 9 images cannot be divided among 2 processes.'),
+        (None, ['--device-batch-size', 3], 'A batch of 8 images cannot be divided among 1 processes in steps of 3.'),
+        (None, ['--train-script', '{data}/train.py'], "There is no script {data}/train.py of timm's."),
+    ],
+)
+def test_errors_before_anything_starts(train, data, start, tmp_path, monkeypatch, prepare, args, message):
+    fake_gpus(monkeypatch, 2)
+    names = {'data': data, 'own': tmp_path / 'own.yaml', 'bare': tmp_path / 'bare.yaml', 'start': start}
+    names['own'].write_text('- 1\n')
+    names['bare'].write_text('epochs: 1\n')
+    if prepare:
+        prepare(data)
+    code, out, err = train(*(str(argument).format(**names) for argument in args))
+    assert (code, out) == (1, '')
+    assert err.startswith(f'error: {message.format(**names)}')
+    assert err.count('\n') == 1
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_data_set_of_unknown_classes(train):
+    code, _, err = train(data_dir='hfds/food101')
+    assert (code, err[:61]) == (1, 'error: How many classes hfds/food101 has is not known; say so')
+
+
+def test_a_full_disk(train, tmp_path, monkeypatch):
+    """Four checkpoints, of SGD's weights and momentum: two kept, the last and the one being written."""
+    model = timm.create_model('vt_resnet18', device='meta')
+    needed = 4 * 2 * sum(4 * p.numel() for p in model.parameters())
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed - 1))
+    code, _, err = train(recipe='basic')
+    gigabytes = f'{needed / 1e9:.1f} GB'
+    assert (code, err) == (1, f'error: {tmp_path} has {gigabytes} left, and the checkpoints need {gigabytes}.\n')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed))
+    assert train('--dry-run', recipe='basic')[0] == 0

@@ -255,14 +255,12 @@ def plot(
     print(out)
 
 
-@app.command(
-    'timm', context_settings={'allow_extra_args': True, 'ignore_unknown_options': True, 'help_option_names': []}
-)
+@app.command('timm', context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
 def timm_(
     context: typer.Context,
     script: Annotated[str, typer.Argument(help='validate, inference, benchmark or onnx_export.')],
 ):
-    """Run one of timm's other scripts with our models: validate, inference, benchmark, onnx_export.
+    """Run one of timm's other scripts with our models. Its own help: vt-hub timm validate -- --help
 
     Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
     """

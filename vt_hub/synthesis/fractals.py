@@ -1,0 +1,108 @@
+"""Fractals of iterated function systems: one class is one system, drawn by its chaos game.
+
+Sources: FractalDB (Kataoka et al. 2020, https://arxiv.org/abs/2101.08515) and the sampling by singular values of
+"Improving Fractal Pre-training" (Anderson and Farrell 2022, https://arxiv.org/abs/2110.03091).
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+from .counters import MASK, mix
+
+__all__ = ['System', 'fractal_bank', 'render_fractals', 'sample_system']
+
+BITS = 20  # of a coordinate's fraction: the game is played on integers, so every device draws the same pixels
+MAX_MAPS = 4
+POINTS, KEPT, DROPPED = 1024, 32, 8  # walkers, and the steps of each that are drawn and that are not
+
+
+@dataclass(frozen=True)
+class System:
+    """Affine maps x -> A x + b, as (a, b, c, d, e, f) in units of 2**-BITS, and their cumulative odds in 2**-16."""
+
+    maps: list[list[int]]
+    odds: list[int]
+
+
+def sample_system(seed: int, index: int) -> System:
+    """The system of class `index`: two to four contractive maps, A = R(t) diag(s1, +-s2) R(w).
+
+    The sum of s1 + 2 s2 over N maps lies between (5 + N) / 2 and (6 + N) / 2, where fractals are neither dust
+    nor blobs.
+    """
+    uniform = random.Random(f'{seed}-{index}').random  # the same in every version of Python
+    count = 2 + int(uniform() * (MAX_MAPS - 1))
+    values: list[tuple[float, float]] = []
+    while not 5 + count <= 2 * sum(s1 + 2 * s2 for s1, s2 in values) <= 6 + count:
+        firsts = [uniform() for _ in range(count)]
+        values = [(s1, s1 * uniform()) for s1 in firsts]
+    maps, weights = [], []
+    for s1, s2 in values:
+        t, w = math.tau * uniform(), math.tau * uniform()
+        sign = -1 if uniform() < 0.5 else 1
+        (ct, st), (cw, sw) = (math.cos(t), math.sin(t)), (math.cos(w), math.sin(w))
+        u, v = 0.998 * s1, 0.998 * sign * s2  # strictly contractive after rounding, too
+        matrix = [u * ct * cw - v * st * sw, -u * ct * sw - v * st * cw]
+        matrix += [u * st * cw + v * ct * sw, v * ct * cw - u * st * sw]
+        maps.append([round(x * 2**BITS) for x in (*matrix, 2 * uniform() - 1, 2 * uniform() - 1)])
+        weights.append(max(s1 * s2, 0.01))  # as the area that a map covers
+    odds = [round(65536 * sum(weights[: i + 1]) / sum(weights)) for i in range(count)]
+    spare = MAX_MAPS - count
+    return System(maps + [maps[-1]] * spare, odds + [65536] * spare)
+
+
+def render_fractals(maps: torch.Tensor, odds: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Draw a batch of fractals.
+
+    Args:
+        maps: Affine maps, (B, N, 6) int64.
+        odds: Their cumulative odds, (B, N) int64.
+        keys: What else each picture depends on, (B,) int64: the walk, and the patch that each point is drawn as.
+        size: Height and width in pixels.
+
+    Returns:
+        The logarithm of the density, (B, size, size) uint8, 255 at the densest point.
+    """
+    B, device = len(maps), maps.device
+    batch = torch.arange(B, device=device)[:, None]
+    state = mix((mix(keys)[:, None] + mix(torch.arange(POINTS, device=device))) & MASK)
+    x = torch.zeros(B, POINTS, dtype=torch.int64, device=device)
+    y, path = torch.zeros_like(x), []
+    for step in range(DROPPED + KEPT):
+        state = (state * 1664525 + 1013904223) & MASK
+        chosen = ((state >> 16)[..., None] >= odds[:, None, :-1]).sum(-1)
+        a, b, c, d, e, f = maps[batch, chosen].unbind(-1)
+        x, y = ((a * x + b * y) >> BITS) + e, ((c * x + d * y) >> BITS) + f
+        if step >= DROPPED:
+            path.append(torch.stack([x, y], 1))
+    points = torch.cat(path, 2)  # (B, 2, KEPT * POINTS)
+    low, high = points.amin(2, keepdim=True), points.amax(2, keepdim=True)
+    column, row = ((points - low) * (size - 3) // (high - low).clamp(min=1) + 1).unbind(1)
+    counts = torch.zeros(B * size * size, dtype=torch.int32, device=device)
+    where = ((batch * size + row) * size + column).flatten()
+    counts.scatter_add_(0, where, torch.ones_like(where, dtype=torch.int32))  # integers: in any order the same
+    counts = counts.view(B, size, size)
+    patch = mix(keys + 1) % 511 + 1  # a 3 x 3 pattern with at least one pixel
+    spread = torch.zeros_like(counts)
+    for i in range(9):
+        spread += counts.roll((i // 3 - 1, i % 3 - 1), (1, 2)) * ((patch >> i) & 1).int()[:, None, None]
+    logs = [round(math.log1p(count) * 2**16) for count in range(int(spread.max()) + 1)]
+    density = torch.tensor(logs, device=device)[spread.long()]
+    return (255 * density // density.amax((1, 2), keepdim=True)).to(torch.uint8)
+
+
+def fractal_bank(
+    seed: int, num_classes: int, instances: int, size: int, device: torch.device | str = 'cpu', batch_size: int = 256
+) -> torch.Tensor:
+    """Pictures of the classes 0 .. num_classes - 1 of a seed, (num_classes, instances, size, size) uint8."""
+    systems = [sample_system(seed, index) for index in range(num_classes)]
+    maps = torch.tensor([system.maps for system in systems], device=device)
+    odds = torch.tensor([system.odds for system in systems], device=device)
+    parts = []
+    for item in torch.arange(num_classes * instances, device=device).split(batch_size):
+        index = item // instances
+        parts.append(render_fractals(maps[index], odds[index], mix((item + mix(seed & MASK)) & MASK), size))
+    return torch.cat(parts).view(num_classes, instances, size, size)
