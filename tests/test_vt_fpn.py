@@ -11,6 +11,7 @@ from test_layers import (
     naive_transformer,
     rows,
 )
+from timm.layers import convert_sync_batchnorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from vt_hub import tables
@@ -19,8 +20,16 @@ from vt_hub.vt_fpn import VTFPN, VTDecoder
 
 def tiny(decoder='vt', **kwargs):
     torch.manual_seed(0)
-    arguments = {'num_classes': 5, 'dim': 16, 'token_dim': 24, 'num_tokens': 4, 'hidden_dim': 8, **kwargs}
-    return VTFPN(backbone='test_resnet', decoder=decoder, **arguments)
+    arguments = {
+        'backbone': 'test_resnet',
+        'num_classes': 5,
+        'dim': 16,
+        'token_dim': 24,
+        'num_tokens': 4,
+        'hidden_dim': 8,
+        **kwargs,
+    }
+    return VTFPN(decoder=decoder, **arguments)
 
 
 def macs(size, num_classes, backbone, decoder):
@@ -124,3 +133,16 @@ def test_wrong_arguments_are_named():
         tiny('x')
     with pytest.raises(ValueError, match='a pyramid needs 4, 8, 16 and 32'):
         VTFPN(backbone='vt_resnet18')
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('backbone', ['test_resnet', 'test_efficientnet'])
+def test_ready_for_synchronized_batch_norm(backbone):
+    model = tiny(backbone=backbone).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected, keys = model(x), list(model.state_dict())
+    converted = convert_sync_batchnorm(model)
+    norms = [module for module in converted.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert list(converted.state_dict()) == keys
+    assert torch.equal(converted(x), expected)

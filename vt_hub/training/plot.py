@@ -31,8 +31,9 @@ def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
     run = Path(run)
     states = sorted(run.glob('checkpoint-*/trainer_state.json'), key=lambda path: int(path.parent.name.split('-')[1]))
     if (run / 'summary.csv').is_file():
-        unit, rows = 'epoch', list(csv.DictReader((run / 'summary.csv').read_text().splitlines()))
-        rows = list({row['epoch']: row for row in rows if row.get('epoch') not in (None, 'epoch')}.values())  # a resumed run repeats
+        lines = csv.DictReader((run / 'summary.csv').read_text().splitlines())
+        rows = {row['epoch']: row for row in lines if row.get('epoch') not in (None, 'epoch')}  # a resumed run repeats
+        unit, rows = 'epoch', list(rows.values())
     elif states:
         unit, rows = 'step', read_json(states[-1])['log_history']
     else:

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, set_seed
@@ -221,7 +222,7 @@ def train_segmentation(
         raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
     cuda = torch.cuda.is_available()
     if recipe.sync_bn and world > 1 and cuda:  # SyncBatchNorm knows GPUs only
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
     momentum = {'momentum': recipe.momentum} if recipe.optimizer == 'sgd' else {}
     arguments = TrainingArguments(
         output_dir=str(output),
