@@ -85,13 +85,17 @@ def train(
     from ..training.segmentation_recipe import list_segmentation_recipes
 
     launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
-    extra = context.args + (['--model', model] if model else [])
+    extra = list(context.args)
     if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
+        if model and Path(model).is_dir():
+            extra += ['--model', f'local-dir:{model}', '--pretrained']
+        elif model:
+            extra += ['--model', model]
         extra += ['--seed', str(seed), '--workers', str(workers)]
         train_classifier(recipe, data_dir, output, extra, launch, device_batch_size, train_script, resume, dry_run)
         return
-    if device_batch_size:
-        extra += ['--device_batch_size', str(device_batch_size)]
+    extra += ['--model', model] if model else []
+    extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
     if launch.processes == 1 and not dry_run:
         train_segmenter(recipe, data_dir, output, extra, layout, classes, reduce_labels, seed, workers, resume)
         return
