@@ -280,9 +280,14 @@ def test_a_signal_reaches_the_script_and_ends_both(data, script, tmp_path, name)
     with subprocess.Popen([*command, '--output', str(tmp_path / 'run')], stdout=subprocess.PIPE, text=True) as process:
         line = next(line for line in process.stdout if line.startswith('waiting'))
         process.send_signal(signal.Signals[name])
-        assert process.wait(60) == 128 + signal.Signals[name]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(line.split()[1]), 0)
+        try:
+            assert process.wait(60) == 128 + signal.Signals[name]
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(line.split()[1]), 0)
+        except BaseException:
+            process.kill()
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+            raise
     assert not (tmp_path / 'run' / 'model').exists()  # there is more to train
 
 
@@ -317,7 +322,10 @@ def test_training_from_a_folder_keeps_its_structure_and_preprocessing(train, scr
     name = f'local-dir:{start}'
     weights = save_checkpoint(tmp_path / 'c', 1.0, 0, 1, arch=name, create='test_vt_resnet', num_tokens=8)
     script(checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
-    assert train('--model', name, '--pretrained')[0] == 0
+    assert train('--model', start)[0] == 0
+    arguments = json.loads((tmp_path / 'run' / 'seen.json').read_text())['argv']
+    assert value(arguments, '--model') == name
+    assert '--pretrained' in arguments
     model = load_folder(tmp_path / 'run' / 'model')
     assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
     cfg = model.pretrained_cfg

@@ -15,7 +15,8 @@ from timm.layers import convert_sync_batchnorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from vt_hub import tables
-from vt_hub.vt_fpn import VTFPN, VTDecoder
+from vt_hub.synthesis.shapes import CLASSES
+from vt_hub.vt_fpn import SHAPES, VTFPN, VTDecoder
 
 
 def tiny(decoder='vt', **kwargs):
@@ -82,6 +83,8 @@ def test_decoder_is_the_papers_equations_over_all_levels(float64):
             lateral = decoder.laterals[i]
             X = rows(x[b]) @ lateral.weight[:, :, 0, 0].t() + lateral.bias
             laterals.append(X.t().reshape(5, *x.shape[2:]))
+        laterals[0] = laterals[0] + laterals[1].repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :, :5]
+        for i in range(2):
             T, A = naive_pool(laterals[i], linear(decoder.tokenizers[i].filters), 5**0.5)
             assert_close(attention[i][b], A)
             pooled.append(apply(T, decoder.tokenizers[i].proj))
@@ -110,7 +113,7 @@ def test_any_size(decoder, size):
 @torch.no_grad()
 def test_tokens_carry_across_levels():
     """What changes in the coarsest map reaches the finest: only the shared transformer can take it there."""
-    decoder = VTDecoder([4, 4], dim=8, token_dim=12, num_tokens=2).eval()
+    decoder = VTDecoder([4, 4], dim=8, token_dim=12, num_tokens=2, top_down=False).eval()
     for projector in decoder.projectors:
         torch.nn.init.ones_(projector.norm.weight)  # it starts at zero
     fine, coarse = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)
@@ -146,3 +149,7 @@ def test_ready_for_synchronized_batch_norm(backbone):
     assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
     assert list(converted.state_dict()) == keys
     assert torch.equal(converted(x), expected)
+
+
+def test_labels_of_the_shapes_weights_are_the_generators():
+    assert SHAPES == CLASSES

@@ -17,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from .vt_layers import FilterTokenizer, Projector, TransformerMixer
 from .vt_resnet import register
-from .weights import pretrained_cfg_overlay
+from .weights import hub_id, pretrained_cfg_overlay
 
 __all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
 
@@ -44,16 +44,18 @@ def merge_top_down(maps: List[torch.Tensor]) -> List[torch.Tensor]:
 class VTDecoder(nn.Module):
     """VT-FPN (Figure 4, right): tokens of all levels meet in one transformer and go back to the level they came from.
 
-    Each level's map keeps its 1x1 lateral convolution. A filter tokenizer takes `num_tokens` tokens from each; one
-    transformer relates the tokens of all levels; a projector per level adds that level's own tokens to its map.
+    Each level's map keeps its 1x1 lateral convolution, and coarser maps are added to finer ones. A filter tokenizer
+    takes `num_tokens` tokens from each; one transformer relates the tokens of all levels; a projector per level adds
+    that level's own tokens to its map.
 
     Args:
         in_chs: Channels of the backbone's maps, finest first.
         dim: Channels of the pyramid.
         token_dim: Width of the tokens.
         num_tokens: Tokens of each level.
-        top_down: Add the coarser maps to the finer ones first, as the FPN does. Figure 4 does not; Tables 9 and 10
-            cannot tell, since it costs no multiplication.
+        top_down: Add the coarser maps to the finer ones first, as the FPN does: the paper replaces the FPN's
+            convolutions, and Tables 9 and 10 fit both, since additions are not counted. Figure 4 shows none; without,
+            levels meet in the tokens alone, and small objects suffer (docs/segmentation.md).
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class VTDecoder(nn.Module):
         dim: int = 256,
         token_dim: int = 1024,
         num_tokens: int = 8,
-        top_down: bool = False,
+        top_down: bool = True,
         device=None,
         dtype=None,
     ):
@@ -166,7 +168,7 @@ class VTFPNBody:
         token_dim: int = 1024,
         num_tokens: int = 8,
         hidden_dim: int = 128,
-        top_down: bool = False,
+        top_down: bool = True,
         pretrained_backbone: bool = False,
         device=None,
         dtype=None,
@@ -278,11 +280,24 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
+SHAPES = (  # the classes of `vt-hub synthesize shapes`
+    'background', 'circle', 'triangle', 'square', 'pentagon', 'hexagon', 'star', 'cross', 'ring', 'crescent', 'heart',
+    'arrow', 'stripes', 'waves', 'checkerboard', 'dots', 'bricks',
+)  # fmt: skip
+
+
 default_cfgs = generate_default_cfgs(
     {
         'vt_fpn_resnet50.untrained': _cfg(),
         'vt_fpn_resnet101.untrained': _cfg(),
-        'vt_fpn_resnet10t.untrained': _cfg(input_size=(3, 128, 128), first_conv='backbone.conv1.0'),
+        'vt_fpn_resnet10t.shapes': _cfg(
+            hf_hub_id=hub_id('vt_fpn_resnet10t.shapes'),
+            num_classes=17,
+            input_size=(3, 128, 128),
+            first_conv='backbone.conv1.0',
+            label_names=SHAPES,
+            description='Shapes and textures, trained on generated scenes.',
+        ),
         'test_vt_fpn.untrained': _cfg(num_classes=5, input_size=(3, 96, 96), first_conv='backbone.conv1.0'),
     }
 )

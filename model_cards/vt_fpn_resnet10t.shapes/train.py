@@ -19,7 +19,7 @@ from vt_hub.checkpoints import read_json
 from vt_hub.modeling_vt import VTFPNForSemanticSegmentation
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
-from vt_hub.synthesis.shapes import scene, write_shapes
+from vt_hub.synthesis.shapes import SHAPES, TEXTURES, scene, write_shapes
 from vt_hub.training.results import machine, write_result
 from vt_hub.training.segmentation import train_segmentation
 from vt_hub.training.segmentation_data import open_data
@@ -31,11 +31,16 @@ ROOT = Path(__file__).parent
 NAME = 'vt_fpn_resnet10t.shapes'
 SEEDS = (0, 1, 2)
 ARMS = {  # what is compared, as arguments of the model
-    'vt': {'decoder': 'vt'},
-    'vt_top_down': {'decoder': 'vt', 'top_down': True},
     'fpn': {'decoder': 'fpn'},
+    'vt': {'decoder': 'vt'},
+    'vt_figure4': {'decoder': 'vt', 'top_down': False},
 }
+KINDS = {'shapes': list(SHAPES), 'textures': list(TEXTURES)}
 HELD_OUT = {'name': 'vt-hub synthesize shapes', 'type': 'vt_hub.synthesis.shapes', 'split': 'held-out scenes, seed 1'}
+
+
+def mean_iou(result: dict, classes: list[str]) -> float:
+    return round(statistics.mean(result['per_class_iou'][name] for name in classes), 2)
 
 
 def draw(work: Path):
@@ -67,12 +72,14 @@ def publish(args: argparse.Namespace):
     comparison: dict = {'seeds': SEEDS}
     for arm in ARMS:
         folders = [args.work / f'{arm}_{seed}' for seed in SEEDS]
+        folders = [folder for folder in folders if (folder / 'held_out.json').exists()]
         results = [read_json(folder / 'held_out.json') for folder in folders]
         miou = [result['metrics']['miou'] for result in results]
         comparison[arm] = {
             'miou': miou,
             'mean': round(statistics.mean(miou), 2),
-            'stdev': round(statistics.stdev(miou), 2),
+            'stdev': round(statistics.stdev(miou), 2) if len(miou) > 1 else None,
+            **{name: [mean_iou(result, classes) for result in results] for name, classes in KINDS.items()},
             'pixel_accuracy': [result['metrics']['pixel_accuracy'] for result in results],
             'val_miou': [read_json(folder / 'result.json')['metrics']['miou'] for folder in folders],
         }
