@@ -361,7 +361,7 @@ def test_the_best_loss_is_the_lowest(tmp_path):
 
 def test_a_run_without_checkpoints(train, tmp_path):
     code, _, err = train()
-    assert (code, err) == (1, f'error: {tmp_path / "run"} has no checkpoint.\n')
+    assert (code, err) == (1, f'error: {tmp_path / "run"} has no checkpoint with finite weights.\n')
 
 
 def test_resume(train, command, tmp_path):

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,11 +220,13 @@ class TrainingRun:
         Raises:
             FileNotFoundError: There is none.
         """
-        paths = sorted(self.output.glob('checkpoint-*.pth.tar')) + sorted(self.output.glob('model_best.pth.tar'))
-        if not paths:
-            raise FileNotFoundError(f'{self.output} has no checkpoint.')
-        sign = -1 if self.value('eval_metric') == 'loss' else 1
-        return max(paths, key=lambda path: sign * (read_foreign(path)[1].get('metric') or 0))
+        metrics = {}
+        for path in [*sorted(self.output.glob('checkpoint-*.pth.tar')), *self.output.glob('model_best.pth.tar')]:
+            with suppress(ValueError):  # not finite: training diverged
+                metrics[path] = read_foreign(path)[1].get('metric') or 0
+        if not metrics:
+            raise FileNotFoundError(f'{self.output} has no checkpoint with finite weights.')
+        return (min if self.value('eval_metric') == 'loss' else max)(metrics, key=metrics.__getitem__)
 
     def export(self, workers: int = 0, progress: Progress = no_progress) -> Path:
         """Write the best checkpoint as a model folder, OUTPUT/model, measured on the validation images and verified.

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import timm
+import torch
 
 from ..files import replaced_whole
 
@@ -76,5 +77,8 @@ def script_version(path: Path) -> str | None:
 
 def runner(script: Path, arguments: Sequence[str]) -> list[str]:
     """The command for a script that has no `--device-modules`: our models are registered before it starts."""
+    cpu = not torch.cuda.is_available() and "'--device'" in script.read_text(encoding='utf-8')
+    if cpu and not any(argument.split('=')[0] == '--device' for argument in arguments):
+        arguments = [*arguments, '--device', 'cpu']  # theirs is cuda
     code = 'import runpy, sys, vt_hub; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
     return [sys.executable, '-c', code, str(script), *arguments]
