@@ -19,7 +19,7 @@ def picture(width, height, mode='RGB', seed=0):
 
 
 @pytest.mark.parametrize(
-    ('crop_pct', 'interpolation'), itertools.product([0.875, 0.9, 0.95, 1.0], ['bicubic', 'bilinear'])
+    ('crop_pct', 'interpolation'), list(itertools.product([0.875, 0.9, 0.95, 1.0], ['bicubic', 'bilinear']))
 )
 def test_equals_timms_transform_on_any_size(crop_pct, interpolation):
     """200 random sizes for every crop fraction and interpolation: difference 0.0."""

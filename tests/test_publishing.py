@@ -191,7 +191,7 @@ def test_export_refuses_and_leaves_nothing(tmp_path):
     broken.fc.weight.data[0, 0] = float('inf')
     with pytest.raises(ValueError, match=r'fc\.weight has values that are not finite'):
         vt_hub.export(broken, tmp_path / 'new')
-    with pytest.raises(ValueError, match='Only a VT-ResNet with a classifier'):
+    with pytest.raises(ValueError, match='Only a VT-ResNet or VT-FPN with a classifier'):
         vt_hub.export(tiny(num_classes=0), tmp_path / 'new')
     with pytest.raises(ValueError, match='not made by timm'):
         vt_hub.export(vt_hub.VTResNet(), tmp_path / 'new')
