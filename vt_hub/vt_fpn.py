@@ -37,7 +37,7 @@ def merge_top_down(maps: List[torch.Tensor]) -> List[torch.Tensor]:
     """Maps (B, dim, H, W), finest first, with the coarser ones added to the finer: the FPN's pathway, free of MACs."""
     merged = list(maps)
     for i in range(len(maps) - 1, 0, -1):
-        merged[i - 1] = maps[i - 1] + F.interpolate(merged[i], size=maps[i - 1].shape[-2:], mode='nearest')
+        merged[i - 1] = F.interpolate(merged[i], size=maps[i - 1].shape[-2:], mode='nearest').add_(maps[i - 1])
     return merged
 
 
@@ -90,7 +90,8 @@ class VTDecoder(nn.Module):
         pooled = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, maps, strict=True)]
         tokens = self.norm(self.mixer(torch.cat([t for t, _ in pooled], dim=1)))
         own = tokens.split(self.num_tokens, dim=1)
-        maps = [projector(x, t) for projector, x, t in zip(self.projectors, maps, own, strict=True)]
+        for i, projector in enumerate(self.projectors):  # one by one, so that the old maps are freed
+            maps[i] = projector(maps[i], own[i])
         return maps, tokens, [attn for _, attn in pooled]
 
     def forward(self, maps: List[torch.Tensor]) -> List[torch.Tensor]:

@@ -212,7 +212,7 @@ class Projector(nn.Module):
         """Feature map (B, C, H, W) and tokens (B, L, D) to the augmented feature map (B, C, H, W)."""
         attn = ((self.query(self.key(tokens)) * self.scale) @ x.flatten(2)).softmax(dim=1)
         projected = self.value(tokens).transpose(1, 2) @ attn
-        return x + self.drop_path(self.norm(projected.reshape(x.shape)))
+        return self.drop_path(self.norm(projected.reshape(x.shape))).add_(x)
 
 
 TOKENIZERS: Dict[str, Type[nn.Module]] = dict(
