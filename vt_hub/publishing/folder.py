@@ -19,6 +19,7 @@ from ..checkpoints import find_not_finite
 from ..configuration_vt import VTConfig
 from ..files import replaced_whole, written_whole
 from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
+from ..models import task_of
 from ..vt_fpn import VTFPN
 from ..vt_resnet import VTResNet
 from ..weights import file_sha256
@@ -65,7 +66,6 @@ OLD_KEYS = (
     'notes',
     'origin_url',
 )
-TASKS = {'vt_resnet': 'image-classification', 'vt_fpn': 'image-segmentation'}  # as the Hub names them
 START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone')  # arguments that are not the structure's
 MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
 Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
@@ -248,7 +248,7 @@ def write_card(
         origin=origin,
         results=list(metrics),
         license=config.pretrained_cfg.get('license') or 'other',
-        task=TASKS[config.model_type],
+        task=task_of(config.architecture),
         architecture=config.architecture,
         num_labels=config.num_labels,
         labels=', '.join(config.label_names),

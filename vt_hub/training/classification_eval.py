@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'v
     """
     data, labels = open_image_folder(data_dir, split), label_names(model)
     if set(data.classes) <= set(labels):
-        return open_image_folder(data_dir, split, labels)
+        number = {name: i for i, name in enumerate(labels)}
+        return replace(data, targets=[number[data.classes[target]] for target in data.targets], classes=labels)
     if len(data.classes) != len(labels):
         raise ValueError(
             f'{data.root} has {len(data.classes)} classes ({data.classes[0]}, ...), and the model {len(labels)} '

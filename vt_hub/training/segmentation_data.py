@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..checkpoints import read_json
+from ..image_processing_vt import reduce_labels
 from ..images import read_image, to_channels
 
 __all__ = ['IGNORE', 'LAYOUTS', 'SegmentationData', 'find_faults', 'open_data']
@@ -107,7 +108,7 @@ class SegmentationData:
                 f'{self.name_of(i)} has {image.width} x {image.height} pixels and its mask {width} x {height}{turned}.'
             )
         if self.reduce_labels:
-            mask = np.where((mask == 0) | (mask == IGNORE), IGNORE, mask - 1).astype(np.uint8)
+            mask = reduce_labels(mask)
         return image, mask
 
     def name_of(self, i: int) -> str:
