@@ -1,15 +1,15 @@
 """Time and peak memory of VT-FPN against the panoptic FPN: python tests/benchmark_fpn.py [--json FILE].
 
 Same backbone, same image, CPU, fp32, batch 1; rounds of one and the other in turn, so that the machine's drift cancels.
-Peak memory is what one forward pass adds in a fresh process.
+Peak memory is that of the tensors alive at a time within a forward pass, as torch's allocator counts them: weights and
+the image are not in it.
 """
 
 import argparse
+import itertools
 import json
-import re
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,15 +26,15 @@ def build(backbone: str, decoder: str) -> torch.nn.Module:
     return timm.create_model(f'vt_fpn_{backbone}', decoder=decoder).eval()
 
 
-def resident(key: str) -> float:
-    """MB of this process that are, or at most were, in memory."""
-    return int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1024
-
-
-def peak_memory(backbone: str, decoder: str, size: int) -> float:
-    """MB that a forward pass adds to a fresh process."""
-    command = [sys.executable, __file__, '--memory', backbone, decoder, '--size', str(size)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def peak_memory(model: torch.nn.Module, image: torch.Tensor) -> float:
+    """MB of the tensors that a forward pass holds at its peak."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(image)
+    with tempfile.NamedTemporaryFile(suffix='.json') as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())['traceEvents']
+    changes = [(event['ts'], event['args']['Bytes']) for event in events if event['name'] == '[memory]']
+    return max(itertools.accumulate(size for _, size in sorted(changes))) / 1e6
 
 
 @torch.inference_mode()
@@ -44,16 +44,8 @@ def main():
     parser.add_argument('--size', type=int, default=512)
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--json', type=Path, help='write the figures here')
-    parser.add_argument('--memory', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     image = torch.randn(1, 3, args.size, args.size)
-    if args.memory:
-        model = build(*args.memory)
-        Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far (Linux)
-        before = resident('VmRSS')
-        model(image)
-        print(resident('VmHWM') - before)
-        return
     rows = []
     for backbone in args.backbones:
         models = {decoder: build(backbone, decoder) for decoder in DECODERS}
@@ -65,7 +57,7 @@ def main():
                 if i >= 2:  # warm
                     seconds[decoder].append(time.perf_counter() - started)
         ratios = sorted(fpn / vt for fpn, vt in zip(seconds['fpn'], seconds['vt'], strict=True))
-        memory = {decoder: peak_memory(backbone, decoder, args.size) for decoder in DECODERS}
+        memory = {decoder: peak_memory(model, image) for decoder, model in models.items()}
         row = {
             'backbone': backbone,
             'size': args.size,

@@ -109,11 +109,13 @@ def comparison_table():
 
 def speed_table():
     """Time and memory as tests/benchmark_fpn.py wrote them."""
-    lines = ['| backbone | FPN (s) | VT-FPN (s) | ratio, quartiles | FPN (MB) | VT-FPN (MB) |']
-    lines.append('|---|---:|---:|---|---:|---:|')
+    lines = ['| backbone | FPN (s) | VT-FPN (s) | ratio, quartiles | ratio of MACs | FPN (MB) | VT-FPN (MB) |']
+    lines.append('|---|---:|---:|---|---:|---:|---:|')
     for row in read_json(ROOT / 'docs' / 'benchmarks' / 'vt_fpn_cpu.json')['rows']:
         seconds, peak, (low, high) = row['seconds'], row['peak_mb'], row['speedup_quartiles']
-        ratio = f'{row["speedup"]:.2f} ({low:.2f} to {high:.2f})'
+        size = (row['size'], row['size'])
+        fpn, vt = (tables.cost(f'vt_fpn_{row["backbone"]}', size=size, decoder=decoder)[1] for decoder in ('fpn', 'vt'))
+        ratio = f'{row["speedup"]:.2f} ({low:.2f} to {high:.2f}) | {fpn / vt:.2f}'
         times = f'{seconds["fpn"]:.3f} | {seconds["vt"]:.3f}'
         lines.append(f'| {row["backbone"]} | {times} | {ratio} | {peak["fpn"]} | {peak["vt"]} |')
     return '\n'.join(lines)

@@ -119,6 +119,11 @@ class TopDownDecoder(nn.Module):
         return [output(x) for output, x in zip(self.outputs, maps, strict=True)]
 
 
+def upsampled(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Bilinear, to the size of the next finer map, so that odd sizes meet again."""
+    return F.interpolate(x, size=like.shape[-2:], mode='bilinear', align_corners=False)
+
+
 class SemanticHead(nn.Module):
     """The semantic branch of the panoptic FPN: every level is brought to the finest, and their sum is classified.
 
@@ -145,15 +150,17 @@ class SemanticHead(nn.Module):
 
     def forward(self, maps: List[torch.Tensor]) -> torch.Tensor:
         """Maps (B, dim, H / 4 .. H / 32, ...), finest first, to logits (B, num_classes, H / 4, W / 4)."""
-        total = torch.zeros(1, dtype=maps[0].dtype, device=maps[0].device)
-        for i, convs in enumerate(self.levels):
+        sums = []
+        for i, convs in enumerate(self.levels[1:], 1):
             x = maps[i]
             for j, conv in enumerate(convs):
+                if j > 0:
+                    x = upsampled(x, maps[i - j])
                 x = conv(x)
-                if i > 0:  # to the size of the next finer level, so that odd sizes meet again
-                    x = F.interpolate(x, size=maps[i - 1 - j].shape[-2:], mode='bilinear', align_corners=False)
-            total = total + x
-        return self.predictor(total)
+            sums.append(x)
+        # upsampling is linear: once for the sum is the same as for each of its terms
+        total = upsampled(sum(sums[1:], sums[0]), maps[0])
+        return self.predictor(total.add_(self.levels[0][0](maps[0])))
 
 
 class VTFPNBody:

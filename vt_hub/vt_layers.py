@@ -211,8 +211,12 @@ class Projector(nn.Module):
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Feature map (B, C, H, W) and tokens (B, L, D) to the augmented feature map (B, C, H, W)."""
         attn = ((self.query(self.key(tokens)) * self.scale) @ x.flatten(2)).softmax(dim=1)
-        projected = self.value(tokens).transpose(1, 2) @ attn
-        return self.drop_path(self.norm(projected.reshape(x.shape))).add_(x)
+        values = self.value(tokens).transpose(1, 2)
+        if self.norm.training:
+            projected = self.norm((values @ attn).reshape(x.shape))
+        else:  # with fixed statistics the norm is affine, and attention sums to 1: it can run on L tokens
+            projected = (self.norm(values.unsqueeze(3)).squeeze(3) @ attn).reshape(x.shape)
+        return self.drop_path(projected).add_(x)
 
 
 TOKENIZERS: Dict[str, Type[nn.Module]] = dict(
