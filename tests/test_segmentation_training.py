@@ -90,8 +90,8 @@ def test_changes_and_files(tmp_path):
     ('changes', 'message'),
     [
         ({'learning_rate': 1}, "'learning_rate' is no setting of a segmentation recipe; there are batch_size, "),
-        ({'optimizer': 'adam'}, "no optimizer 'adam' with a schedule 'cosine'"),
-        ({'schedule': 'linear'}, "with a schedule 'linear'"),
+        ({'optimizer': 'adam'}, r"optimizer of a recipe is .*'sgd', 'adamw'\], not 'adam'"),
+        ({'schedule': 'linear'}, r"schedule of a recipe is .*, not 'linear'"),
         ({'lr': 'high'}, "lr of a recipe is float, not 'high'"),
         ({'steps': 2.5}, r'steps of a recipe is int, not 2\.5'),
         ({'steps': '1e3'}, "steps of a recipe is int, not '1e3'"),

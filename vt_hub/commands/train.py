@@ -1,4 +1,4 @@
-"""Commands that make data, train and evaluate: synthesize, train, evaluate."""
+"""Commands that make data, train and evaluate: synthesize, train, pretrain, evaluate, plot, timm."""
 
 import shlex
 import sys
@@ -177,6 +177,30 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
         return {key[2:].replace('-', '_'): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
     except yaml.YAMLError as error:
         raise typer.BadParameter(f'{" ".join(arguments)} has a value that is not YAML') from error
+
+
+@app.command()
+def pretrain(
+    output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut goes on.')],
+    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'scenes',
+    model: Annotated[str | None, typer.Option(help="timm architecture, not the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to go on.')] = None,
+    device: Annotated[str | None, typer.Option(help='cuda or cpu; without, the GPU if there is one.')] = None,
+    seed: Annotated[int, typer.Option(min=0, help='Of weights, fractals and scenes.')] = 0,
+):
+    """Pretrain weights on scenes of fractals, composed as they are needed: no data is read or written.
+
+    Example: vt-hub pretrain --recipe scenes --output run --minutes 8
+    """
+    from ..training.pretraining import load_pretraining_recipe
+    from ..training.pretraining import pretrain as run
+
+    changes = {key: value for key, value in (('model', model), ('steps', steps)) if value is not None}
+    if folder := run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress):
+        print(folder)
+    else:
+        print(f'{output} is not at its end; the same command goes on.')
 
 
 @app.command()

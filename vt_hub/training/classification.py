@@ -22,19 +22,19 @@ from ..weights import resolve_name
 from .classification_eval import evaluate_classifier
 from .image_folders import open_image_folder
 from .launch import Launch, run
+from .recipe_files import RECIPES, list_recipe_files
 from .results import Progress, machine, no_progress, write_result
 from .timm_scripts import UNREADABLE, find_script, script_version
 
 __all__ = ['TrainingRun', 'list_recipes']
 
-RECIPES = Path(__file__).parent / 'recipes'
 PLUGIN = 'vt_hub.training.timm_plugin'
 OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
 
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob('*.yaml'))
+    return list_recipe_files()
 
 
 @dataclass

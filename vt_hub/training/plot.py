@@ -9,9 +9,9 @@ from ..files import replaced_whole
 __all__ = ['plot_run', 'read_curves']
 
 Curve = tuple[list[float], list[float]]
-PANELS = {  # title: the columns that it shows, of timm's script and of transformers' Trainer
+PANELS = {  # title: the columns that it shows, of timm's script, transformers' Trainer and pretraining
     'loss': ('train_loss', 'eval_loss', 'loss'),
-    'accuracy (%)': ('eval_top1', 'eval_top5', 'eval_miou', 'eval_pixel_accuracy'),
+    'accuracy (%)': ('eval_top1', 'eval_top5', 'eval_miou', 'eval_pixel_accuracy', 'hit_rate'),
     'learning rate': ('lr', 'learning_rate'),
 }
 
@@ -32,8 +32,9 @@ def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
     states = sorted(run.glob('checkpoint-*/trainer_state.json'), key=lambda path: int(path.parent.name.split('-')[1]))
     if (run / 'summary.csv').is_file():
         lines = csv.DictReader((run / 'summary.csv').read_text().splitlines())
-        rows = {row['epoch']: row for row in lines if row.get('epoch') not in (None, 'epoch')}  # a resumed run repeats
-        unit, rows = 'epoch', list(rows.values())
+        unit = 'step' if 'step' in (lines.fieldnames or ()) else 'epoch'
+        rows = {row[unit]: row for row in lines if row.get(unit) not in (None, unit)}  # a resumed run repeats
+        rows = list(rows.values())
     elif states:
         unit, rows = 'step', read_json(states[-1])['log_history']
     else:

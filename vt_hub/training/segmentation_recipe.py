@@ -1,16 +1,12 @@
 """Recipes of segmentation training."""
 
 import math
-from dataclasses import dataclass, field, fields
-from inspect import formatannotation
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import yaml
+from .recipe_files import list_recipe_files, read_recipe
 
 __all__ = ['SegmentationRecipe', 'list_segmentation_recipes', 'load_segmentation_recipe']
-
-RECIPES = Path(__file__).parent / 'recipes' / 'segmentation'
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class SegmentationRecipe:
 
 def list_segmentation_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob('*.yaml'))
+    return list_recipe_files('segmentation')
 
 
 def load_segmentation_recipe(name: str, changes: dict[str, Any] | None = None) -> SegmentationRecipe:
@@ -99,43 +95,7 @@ def load_segmentation_recipe(name: str, changes: dict[str, Any] | None = None) -
         LookupError: There is no such recipe.
         ValueError: A key or value is none of a recipe's.
     """
-    path = Path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / f'{name}.yaml'
-    if not path.is_file():
-        raise LookupError(
-            f'There is no segmentation recipe {name!r}; use {", ".join(list_segmentation_recipes())} or a YAML file.'
-        )
-    values = {**yaml.safe_load(path.read_text()), **(changes or {})}
-    known = {field.name: field.type for field in fields(SegmentationRecipe)}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f'{key!r} is no setting of a segmentation recipe; there are {", ".join(sorted(known))}.')
-        try:
-            values[key] = as_type(value, known[key])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'{key} of a recipe is {formatannotation(known[key])}, not {value!r}.') from error
-    try:
-        recipe = SegmentationRecipe(**values)
-    except TypeError as error:
-        raise ValueError(f'{path} is no whole recipe: {error}.') from error
-    if recipe.optimizer not in ('sgd', 'adamw') or recipe.schedule not in ('step', 'polynomial', 'cosine'):
-        raise ValueError(f'{path}: there is no optimizer {recipe.optimizer!r} with a schedule {recipe.schedule!r}.')
+    recipe = read_recipe(SegmentationRecipe, 'segmentation', name, changes)
     if min(recipe.batch_size, recipe.steps, recipe.eval_every) < 1:
-        raise ValueError(f'{path}: batch_size, steps and eval_every are 1 or more.')
+        raise ValueError(f'{name}: batch_size, steps and eval_every are 1 or more.')
     return recipe
-
-
-def as_type(value: Any, kind: Any) -> Any:
-    """A value of a YAML file as a setting's type; YAML takes 1e-3 for text.
-
-    Raises:
-        TypeError, ValueError: It is of another type.
-    """
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        kinds = kinds[:1] * len(value) if ... in kinds else kinds
-        return tuple(as_type(item, of_item) for item, of_item in zip(value, kinds, strict=True))
-    if kind is float:
-        return float(value)
-    if get_origin(kind) is not Literal and not isinstance(value, dict if get_origin(kind) is dict else kind):
-        raise TypeError
-    return value

@@ -1,0 +1,350 @@
+"""Pretraining on scenes of fractals, composed on the device that trains.
+
+Source: the multi-instance task of "Improving Fractal Pre-training" (Anderson and Farrell 2022,
+https://arxiv.org/abs/2110.03091): which classes can be seen. Here as one softmax, with two dense heads that name the
+class under each cell of the maps at strides 8 and 16; they are dropped afterwards.
+"""
+
+import csv
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch.optim.swa_utils import update_bn
+
+from ..checkpoints import read_json
+from ..files import replaced_whole, written_whole
+from ..models import is_ours
+from ..publishing import export
+from ..synthesis.fractals import fractal_bank
+from ..synthesis.scenes import compose_scenes
+from .recipe_files import list_recipe_files, read_recipe
+from .results import Progress, machine, no_progress, write_result
+
+__all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
+
+STRIDES = (8, 16)  # of the maps that the dense heads read
+DENSE_WEIGHT = 0.5  # of each dense loss beside the scene's
+BACKGROUND_WEIGHT = 0.1  # most cells show no object
+LABEL_SMOOTHING = 0.1
+MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
+EMA_DECAY = 0.999
+MIN_LR = 1e-5
+MAX_GRAD_NORM = 1.0
+RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
+HELD_OUT = 16  # batches that the result is measured on
+LOG_EVERY = 50  # steps
+SAVE_EVERY = 300  # seconds
+PROSE = """\
+A {{ architecture }} pretrained on scenes of {{ num_labels }} fractals, by `vt-hub pretrain`. It starts a fine-tuning:
+its own classes are numbers of fractals and mean nothing elsewhere."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum.
+
+    Args:
+        until: Where it ends, as a fraction of all steps.
+        size: Height and width of the scenes in pixels.
+        objects: Fewest and most objects of a scene.
+        scale: Smallest and largest size of an object, as a share of the scene.
+    """
+
+    until: float
+    size: int
+    objects: tuple[int, int]
+    scale: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PretrainingRecipe:
+    """How weights are pretrained; see the files in recipes/pretraining/.
+
+    Args:
+        model: A timm architecture whose maps at strides 8 and 16 `forward_intermediates` gives.
+        classes: Fractals to tell apart.
+        instances: Pictures of each.
+        bank_size: Their height and width in pixels.
+        batch_size: Scenes of a step.
+        lr: Learning rate of AdamW at its highest; after `warmup_steps` half a cosine leads down.
+        weight_decay: For all weights but norms and biases.
+        steps: Optimizer steps.
+        stages: The curriculum.
+    """
+
+    model: str
+    classes: int
+    instances: int
+    bank_size: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_steps: int
+    steps: int
+    stages: tuple[Stage, ...]
+
+    def stage(self, step: int) -> Stage:
+        """The stage of a step, counted from 0."""
+        return next((stage for stage in self.stages if step < stage.until * self.steps), self.stages[-1])
+
+
+def list_pretraining_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return list_recipe_files('pretraining')
+
+
+def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) -> PretrainingRecipe:
+    """A recipe of the package by name, or of a YAML file, with changes to its values.
+
+    Raises:
+        LookupError: There is no such recipe.
+        ValueError: A key or value is none of a recipe's.
+    """
+    recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
+    if min(recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, len(recipe.stages)) < 1:
+        raise ValueError(f'{name}: classes, instances, batch_size, steps and the number of stages are 1 or more.')
+    return recipe
+
+
+class Pretrainer(nn.Module):
+    """A classifier with the dense heads that help it to learn."""
+
+    def __init__(self, recipe: PretrainingRecipe):
+        super().__init__()
+        size = recipe.stages[-1].size
+        self.model = timm.create_model(
+            recipe.model,
+            num_classes=recipe.classes,
+            pretrained_cfg_overlay={'input_size': (3, size, size), 'mean': MEAN, 'std': STD, 'crop_pct': 1.0},
+        )
+        reductions = [level['reduction'] for level in self.model.feature_info]
+        self.levels = [reductions.index(stride) for stride in STRIDES]
+        self.heads = nn.ModuleList(
+            nn.Conv2d(self.model.feature_info[level]['num_chs'], recipe.classes + 1, 1) for level in self.levels
+        )
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See `compose_scenes` for the arguments. Returns the loss and the logits (B, classes)."""
+        features, maps = self.model.forward_intermediates(normalized(images), indices=self.levels)
+        logits = self.model.forward_head(features).float()
+        target = labels / labels.sum(1, keepdim=True).clamp(min=1)
+        loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING)
+        for head, x, stride in zip(self.heads, maps, STRIDES, strict=True):
+            cells = head(x).float()
+            weight = torch.ones(cells.shape[1], device=cells.device)
+            weight[0] = BACKGROUND_WEIGHT
+            centres = masks[:, stride // 2 :: stride, stride // 2 :: stride]
+            loss = loss + DENSE_WEIGHT * F.cross_entropy(cells, centres, weight)
+        return loss, logits
+
+
+def normalized(images: torch.Tensor) -> torch.Tensor:
+    """Images from 0 to 1 as the network reads them."""
+    return ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
+
+
+def hit_rate(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of the scenes, in percent, in which the likeliest class can be seen."""
+    return 100 * labels.gather(1, logits.argmax(1, keepdim=True)).mean().item()
+
+
+@contextmanager
+def told_to_stop() -> Iterator[list[int]]:
+    """A list that is filled on SIGTERM or SIGINT, so that a run can end after its step."""
+    told: list[int] = []
+    handlers = {
+        kind: signal.signal(kind, lambda kind, _: told.append(kind)) for kind in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield told
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
+
+
+class PretrainingRun:
+    """The state of a run, and how it moves on; everything random is a function of (seed, step)."""
+
+    def __init__(self, recipe: PretrainingRecipe, seed: int, device: torch.device):
+        torch.manual_seed(seed)
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.net = Pretrainer(recipe).to(device, memory_format=torch.channels_last)
+        self.optimizer = create_optimizer_v2(self.net, 'adamw', recipe.lr, recipe.weight_decay)
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            recipe.steps - recipe.warmup_steps,
+            lr_min=MIN_LR,
+            warmup_t=recipe.warmup_steps,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        self.ema = ModelEmaV3(self.net, EMA_DECAY, use_warmup=True)
+        self.bank = fractal_bank(seed, recipe.classes, recipe.instances, recipe.bank_size, device)
+        self.step, self.seconds = 0, 0.0
+
+    def scenes(self, seed: int, batch: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One batch; another seed shares no scene, and the fractals are the same."""
+        count = self.recipe.batch_size
+        items = torch.arange(batch * count, (batch + 1) * count, device=self.device)
+        return compose_scenes(self.bank, seed, items, stage.size, stage.objects, stage.scale)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def train_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step; returns loss, logits and labels."""
+        self.net.train()
+        self.schedule.step_update(self.step)
+        images, labels, masks = self.scenes(self.seed, self.step, self.recipe.stage(self.step))
+        with self.autocast():
+            loss, logits = self.net(images, labels, masks)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.net, step=self.step)
+        self.step += 1
+        return loss, logits, labels
+
+    def save(self, path: Path):
+        state = {name: getattr(self, name).state_dict() for name in ('net', 'optimizer', 'ema')}
+        with replaced_whole(path) as unfinished:
+            torch.save({**state, 'step': self.step, 'seconds': self.seconds}, unfinished)
+
+    def load(self, path: Path):
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        for name in ('net', 'optimizer', 'ema'):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds = state['step'], state['seconds']
+
+    @torch.no_grad()
+    def finish(self) -> tuple[nn.Module, float]:
+        """The averaged model with statistics of its own, and its hit rate on held-out scenes."""
+        model, stage = self.ema.module.model, self.recipe.stages[-1]
+        held_out = self.seed + 1
+        batches = (normalized(self.scenes(held_out, i, stage)[0]) for i in range(RECALIBRATION))
+        update_bn(batches, model)
+        model.eval()
+        rates = []
+        for i in range(RECALIBRATION, RECALIBRATION + HELD_OUT):
+            images, labels, _ = self.scenes(held_out, i, stage)
+            rates.append(hit_rate(model(normalized(images)), labels))
+        return model, sum(rates) / len(rates)
+
+
+def train(run: PretrainingRun, output: Path, minutes: float | None, progress: Progress):
+    """Move a run on to its end, or until the time is over or a signal comes; its state is in `output` then."""
+    earlier, started = run.seconds, time.monotonic()
+    saved, logged, steps = started, (run.step, started), run.recipe.steps
+    with told_to_stop() as told:
+        for _ in progress(range(run.step, steps), steps - run.step, 'Pretraining'):
+            loss, logits, labels = run.train_step()
+            now = time.monotonic()
+            run.seconds = earlier + now - started
+            if run.step % LOG_EVERY == 0 or run.step == steps:
+                if not loss.isfinite():
+                    raise FloatingPointError(
+                        f'The loss is not finite at step {run.step}; start again in another folder with a lower lr.'
+                    )
+                log(
+                    output / 'summary.csv',
+                    step=run.step,
+                    size=run.recipe.stage(run.step - 1).size,
+                    loss=round(loss.item(), 4),
+                    hit_rate=round(hit_rate(logits, labels), 2),
+                    lr=run.optimizer.param_groups[0]['lr'],
+                    images_per_second=round((run.step - logged[0]) * run.recipe.batch_size / (now - logged[1]), 1),
+                )
+                logged = run.step, now
+            over = bool(told) or (minutes is not None and now - started > 60 * minutes)
+            if over or run.step == steps or now - saved > SAVE_EVERY:
+                run.save(output / 'state.pt')
+                saved = now
+            if over:
+                break
+
+
+def log(path: Path, **figures: float):
+    """Append a line to a CSV file."""
+    new = not path.exists()
+    with open(path, 'a', newline='') as file:
+        writer = csv.DictWriter(file, figures)
+        if new:
+            writer.writeheader()
+        writer.writerow(figures)
+
+
+def pretrain(
+    recipe: PretrainingRecipe,
+    output: str | Path,
+    seed: int = 0,
+    minutes: float | None = None,
+    device: str | None = None,
+    progress: Progress = no_progress,
+) -> Path | None:
+    """Pretrain by a recipe, on one device. A run that was cut goes on where its last checkpoint is.
+
+    Args:
+        recipe: See `load_pretraining_recipe`.
+        output: Folder of the run: `recipe.json`, `state.pt`, `summary.csv`, and at the end `result.json` and `model`.
+        seed: Of weights, fractals and scenes.
+        minutes: Stop after this time; started again, the run goes on, on another machine too if the folder is carried.
+        device: 'cuda' or 'cpu'; without, the GPU if there is one.
+        progress: Wraps the steps, to show how far they are.
+
+    Returns:
+        `output / 'model'`, a model folder, or for an architecture that is not ours one that holds only
+        `model.safetensors`; None if the run was stopped before its end.
+
+    Raises:
+        FloatingPointError: The loss is not finite; the last checkpoint stays.
+        ValueError: The run in `output` has another recipe.
+    """
+    output = Path(output)
+    settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed}))
+    if (output / 'recipe.json').exists():
+        for key, value in read_json(output / 'recipe.json').items():
+            if settings.get(key) != value:
+                raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
+    else:
+        write_result(output / 'recipe.json', settings)
+    if (output / 'model').is_dir():
+        return output / 'model'  # nothing is left to do
+    kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    torch.backends.cudnn.benchmark = True
+    run = PretrainingRun(recipe, seed, torch.device(kind))
+    if (output / 'state.pt').exists():
+        run.load(output / 'state.pt')
+    train(run, output, minutes, progress)
+    if run.step < recipe.steps:
+        return None
+    model, rate = run.finish()
+    result = {
+        'hit_rate': round(rate, 2),
+        'training': {
+            **settings,
+            'scenes': recipe.steps * recipe.batch_size,
+            'seconds': round(run.seconds),
+            **machine(),
+        },
+    }
+    write_result(output / 'result.json', result)
+    if is_ours(recipe.model):
+        return export(model, output / 'model', prose=PROSE)
+    with written_whole(output / 'model') as folder:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'model.safetensors')
+    return output / 'model'

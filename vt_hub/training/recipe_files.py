@@ -1,0 +1,76 @@
+"""Recipes as YAML files, read into dataclasses."""
+
+from dataclasses import fields, is_dataclass
+from inspect import formatannotation
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+
+__all__ = ['RECIPES', 'list_recipe_files', 'read_recipe']
+
+RECIPES = Path(__file__).parent / 'recipes'
+Recipe = TypeVar('Recipe')
+
+
+def list_recipe_files(task: str = '') -> list[str]:
+    """Names of the recipes for a task that come with the package."""
+    return sorted(path.stem for path in (RECIPES / task).glob('*.yaml'))
+
+
+def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any] | None = None) -> Recipe:
+    """A recipe of the package by name, or of a YAML file, with changes to its values.
+
+    Raises:
+        LookupError: There is no such recipe.
+        ValueError: A key or value is none of a recipe's.
+    """
+    path = Path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / task / f'{name}.yaml'
+    if not path.is_file():
+        known = ', '.join(list_recipe_files(task))
+        raise LookupError(f'There is no {task} recipe {name!r}; use {known} or a YAML file.')
+    values = {**yaml.safe_load(path.read_text()), **(changes or {})}
+    try:
+        return as_dataclass(values, kind, task)
+    except TypeError as error:
+        raise ValueError(f'{path} is no whole recipe: {error}.') from error
+
+
+def as_dataclass(values: dict[str, Any], kind: type[Recipe], task: str) -> Recipe:
+    known = {field.name: field.type for field in fields(kind)}
+    values = dict(values)
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f'{key!r} is no setting of a {task} recipe; there are {", ".join(sorted(known))}.')
+        try:
+            values[key] = as_type(value, known[key], task)
+        except TypeError as error:
+            raise ValueError(f'{key} of a recipe is {formatannotation(known[key])}, not {value!r}.') from error
+    return kind(**values)
+
+
+def as_type(value: Any, kind: Any, task: str) -> Any:
+    """A value of a YAML file as a setting's type; YAML takes 1e-3 for text.
+
+    Raises:
+        TypeError: It is of another type.
+    """
+    if is_dataclass(kind):
+        return as_dataclass(value, kind, task)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if ... in kinds else kinds
+        if len(value) != len(kinds):
+            raise TypeError
+        return tuple(as_type(item, of_item, task) for item, of_item in zip(value, kinds, strict=True))
+    if kind is float:
+        try:
+            return float(value)
+        except ValueError as error:
+            raise TypeError from error
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise TypeError
+    elif not isinstance(value, dict if get_origin(kind) is dict else kind):
+        raise TypeError
+    return value
