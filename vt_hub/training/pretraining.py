@@ -117,6 +117,8 @@ def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) ->
     recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
     if min(recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, len(recipe.stages)) < 1:
         raise ValueError(f'{name}: classes, instances, batch_size, steps and the number of stages are 1 or more.')
+    if recipe.warmup_steps >= recipe.steps:
+        raise ValueError(f'{name}: {recipe.warmup_steps} steps of warm-up leave none of {recipe.steps}.')
     return recipe
 
 

@@ -1,0 +1,213 @@
+"""Pretraining on scenes: recipes, the loss, runs that are cut, and what a run leaves."""
+
+import csv
+import signal
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import vt_hub
+from vt_hub import cli
+from vt_hub.checkpoints import read_json
+from vt_hub.training import pretraining
+from vt_hub.training.plot import read_curves
+from vt_hub.training.pretraining import (
+    Pretrainer,
+    PretrainingRun,
+    hit_rate,
+    list_pretraining_recipes,
+    load_pretraining_recipe,
+    pretrain,
+)
+
+
+@pytest.fixture(scope='module')
+def smoke():
+    return load_pretraining_recipe('smoke', {'steps': 6})
+
+
+@pytest.fixture(scope='module')
+def finished(smoke, tmp_path_factory):
+    """A run that nothing cut."""
+    folder = tmp_path_factory.mktemp('runs') / 'whole'
+    assert pretrain(smoke, folder, device='cpu') == folder / 'model'
+    return folder
+
+
+@pytest.mark.parametrize('name', list_pretraining_recipes())
+def test_shipped_recipes_load(name):
+    recipe = load_pretraining_recipe(name)
+    ends = [stage.until for stage in recipe.stages]
+    assert ends == sorted(ends)
+    assert ends[-1] == 1
+    assert recipe.stage(0) == recipe.stages[0]
+    assert recipe.stage(recipe.steps - 1) == recipe.stages[-1]
+    assert all(1 <= stage.objects[0] <= stage.objects[1] and stage.size % 16 == 0 for stage in recipe.stages)
+    assert recipe.warmup_steps < recipe.steps
+
+
+def test_stages_follow_one_another():
+    recipe = load_pretraining_recipe('scenes', {'steps': 100})
+    assert [recipe.stages.index(recipe.stage(step)) for step in (0, 14, 15, 39, 40, 79, 80, 99)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    assert recipe.stages[1].objects == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'epochs': 3}, "'epochs' is no setting of a pretraining recipe"),
+        ({'stages': [{'until': 1, 'size': 64}]}, 'stages of a recipe is'),
+        ({'stages': [{'until': 1, 'pixels': 64}]}, "'pixels' is no setting of a pretraining recipe; there are objects"),
+        ({'stages': []}, 'are 1 or more'),
+        ({'classes': 0}, 'are 1 or more'),
+        ({'steps': 2}, '2 steps of warm-up leave none of 2'),
+        ({'lr': 'high'}, "lr of a recipe is float, not 'high'"),
+    ],
+)
+def test_wrong_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_pretraining_recipe('smoke', changes)
+
+
+def test_loss_is_of_what_can_be_seen_and_of_every_cell(smoke):
+    torch.manual_seed(0)
+    net = Pretrainer(smoke)
+    net.eval()
+    images, masks = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)
+    masks[0, :, 32:] = 3  # class 2 on the right half
+    labels = torch.zeros(2, 8)
+    labels[0, 2] = labels[0, 5] = labels[1, 1] = 1
+    with torch.no_grad():
+        loss, logits = net(images, labels, masks)
+        scene = -0.9 * torch.stack([logits[0].log_softmax(0)[[2, 5]].mean(), logits[1].log_softmax(0)[1]])
+        expected = (scene - 0.1 * logits.log_softmax(1).mean(1)).mean()
+        maps = net.model.forward_intermediates((images - 0.5) / 0.5, indices=[2, 3], intermediates_only=True)
+        for head, x in zip(net.heads, maps, strict=True):
+            logs, half = head(x).log_softmax(1), x.shape[-1] // 2
+            right, rest = logs[0, 3, :, half:], torch.cat([logs[0, 0, :, :half].flatten(), logs[1, 0].flatten()])
+            dense = (right.sum() + 0.1 * rest.sum()) / (right.numel() + 0.1 * rest.numel())
+            expected = expected - 0.5 * dense
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert [x.shape[-1] for x in maps] == [8, 4]
+
+
+def test_hit_rate():
+    logits = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    labels = torch.tensor([[0.0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]])
+    assert hit_rate(logits, labels) == 50
+
+
+def test_learning_rate_rises_and_falls(smoke):
+    recipe = load_pretraining_recipe('smoke', {'steps': 100, 'warmup_steps': 10, 'lr': 1e-2})
+    schedule = PretrainingRun(recipe, 0, torch.device('cpu')).schedule
+    rates = [schedule._get_lr(step)[0] for step in range(100)]
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(5e-3)
+    assert max(rates) == rates[10] == pytest.approx(1e-2)
+    assert rates[55] == pytest.approx((1e-2 + 1e-5) / 2)
+    assert rates[99] < 2e-5
+
+
+def test_norms_and_biases_do_not_decay(smoke):
+    groups = PretrainingRun(smoke, 0, torch.device('cpu')).optimizer.param_groups
+    decay = {group['weight_decay']: {p.ndim for p in group['params']} for group in groups}
+    assert decay[0.05].isdisjoint({0, 1})
+    assert decay[0.0] == {1}
+
+
+def test_a_run_leaves_a_model_folder(finished):
+    vt_hub.verify(finished / 'model')
+    config = read_json(finished / 'model' / 'config.json')
+    assert config['pretrained_cfg']['mean'] == config['pretrained_cfg']['std'] == [0.5, 0.5, 0.5]
+    assert config['pretrained_cfg']['input_size'] == [3, 96, 96]  # that of the last stage
+    model = timm.create_model(f'local-dir:{finished / "model"}', pretrained=True, num_classes=7)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    result = read_json(finished / 'result.json')
+    assert result['training']['scenes'] == 6 * 16
+    assert 0 <= result['hit_rate'] <= 100
+    assert read_curves(finished)[1]['loss'][0] == [6.0]
+
+
+def test_weights_are_averages_with_statistics_of_their_own(smoke, finished):
+    state = torch.load(finished / 'state.pt', weights_only=True)
+    shipped = load_file(finished / 'model' / 'model.safetensors')
+    averaged, last = state['ema']['module.model.fc.weight'], state['net']['model.fc.weight']
+    assert torch.equal(shipped['fc.weight'], averaged)
+    assert not torch.equal(averaged, last)
+    assert not torch.equal(shipped['bn1.running_mean'], state['ema']['module.model.bn1.running_mean'])
+    assert shipped['bn1.num_batches_tracked'] == pretraining.RECALIBRATION
+
+
+def test_a_run_in_pieces_is_the_same_run(smoke, finished, tmp_path):
+    pieces = 0
+    while pretrain(smoke, tmp_path / 'run', minutes=0, device='cpu') is None:  # one step at a time
+        pieces += 1
+    assert pieces == smoke.steps - 1
+    whole, cut = (load_file(run / 'model' / 'model.safetensors') for run in (finished, tmp_path / 'run'))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_a_signal_ends_a_run_after_its_step(smoke, tmp_path):
+    def interrupted(steps, total, title):
+        assert total == smoke.steps
+        for step in steps:
+            if step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield step
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert pretrain(smoke, tmp_path, device='cpu', progress=interrupted) is None
+    assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_recipe_does_not_go_on(smoke, finished, tmp_path):
+    with pytest.raises(ValueError, match=r'was started with steps = 6, not 7\.'):
+        pretrain(load_pretraining_recipe('smoke', {'steps': 7}), finished)
+    with pytest.raises(ValueError, match=r'was started with seed = 0, not 1\.'):
+        pretrain(smoke, finished, seed=1)
+    assert pretrain(smoke, finished) == finished / 'model'  # nothing is left to do
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(smoke, tmp_path, monkeypatch):
+    def train_step(run):
+        run.step += 1
+        return torch.tensor(float('nan')), torch.zeros(16, 8), torch.zeros(16, 8)
+
+    assert pretrain(smoke, tmp_path, minutes=0, device='cpu') is None
+    monkeypatch.setattr(PretrainingRun, 'train_step', train_step)
+    with pytest.raises(FloatingPointError, match=r'not finite at step 6; start again in another folder'):
+        pretrain(smoke, tmp_path, device='cpu')
+    assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == 1
+    assert not (tmp_path / 'summary.csv').exists()
+
+
+def test_any_architecture_of_timm_can_be_pretrained(tmp_path):
+    recipe = load_pretraining_recipe('smoke', {'steps': 3, 'model': 'test_resnet'})
+    folder = pretrain(recipe, tmp_path / 'run', device='cpu')
+    assert [path.name for path in folder.iterdir()] == ['model.safetensors']
+    model = timm.create_model('test_resnet', num_classes=8)
+    model.load_state_dict(load_file(folder / 'model.safetensors'))
+
+
+def test_command(tmp_path):
+    run = CliRunner().invoke
+    arguments = ['pretrain', '--recipe', 'smoke', '--steps', '3', '--device', 'cpu', '--output', str(tmp_path / 'run')]
+    first = run(cli.app, [*arguments, '--minutes', '0'])
+    assert first.exit_code == 0
+    assert 'is not at its end; the same command goes on.' in first.stdout
+    assert run(cli.app, arguments).stdout.strip() == str(tmp_path / 'run' / 'model')
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        assert [row['step'] for row in csv.DictReader(file)] == ['3']
