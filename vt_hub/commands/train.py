@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,9 +41,32 @@ def shapes(
     """
     from ..synthesis.shapes import write_shapes
 
+    draw(write_shapes(out, train, val, seed, size, objects, workers), train + val, out)
+
+
+@synthesize.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
+    train: Annotated[int, typer.Option(min=1, help='Images to train on.')] = 4000,
+    val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
+    classes: Annotated[int, typer.Option(min=1, help='Fractals to tell apart.')] = 100,
+    objects: Annotated[bool, typer.Option('--objects', help='One fractal an image, in class folders.')] = False,
+    size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
+    seed: Annotated[int, typer.Option(min=0, help='Of the fractals and the scenes.')] = 0,
+):
+    """Scenes of coloured fractals with exact masks, for segmentation; or single fractals, for classification.
+
+    Example: vt-hub synthesize scenes --out scenes
+    """
+    from ..synthesis.scene_files import write_scenes
+
+    draw(write_scenes(out, train, val, seed, size, classes, objects), train + val, out)
+
+
+def draw(written: Iterable[Path], total: int, out: Path):
+    """Run a writer to its end, and say how fast it was."""
     started = time.perf_counter()
-    written = write_shapes(out, train, val, seed, size, objects, workers)
-    count = sum(1 for _ in progress(written, train + val, 'Drawing'))
+    count = sum(1 for _ in progress(written, total, 'Drawing'))
     seconds = time.perf_counter() - started
     print(f'{out}: {count} images in {seconds:.1f} s, {count / seconds:.0f} images/s')
 

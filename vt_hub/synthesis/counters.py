@@ -11,9 +11,14 @@ MASK = 0xFFFFFFFF
 
 def mix(x: int | torch.Tensor) -> int | torch.Tensor:
     """A 32-bit hash of an integer or of int64 tensors (the "lowbias32" of https://nullprogram.com/blog/2018/07/31/)."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
-    return x ^ (x >> 16)
+    x = x ^ (x >> 16)  # a new tensor, the rest is in place
+    x *= 0x7FEB352D
+    x &= MASK
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x &= MASK
+    x ^= x >> 16
+    return x
 
 
 class CounterRandom:
@@ -21,21 +26,30 @@ class CounterRandom:
 
     Args:
         seed: Of the data set.
-        items: Index of each item, (B,) int64.
+        items: Index of each item, (B,) int64, of which the lower 32 bits count.
     """
 
     def __init__(self, seed: int, items: torch.Tensor):
         self.keys = mix((items + mix(seed & MASK)) & MASK)
         self.calls = 0
 
+    def words(self, count: int) -> torch.Tensor:
+        """Integers of 32 random bits, (B, count) int64."""
+        self.calls += 1
+        places = torch.arange(count, device=self.keys.device)
+        return mix((mix(self.keys ^ mix(self.calls))[:, None] + mix(places)) & MASK)
+
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """Numbers from low to high, (B, *shape) float32."""
-        self.calls += 1
-        places = torch.arange(math.prod(shape), device=self.keys.device)
-        keys = mix(self.keys ^ mix(self.calls))
-        bits = mix((keys[:, None] + mix(places)) & MASK) >> 8  # 24 of them are exact in float32
-        return (low + (high - low) * (bits.float() / 2**24)).view(-1, *shape)
+        numbers = (self.words(math.prod(shape)) >> 8) / 2**24  # 24 bits are exact in float32
+        return (low + (high - low) * numbers).view(-1, *shape)
 
-    def integers(self, high: int | torch.Tensor, *shape: int) -> torch.Tensor:
+    def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Integers from 0 to high - 1, (B, *shape) int64."""
         return (self.uniform(*shape) * high).long()
+
+    def bytes(self, *shape: int) -> torch.Tensor:
+        """Integers from 0 to 255, (B, *shape) uint8; quicker where many are needed."""
+        count = math.prod(shape)
+        words = self.words(math.ceil(count / 4)).to(torch.int32)
+        return words.view(torch.uint8)[:, :count].reshape(-1, *shape)

@@ -16,7 +16,9 @@ __all__ = ['System', 'fractal_bank', 'render_fractals', 'sample_system']
 
 BITS = 20  # of a coordinate's fraction: the game is played on integers, so every device draws the same pixels
 MAX_MAPS = 4
-POINTS, KEPT, DROPPED = 1024, 32, 8  # walkers, and the steps of each that are drawn and that are not
+WALKERS, KEPT, DROPPED = 1024, 32, 8  # the steps of each that are drawn, and those before that are not
+SCALE_BITS = 40  # of the fraction of pixels per unit of a coordinate
+ONE = 0x3F800000  # the bits of 1 in float32
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def sample_system(seed: int, index: int) -> System:
 
 
 def render_fractals(maps: torch.Tensor, odds: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
-    """Draw a batch of fractals.
+    """Draw a batch of fractals by the chaos game.
+
+    The map that a place applies is drawn once, and the walkers change places before every step.
 
     Args:
         maps: Affine maps, (B, N, 6) int64.
@@ -67,42 +71,65 @@ def render_fractals(maps: torch.Tensor, odds: torch.Tensor, keys: torch.Tensor, 
         The logarithm of the density, (B, size, size) uint8, 255 at the densest point.
     """
     B, device = len(maps), maps.device
-    batch = torch.arange(B, device=device)[:, None]
-    state = mix((mix(keys)[:, None] + mix(torch.arange(POINTS, device=device))) & MASK)
-    x = torch.zeros(B, POINTS, dtype=torch.int64, device=device)
-    y, path = torch.zeros_like(x), []
-    for step in range(DROPPED + KEPT):
-        state = (state * 1664525 + 1013904223) & MASK
-        chosen = ((state >> 16)[..., None] >= odds[:, None, :-1]).sum(-1)
-        a, b, c, d, e, f = maps[batch, chosen].unbind(-1)
-        x, y = ((a * x + b * y) >> BITS) + e, ((c * x + d * y) >> BITS) + f
-        if step >= DROPPED:
-            path.append(torch.stack([x, y], 1))
-    points = torch.cat(path, 2)  # (B, 2, KEPT * POINTS)
-    low, high = points.amin(2, keepdim=True), points.amax(2, keepdim=True)
-    column, row = ((points - low) * (size - 3) // (high - low).clamp(min=1) + 1).unbind(1)
-    counts = torch.zeros(B * size * size, dtype=torch.int32, device=device)
-    where = ((batch * size + row) * size + column).flatten()
-    counts.scatter_add_(0, where, torch.ones_like(where, dtype=torch.int32))  # integers: in any order the same
-    counts = counts.view(B, size, size)
+    batch, places = torch.arange(B, device=device), torch.arange(WALKERS, device=device)[:, None]
+    draws = mix((mix(keys) + mix(places)) & MASK) >> 16
+    chosen = (draws[..., None] >= odds[:, :-1]).sum(-1)
+    a, b, c, d, e, f = maps[batch, chosen].permute(2, 0, 1).contiguous()  # (WALKERS, B) each
+    e, f = e << BITS, f << BITS
+    steps = torch.arange(DROPPED + KEPT, device=device)
+    orders = mix((mix(steps) + mix(places)) & MASK).argsort(0).unbind(1)
+    x = y = torch.zeros_like(a)
+    points = torch.empty(2, KEPT, WALKERS, B, dtype=torch.int32, device=device)
+    for step, order in enumerate(orders, -DROPPED):
+        x, y = x[order], y[order]
+        x, y = (a * x + b * y + e) >> BITS, (c * x + d * y + f) >> BITS
+        if step >= 0:
+            points[0, step], points[1, step] = x, y
+
+    points = points.view(2, -1, B)
+    low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
+    scale = ((size - 3) << SCALE_BITS) // (high - low).clamp(min=1).long()
+    column, row = (((points - low) * scale) >> SCALE_BITS) + 1
+    counts = ((batch * size + row) * size + column).flatten().bincount(minlength=B * size**2)
+    counts = counts.view(B, size, size).int()
     patch = mix(keys + 1) % 511 + 1  # a 3 x 3 pattern with at least one pixel
-    spread = torch.zeros_like(counts)
+    spread = torch.ones_like(counts)
     for i in range(9):
         spread += counts.roll((i // 3 - 1, i % 3 - 1), (1, 2)) * ((patch >> i) & 1).int()[:, None, None]
-    logs = [round(math.log1p(count) * 2**16) for count in range(int(spread.max()) + 1)]
-    density = torch.tensor(logs, device=device)[spread.long()]
+    # as integers, the bits of a float are its logarithm, exact at powers of two and linear between them
+    density = (spread.float().view(torch.int32) - ONE) >> 8
     return (255 * density // density.amax((1, 2), keepdim=True)).to(torch.uint8)
 
 
 def fractal_bank(
-    seed: int, num_classes: int, instances: int, size: int, device: torch.device | str = 'cpu', batch_size: int = 256
+    seed: int,
+    num_classes: int,
+    instances: int,
+    size: int,
+    device: torch.device | str = 'cpu',
+    batch_size: int = 64,
+    first: int = 0,
 ) -> torch.Tensor:
-    """Pictures of the classes 0 .. num_classes - 1 of a seed, (num_classes, instances, size, size) uint8."""
+    """Pictures of classes of fractals, each a function of (seed, class, instance, size).
+
+    Args:
+        seed: Of the classes.
+        num_classes: How many classes, from class 0 on.
+        instances: Pictures of each class.
+        size: Height and width in pixels.
+        device: Where to draw them; they are the same on every device.
+        batch_size: Pictures drawn at once.
+        first: Number of the first instance; banks without a common one show the same classes by different pictures.
+
+    Returns:
+        (num_classes, instances, size, size) uint8.
+    """
     systems = [sample_system(seed, index) for index in range(num_classes)]
     maps = torch.tensor([system.maps for system in systems], device=device)
     odds = torch.tensor([system.odds for system in systems], device=device)
     parts = []
     for item in torch.arange(num_classes * instances, device=device).split(batch_size):
         index = item // instances
-        parts.append(render_fractals(maps[index], odds[index], mix((item + mix(seed & MASK)) & MASK), size))
+        keys = mix((mix((index + mix(seed & MASK)) & MASK) + first + item % instances) & MASK)
+        parts.append(render_fractals(maps[index], odds[index], keys, size))
     return torch.cat(parts).view(num_classes, instances, size, size)

@@ -2,34 +2,49 @@
 
 Source: the multi-instance scenes of "Improving Fractal Pre-training" (Anderson and Farrell 2022,
 https://arxiv.org/abs/2110.03091), section 3.3, with rotation within 30 degrees and masks.
+
+Every operation is one that IEEE 754 rounds correctly (+, -, x, /), or it is on integers that float32 holds exactly:
+vectorised kernels add in another order, or with another rounding, from one batch, thread or processor to the next.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Dataset
 
 from .counters import CounterRandom
+from .folders import SPLITS
+from .fractals import fractal_bank
 
-__all__ = ['compose_scenes']
+__all__ = ['FractalScenes', 'compose_scenes']
 
-TURN = math.radians(30)  # further, and the network unlearns which way is up
+HALF_TURN = math.tan(math.radians(30) / 2)  # further than 30 degrees, and the network unlearns which way is up
+PARTS = 64  # of a pixel of a picture, between which it is not sampled
+OPAQUE = 16  # density from which on a fractal is, of 255
 VISIBLE = 0.004  # share of the pixels from which on an object counts as seen
-EDGE = 0.08  # density at which a fractal is opaque
 
 
 def colour(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """HSV of any hue, (B, 1, H, W) each or broadcast, to RGB (B, 3, H, W)."""
-    ramp = (torch.tensor([5.0, 3.0, 1.0], device=hue.device).view(1, 3, 1, 1) + 6 * hue) % 6
-    return value - value * saturation * torch.minimum(ramp, 4 - ramp).clamp(0, 1)
+    turns = torch.arange(3, device=hue.device).view(1, 3, 1, 1) * (2 / 3)
+    ramp = (hue + turns).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
+    full = value * saturation
+    return ramp.mul_(6 * full).add_(value - 2 * full)
 
 
 def clouds(rng: CounterRandom, size: int) -> torch.Tensor:
     """Noise of several octaves, (B, 1, size, size) from 0 to 1."""
-    fading, total, cells, weight = rng.uniform(1, 1, 1, low=0.35, high=0.85), 0, 2, 1
-    while cells <= size:
-        total = total + weight * F.interpolate(rng.uniform(1, cells, cells), (size, size), mode='bilinear')
-        cells, weight = 2 * cells, weight * fading
+    fading, weight = rng.uniform(1, 1, 1, low=0.35, high=0.85), 16.0
+    sizes = [size]
+    while sizes[-1] > 2:
+        sizes.append(math.ceil(sizes[-1] / 2))
+    total = rng.bytes(1, sizes[-1], sizes[-1]) * weight  # integers of 15 bits, and 19 where they are interpolated
+    for cells in reversed(sizes[:-1]):
+        total = F.interpolate(total, scale_factor=2, mode='bilinear')[..., :cells, :cells]
+        weight = weight * fading
+        total = (total + weight * rng.bytes(1, cells, cells)).floor_()
     low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
     return (total - low) / (high - low)
 
@@ -40,20 +55,32 @@ def background(rng: CounterRandom, size: int) -> torch.Tensor:
     hue = rng.uniform(1, 1, 1) + z * rng.uniform(1, 1, 1, low=0.1)
     saturation = rng.uniform(1, 1, 1, low=0.3, high=0.6) + 0.2 * z
     value = rng.uniform(1, 1, 1, low=0.2, high=0.55) + 0.45 * z
-    plain = rng.uniform(3, 1, 1).expand(-1, -1, size, size)
+    plain = rng.uniform(3, 1, 1)
     return torch.where(rng.uniform(1, 1, 1) < 0.1, plain, colour(hue, saturation, value))
 
 
-def placed(pictures: torch.Tensor, rng: CounterRandom, size: int, scale: tuple[float, float]) -> torch.Tensor:
-    """Fractals (B, h, w) of densities turned, mirrored, scaled and moved, (B, 1, size, size) from 0 to 1."""
-    reach, turn = rng.uniform(low=scale[0], high=scale[1]), rng.uniform(low=-TURN, high=TURN)
-    x, y = rng.uniform(low=-0.7, high=0.7), rng.uniform(low=-0.7, high=0.7)
-    side = torch.where(rng.uniform() < 0.5, 1.0, -1.0)
-    cos, sin = turn.cos() / reach, turn.sin() / reach
-    rows = [side * cos, -side * sin, -side * (cos * x - sin * y), sin, cos, -(sin * x + cos * y)]
-    affine = torch.stack(rows, 1).view(-1, 2, 3)
-    grid = F.affine_grid(affine, [len(pictures), 1, size, size], align_corners=False)
-    return F.grid_sample(pictures[:, None] / 255.0, grid, align_corners=False)
+def placements(rng: CounterRandom, count: int, size: int, scale: tuple[float, float]) -> torch.Tensor:
+    """How `count` objects an image are turned, mirrored, scaled and moved.
+
+    Returns:
+        For each column and for each row of the image, what it adds to the x and y in the object's picture, which
+        goes from -1 to 1: (B, count, x and y, column and row, size).
+    """
+    reach = rng.uniform(count, low=scale[0], high=scale[1])
+    half = rng.uniform(count, low=-HALF_TURN, high=HALF_TURN)
+    cos, sin = (1 - half * half) / (1 + half * half) / reach, 2 * half / (1 + half * half) / reach
+    side = torch.where(rng.uniform(count) < 0.5, 1.0, -1.0)
+    turned = torch.stack([side * cos, -side * sin, sin, cos], -1).view(-1, count, 2, 2, 1)
+    centre = rng.uniform(count, 1, 2, 1, low=-0.7, high=0.7)
+    ends = (torch.arange(size, device=reach.device) * 2 + 1) * (1 / size) - 1
+    return turned * (ends - centre)
+
+
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    """The mean of every 3 x 3 pixels."""
+    images = F.pad(images, (1, 1, 1, 1), mode='replicate')
+    images = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    return (images[..., :-2] + images[..., 1:-1] + images[..., 2:]) * (1 / 9)
 
 
 @torch.no_grad()
@@ -65,12 +92,12 @@ def compose_scenes(
     objects: tuple[int, int] = (1, 5),
     scale: tuple[float, float] = (0.3, 0.9),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw scenes, each a function of (bank, seed, item) and of the arguments below.
+    """Draw scenes, each a function of (bank, seed, item) and of the arguments below, to the last bit on every CPU.
 
     Args:
-        bank: Pictures of the classes, (C, instances, h, w) uint8; see `fractal_bank`.
+        bank: Pictures of the classes, (C, instances, h, h) uint8; see `fractal_bank`.
         seed: Of the data set.
-        items: Index of each scene, (B,) int64 on the bank's device.
+        items: Index of each scene, (B,) int64 on the bank's device, of which the lower 32 bits count.
         size: Height and width in pixels.
         objects: Fewest and most objects of a scene.
         scale: Smallest and largest size of an object, as a share of the image.
@@ -79,22 +106,86 @@ def compose_scenes(
         Images (B, 3, size, size) from 0 to 1; which classes can be seen, (B, C) of zeros and ones; and the class of
         every pixel, (B, size, size) int64, 0 for none and 1 for class 0.
     """
-    classes, instances = bank.shape[:2]
+    (classes, instances, _, length), (fewest, most) = bank.shape, objects
     rng = CounterRandom(seed, items)
     images = background(rng, size)
+    shown = torch.arange(most, device=bank.device) < fewest + rng.integers(most - fewest + 1, 1)
+    chosen, instance = rng.integers(classes, most), rng.integers(instances, most)
+    hue, hues = rng.uniform(most, 1, 1, 1), rng.uniform(most, 1, 1, 1, high=1 / 255)
+    saturation, value = rng.uniform(most, 1, 1, 1, low=0.3), rng.uniform(most, 1, 1, 1, low=0.5)
+    opacity = shown.float().view(-1, most, 1, 1, 1) / OPAQUE
+    # on pictures whose side is a power of two, and between whole parts of their pixels, sampling is exact
+    side = 2 ** math.ceil(math.log2(length))
+    added = (placements(rng, most, size, scale) * (length * PARTS / 2)).round() / (side * PARTS / 2)
+    columns, rows = added.unbind(3)
+    columns = columns + (length / side - 1)  # the picture lies in the upper left corner
+
     masks = torch.zeros(len(items), size, size, dtype=torch.int64, device=bank.device)
-    counts = objects[0] + rng.integers(objects[1] - objects[0] + 1)
-    for i in range(objects[1]):
-        chosen = rng.integers(classes)
-        density = placed(bank[chosen, rng.integers(instances)], rng, size, scale)
-        alpha = (density / EDGE).clamp(max=1) * (counts > i).view(-1, 1, 1, 1)
-        hue = rng.uniform(1, 1, 1) + density * rng.uniform(1, 1, 1)
-        paint = colour(hue, rng.uniform(1, 1, 1, low=0.3), rng.uniform(1, 1, 1, low=0.5))
-        images = images + alpha * (paint - images)
-        masks = torch.where(alpha[:, 0] > 0.25, chosen.view(-1, 1, 1) + 1, masks)
-    images = torch.where(rng.uniform(1, 1, 1) < 0.1, images.mean(1, keepdim=True), images)
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode='replicate'), 3, 1)
-    images = images + (rng.uniform(1, 1, 1) < 0.5) * rng.uniform(1, 1, 1) * (blurred - images)
+    for i in range(most):
+        picture = F.pad(bank[chosen[:, i], instance[:, i]], (0, side - length, 0, side - length)).float()
+        grid = columns[:, i, :, None, :] + rows[:, i, :, :, None]
+        density = F.grid_sample(picture[:, None], grid.permute(0, 2, 3, 1), align_corners=False)
+        alpha = (density * opacity[:, i]).clamp_(max=1)
+        paint = colour(hue[:, i] + density * hues[:, i], saturation[:, i], value[:, i])
+        images += paint.sub_(images).mul_(alpha)
+        masks = torch.where(alpha[:, 0] > 0.25, chosen[:, i].view(-1, 1, 1) + 1, masks)
+    grey = (images[:, :1] + images[:, 1:2] + images[:, 2:]) * (1 / 3)
+    images = torch.where(rng.uniform(1, 1, 1) < 0.1, grey, images)
+    strength = (rng.uniform(1, 1, 1) < 0.5) * rng.uniform(1, 1, 1)
+    images += blurred(images).sub_(images).mul_(strength)
     pixels = torch.zeros(len(items), classes + 1, device=bank.device)
     pixels.scatter_add_(1, masks.flatten(1), torch.ones_like(masks.flatten(1), dtype=pixels.dtype))
-    return images, (pixels[:, 1:] > VISIBLE * size**2).float(), masks
+    return images.clamp_(0, 1), (pixels[:, 1:] > VISIBLE * size**2).float(), masks
+
+
+class FractalScenes(Dataset):
+    """Scenes for a training loop; item i is a function of the arguments and of i.
+
+    An item is the image (3, size, size) uint8, which classes can be seen, (num_classes,) of zeros and ones, and the
+    class of every pixel, (size, size) int64, 0 for none and 1 for class 0. A DataLoader has each batch drawn at once.
+
+    Args:
+        num_classes: Fractals to tell apart.
+        seed: Of the fractals and the scenes.
+        size: Height and width in pixels.
+        length: Number of scenes.
+        split: 'train' or 'val', which show the same classes and share neither a scene nor a picture of a fractal.
+        instances: Pictures of each fractal, num_classes * instances * size^2 bytes of memory in all.
+        objects: Fewest and most fractals of a scene.
+        scale: Smallest and largest size of a fractal, as a share of the image.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        seed: int = 0,
+        size: int = 128,
+        length: int = 1_000_000,
+        split: str = 'train',
+        instances: int = 4,
+        objects: tuple[int, int] = (1, 5),
+        scale: tuple[float, float] = (0.3, 0.9),
+    ):
+        part = SPLITS.index(split)
+        self.bank = fractal_bank(seed, num_classes, instances, size, first=part << 16)
+        self.seed, self.size, self.length, self.objects, self.scale = seed, size, length, objects, scale
+        self.first = part << 31
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.__getitems__([range(self.length)[index]])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return list(zip(*self.draw(indices), strict=True))
+
+    def draw(
+        self, indices: Sequence[int], classes: slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The items of a batch, stacked; of some of the classes, which are then numbered anew."""
+        items = torch.tensor(indices) + self.first
+        images, labels, masks = compose_scenes(
+            self.bank[classes], self.seed, items, self.size, self.objects, self.scale
+        )
+        return (255 * images).round().to(torch.uint8), labels, masks

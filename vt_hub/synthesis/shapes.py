@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..files import written_whole
+from .folders import SPLITS, new_folder, save
 
 __all__ = ['CLASSES', 'scene', 'single', 'write_shapes']
 
-SPLITS = ('train', 'val')
 LUMA = np.sqrt(np.float32([0.3, 0.59, 0.11]))  # black and white are 1 apart, and blues nearer than greens
 
 
@@ -282,11 +281,6 @@ def single(seed: int, index: int, size: int = 64, split: str = 'train') -> tuple
     return compose(rng, size, [name], enlarge=1.6)[0], name
 
 
-def save(image: np.ndarray, path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, compress_level=1)  # noise does not compress
-
-
 def write_scene(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Path:
     """Write one image and its mask; returns the image's path within the folder."""
     split, index = item
@@ -337,9 +331,7 @@ def write_shapes(
         FileExistsError: The folder exists.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
-    with written_whole(folder) as unfinished:
+    with new_folder(folder) as unfinished:
         items = [(split, i) for split, n in zip(SPLITS, (num_train, num_val), strict=True) for i in range(n)]
         if not objects:
             (unfinished / 'classes.txt').write_text(''.join(f'{name}\n' for name in CLASSES))
