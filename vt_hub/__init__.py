@@ -20,6 +20,7 @@ _LAZY = {  # imported on first use: these need transformers or the Hub client
     'VTFPNImageProcessor': 'image_processing_vt',
     'list_models': 'models',
     'load_model': 'models',
+    'explain': 'explanation',
     'export': 'publishing',
     'verify': 'publishing',
     'push': 'publishing',

@@ -1,4 +1,4 @@
-"""Commands that describe and use models: list, info, predict, segment, tables."""
+"""Commands that describe and use models: list, info, predict, segment, explain, tables."""
 
 import json
 from pathlib import Path
@@ -163,12 +163,56 @@ def segment(
     report_failed(failed, len(paths))
 
 
+@app.command()
+def explain(
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
+    out: Annotated[
+        Path | None,
+        typer.Option(help='Picture to write, a folder for several images; without, explanation.png, none with --json.'),
+    ] = None,
+    topk: Annotated[int, typer.Option(min=1, help='Classes to show for each image.')] = 5,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+):
+    """Show where each visual token looks, and what it adds to the prediction.
+
+    Example: vt-hub explain samples/digit_7.png --out explanation.png
+    """
+    from ..explanation import explain as run
+    from ..explanation import save_explanation
+    from ..images import find_images, read_image
+    from ..models import load_model
+
+    paths = find_images(images)
+    if not out and not as_json:
+        out = Path('explanation.png' if len(paths) == 1 else 'explanations')
+    targets = output_paths(out, paths) if out else {}
+    network = load_model(model)
+    failed = []
+    for path in progress(paths, len(paths), 'Explaining'):
+        try:
+            image = read_image(path, network.in_chans)
+        except ValueError as error:
+            failed.append(str(error))
+            if as_json:
+                print(json.dumps({'image': str(path), 'error': str(error)}))
+            continue
+        explanation = run(network, image, topk)
+        if out:
+            save_explanation(explanation, targets[path])
+        if as_json:
+            print(json.dumps({'image': str(path), **explanation.to_dict()}))
+        else:
+            print(f'{path}: {explanation.predictions[0]["label"]}, {targets[path]}')
+    report_failed(failed, len(paths))
+
+
 def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
     """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it."""
     single = len(paths) == 1 and not target.is_dir()
     outputs = {path: target if single else target / f'{path.stem}.png' for path in paths}
     if len(set(outputs.values())) < len(paths):
-        raise ValueError(f'Images of the same name would overwrite each other in {target}; segment them one by one.')
+        raise ValueError(f'Images of the same name would overwrite each other in {target}; name them one by one.')
     for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
         raise ValueError(f'The image {path} would be overwritten; name another place than {target}.')
     return outputs

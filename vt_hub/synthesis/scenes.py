@@ -59,7 +59,7 @@ def background(rng: CounterRandom, size: int) -> torch.Tensor:
     return torch.where(rng.uniform(1, 1, 1) < 0.1, plain, colour(hue, saturation, value))
 
 
-def placements(rng: CounterRandom, count: int, size: int, scale: tuple[float, float]) -> torch.Tensor:
+def placements(rng: CounterRandom, count: int, size: int, scale: tuple[float, float], spread: float) -> torch.Tensor:
     """How `count` objects an image are turned, mirrored, scaled and moved.
 
     Returns:
@@ -71,7 +71,7 @@ def placements(rng: CounterRandom, count: int, size: int, scale: tuple[float, fl
     cos, sin = (1 - half * half) / (1 + half * half) / reach, 2 * half / (1 + half * half) / reach
     side = torch.where(rng.uniform(count) < 0.5, 1.0, -1.0)
     turned = torch.stack([side * cos, -side * sin, sin, cos], -1).view(-1, count, 2, 2, 1)
-    centre = rng.uniform(count, 1, 2, 1, low=-0.7, high=0.7)
+    centre = rng.uniform(count, 1, 2, 1, low=-spread, high=spread)
     ends = (torch.arange(size, device=reach.device) * 2 + 1) * (1 / size) - 1
     return turned * (ends - centre)
 
@@ -91,6 +91,7 @@ def compose_scenes(
     size: int,
     objects: tuple[int, int] = (1, 5),
     scale: tuple[float, float] = (0.3, 0.9),
+    spread: float = 0.7,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw scenes, each a function of (bank, seed, item) and of the arguments below, to the last bit on every CPU.
 
@@ -101,6 +102,7 @@ def compose_scenes(
         size: Height and width in pixels.
         objects: Fewest and most objects of a scene.
         scale: Smallest and largest size of an object, as a share of the image.
+        spread: How far off the middle its centre is at most, as a share of the way to the edge.
 
     Returns:
         Images (B, 3, size, size) from 0 to 1; which classes can be seen, (B, C) of zeros and ones; and the class of
@@ -116,7 +118,7 @@ def compose_scenes(
     opacity = shown.float().view(-1, most, 1, 1, 1) / OPAQUE
     # on pictures whose side is a power of two, and between whole parts of their pixels, sampling is exact
     side = 2 ** math.ceil(math.log2(length))
-    added = (placements(rng, most, size, scale) * (length * PARTS / 2)).round() / (side * PARTS / 2)
+    added = (placements(rng, most, size, scale, spread) * (length * PARTS / 2)).round() / (side * PARTS / 2)
     columns, rows = added.unbind(3)
     columns = columns + (length / side - 1)  # the picture lies in the upper left corner
 

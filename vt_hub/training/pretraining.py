@@ -62,12 +62,14 @@ class Stage:
         size: Height and width of the scenes in pixels.
         objects: Fewest and most objects of a scene.
         scale: Smallest and largest size of an object, as a share of the scene.
+        spread: How far off the middle an object is at most, as a share of the way to the edge.
     """
 
     until: float
     size: int
     objects: tuple[int, int]
     scale: tuple[float, float]
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class PretrainingRun:
         """One batch; another seed shares no scene, and the fractals are the same."""
         count = self.recipe.batch_size
         items = torch.arange(batch * count, (batch + 1) * count, device=self.device)
-        return compose_scenes(self.bank, seed, items, stage.size, stage.objects, stage.scale)
+        return compose_scenes(self.bank, seed, items, stage.size, stage.objects, stage.scale, stage.spread)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)

@@ -1,0 +1,159 @@
+"""`vt-hub explain`: the parts of a prediction, the picture of them, and the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from matplotlib.colors import Normalize
+from PIL import Image
+from test_vt_fpn_transformers import image_of
+
+import vt_hub
+from vt_hub.explanation import draw_explanation, save_explanation
+
+GREY = {'input_size': (1, 96, 96), 'mean': (0.5,), 'std': (0.5,)}
+
+
+def network(num_classes=6, **kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model('test_vt_resnet', num_classes=num_classes, **kwargs).eval()
+    torch.nn.init.normal_(model.get_classifier().bias) if num_classes else None
+    return model
+
+
+@pytest.fixture(scope='module')
+def explanation():
+    return vt_hub.explain(network(), image_of(120, 100), topk=4)
+
+
+@pytest.mark.parametrize(
+    'kwargs', [{}, {'tokenizer': 'pooling', 'num_tokens': 6}, {'vt_depth': 3, 'token_mixer': 'none'}]
+)
+def test_contributions_sum_to_the_logits(kwargs):
+    model, image = network(**kwargs), image_of(120, 100)
+    found = vt_hub.explain(model, image, topk=6)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        logits = model(transform(image)[None])[0].sort(descending=True).values
+    assert torch.allclose(found.contributions.sum(1) + found.biases, logits, atol=1e-5)
+    assert [p['logit'] for p in found.predictions] == pytest.approx(logits.tolist(), abs=1e-5)
+    assert [p['score'] for p in found.predictions] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
+    assert found.contributions.shape == (6, kwargs.get('num_tokens', 16))
+    assert len(found.attention) == kwargs.get('vt_depth', 2)
+
+
+def test_attention_is_the_models(explanation):
+    model = network()
+    pixels = (torch.from_numpy(explanation.image).permute(2, 0, 1) / 255).float()
+    config = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    with torch.inference_mode():
+        expected = model.token_attention(((pixels - mean) / std)[None])
+    for found, attention in zip(explanation.attention, expected, strict=True):
+        assert torch.allclose(found, attention[0], atol=1e-3)  # the image is rounded to bytes
+        assert torch.allclose(found.sum((1, 2)), torch.ones(16), atol=1e-5)
+
+
+def test_image_is_what_the_network_saw(explanation):
+    assert explanation.image.shape == (96, 96, 3)
+    image = image_of(120, 100)
+    seen = vt_hub.explain(network(pretrained_cfg_overlay={'crop_pct': 1.0}), image.resize((96, 96))).image
+    assert np.abs(seen.astype(int) - np.asarray(image.resize((96, 96)))).max() <= 1
+
+
+def test_grey_images():
+    found = vt_hub.explain(network(in_chans=1, pretrained_cfg_overlay=GREY), image_of(96, 96, 'L'))
+    assert found.image.shape == (96, 96, 3)
+    assert (found.image == found.image[..., :1]).all()
+
+
+def test_fewer_classes_than_asked_for():
+    assert len(vt_hub.explain(network(num_classes=2), image_of(96, 96)).predictions) == 2
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        lambda: network(num_classes=0),
+        lambda: timm.create_model('test_vt_fpn').eval(),
+        lambda: timm.create_model('test_resnet').eval(),
+        lambda: timm.create_model('test_vt_resnet', features_only=True).eval(),
+    ],
+)
+def test_other_models_are_refused(model):
+    with pytest.raises(ValueError, match=r'Only the predictions of a VT-ResNet with a classifier can be explained'):
+        vt_hub.explain(model(), image_of(96, 96))
+
+
+def test_picture_shows_every_token_at_one_scale(explanation):
+    figure = draw_explanation(explanation)
+    heat = [axes.images[1] for axes in figure.axes if len(axes.images) == 2]
+    assert len(heat) == 2 * 16
+    highest = max(picture.get_array().max() for picture in heat)
+    assert {(picture.norm.vmin, picture.norm.vmax) for picture in heat} == {(0, highest)}
+    assert isinstance(heat[0].norm, Normalize)
+    first = torch.nn.functional.interpolate(100 * explanation.attention[0][None], (96, 96), mode='bilinear')[0, 0]
+    assert np.allclose(heat[0].get_array(), first, atol=1e-4)
+    assert heat[0].cmap(1.0)[0] > heat[0].cmap(1.0)[2]  # red high, blue low
+    assert heat[0].cmap(0.0)[2] > heat[0].cmap(0.0)[0]
+    bars = next(axes for axes in figure.axes if axes.get_xlabel() == 'token').patches
+    assert [bar.get_height() for bar in bars] == pytest.approx(explanation.contributions[0].tolist())
+
+
+def test_picture_is_a_file(explanation, tmp_path):
+    save_explanation(explanation, tmp_path / 'sheet.png')
+    with Image.open(tmp_path / 'sheet.png') as sheet:
+        assert sheet.width > 1000
+        assert sheet.height > 1000
+
+
+def test_without_matplotlib(explanation, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "vt_hub\[explain\]"'):
+        draw_explanation(explanation)
+
+
+# the command
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return vt_hub.export(network(), tmp_path_factory.mktemp('model') / 'model', labels=list('abcdef'), code=False)
+
+
+def test_command(run, folder, tmp_path):
+    image_of(120, 100).save(tmp_path / 'a.png')
+    code, out, err = run('explain', tmp_path / 'a.png', '--model', folder, '--out', tmp_path / 'sheet.png')
+    assert (code, err) == (0, '')
+    path, text = out.strip().split(': ')
+    assert path == str(tmp_path / 'a.png')
+    assert text.split(', ')[0] in 'abcdef'
+    assert (tmp_path / 'sheet.png').is_file()
+
+
+def test_command_prints_json_without_a_picture(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_of(120, 100).save('a.png')
+    code, out, _ = run('explain', 'a.png', '--model', folder, '--topk', '2', '--json')
+    assert code == 0
+    found = json.loads(out)
+    assert found['image'] == 'a.png'
+    for i, prediction in enumerate(found['predictions']):
+        assert sum(found['contributions'][i]) + found['biases'][i] == pytest.approx(prediction['logit'], abs=1e-5)
+    assert np.allclose(np.sum(found['attention'], axis=(2, 3)), 1, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ['a.png']
+
+
+def test_command_goes_on_after_a_bad_file(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('a.png', 'c.png'):
+        image_of(120, 100).save(name)
+    (tmp_path / 'b.png').write_bytes(b'no image')
+    code, out, err = run('explain', 'a.png', 'b.png', 'c.png', '--model', folder)
+    assert code == 1
+    assert 'b.png' in err
+    assert len(out.splitlines()) == 2
+    assert sorted(path.name for path in (tmp_path / 'explanations').iterdir()) == ['a.png', 'c.png']

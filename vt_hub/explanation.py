@@ -1,0 +1,150 @@
+"""Where visual tokens look, and how much each of them says for a class: Figures 5 and 7 of the paper, and more.
+
+The tokens are averaged before the classifier, so a logit is exactly the sum of what each token adds, and the bias.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from .files import replaced_whole
+from .predict import label_names
+from .vt_resnet import VTResNetBody
+
+__all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
+
+COLUMNS = 8  # tokens in a row
+COLOURS = 'RdYlBu_r'  # red high, blue low, as in the paper
+OPACITY = 0.6  # of the attention over the image
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A prediction, taken apart.
+
+    Args:
+        image: What the network saw, (H, W, 3) uint8: resized and cropped.
+        predictions: `label`, `score` (softmax probability) and `logit` of the likeliest classes, best first.
+        attention: For each VT module, where each token looks, (L, H / 16, W / 16); a token's map sums to 1.
+        contributions: What each token adds to the logit of each of those classes, (classes, L).
+        biases: The rest of each logit, (classes,).
+    """
+
+    image: np.ndarray
+    predictions: list[dict[str, Any]]
+    attention: list[torch.Tensor]
+    contributions: torch.Tensor
+    biases: torch.Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the image, in plain types."""
+        return {
+            'predictions': self.predictions,
+            'contributions': self.contributions.tolist(),
+            'biases': self.biases.tolist(),
+            'attention': [attention.tolist() for attention in self.attention],
+        }
+
+
+@torch.inference_mode()
+def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explanation:
+    """Show what a VT-ResNet's prediction for an image is made of.
+
+    Args:
+        model: A VT-ResNet with a classifier in evaluation mode, through timm.
+        image: Of as many channels as the model reads; `vt_hub.images.read_image` opens one.
+        topk: Classes, best first.
+
+    Raises:
+        ValueError: The model is no VT-ResNet with a classifier.
+    """
+    if not isinstance(model, VTResNetBody) or model.num_classes == 0 or model.pruned:
+        raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
+    config = timm.data.resolve_model_data_config(model)
+    pixels = timm.data.create_transform(**config, is_training=False)(image)
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
+    seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)
+
+    trunk = model.forward_trunk(pixels[None])
+    _, tokens, attns = model.vt.forward_tokens(trunk)
+    logits = model.forward_head(tokens)[0]
+    scores, classes = logits.softmax(0).topk(min(topk, model.num_classes))
+    labels = label_names(model)
+    return Explanation(
+        image=(255 * seen).round().to(torch.uint8).permute(1, 2, 0).numpy(),
+        predictions=[
+            {'label': labels[c], 'score': round(score, 6), 'logit': logits[c].item()}
+            for score, c in zip(scores.tolist(), classes.tolist(), strict=True)
+        ],
+        attention=[attn[0].unflatten(1, trunk.shape[-2:]) for attn in attns],
+        contributions=model.fc.weight[classes] @ tokens[0].T / tokens.shape[1],
+        biases=model.fc.bias[classes],
+    )
+
+
+def draw_explanation(explanation: Explanation) -> Any:
+    """A sheet with the image, its classes, what each token adds to the likeliest, and where each looks in each module.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('Pictures of tokens need matplotlib: pip install "vt_hub[explain]".') from error
+    maps = explanation.attention
+    num_tokens = len(maps[0])
+    columns, rows = min(COLUMNS, num_tokens), -(-num_tokens // COLUMNS)
+    height, width = explanation.image.shape[:2]
+    tile = 1.35  # inches
+    tall = (rows * len(maps) * height / width + 2) * tile + 0.4 * len(maps)
+    figure = Figure(figsize=(columns * tile + 0.9, tall), layout='constrained')
+    top, *parts = figure.subfigures(1 + len(maps), 1, height_ratios=[2.3] + [rows + 0.3] * len(maps))
+
+    image_axes, class_axes, token_axes = top.subplots(1, 3, width_ratios=[1, 1.2, 2])
+    image_axes.imshow(explanation.image)
+    image_axes.axis('off')
+    labels = [prediction['label'] for prediction in explanation.predictions]
+    class_axes.barh(labels, [100 * prediction['score'] for prediction in explanation.predictions], color='0.35')
+    class_axes.invert_yaxis()
+    class_axes.set(title='probability (%)', xlim=(0, 100))
+    token_axes.bar(range(1, num_tokens + 1), explanation.contributions[0].tolist(), color='0.35')
+    token_axes.axhline(0, color='0.35', linewidth=0.8)
+    logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()
+    title = f'what each token adds to the logit of {labels[0]} ({logit:.2f}, bias {bias:.2f})'
+    token_axes.set(title=title, xlabel='token')
+    token_axes.set_xticks(range(1, num_tokens + 1))
+    for axes in (class_axes, token_axes):
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.title.set_size('medium')
+
+    shares = [100 * F.interpolate(part[None], (height, width), mode='bilinear')[0] for part in maps]
+    highest = max(part.max().item() for part in shares)
+    grey = explanation.image.mean(2)
+    for number, (part, subfigure) in enumerate(zip(shares, parts, strict=True), 1):
+        subfigure.suptitle(f'Module {number}: where each token looks', fontsize='medium')
+        grid = subfigure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis('off')
+        for token, (axes, share) in enumerate(zip(grid.flat, part, strict=False), 1):
+            axes.imshow(grey, cmap='gray', vmin=0, vmax=255)
+            heat = axes.imshow(share.numpy(), cmap=COLOURS, vmin=0, vmax=highest, alpha=OPACITY)
+            axes.set_title(str(token), fontsize='small', pad=2)
+        subfigure.colorbar(heat, ax=grid, label='% of its attention', fraction=0.02, pad=0.01)
+    return figure
+
+
+def save_explanation(explanation: Explanation, path: str | Path):
+    """Draw an explanation into a file, PNG, SVG or PDF by its name; an older one is replaced when the new is whole."""
+    figure = draw_explanation(explanation)
+    with replaced_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
