@@ -135,8 +135,8 @@ def test_a_run_leaves_a_model_folder(finished):
     model = timm.create_model(f'local-dir:{finished / "model"}', pretrained=True, num_classes=7)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
     result = read_json(finished / 'result.json')
-    assert result['training']['scenes'] == 6 * 16
-    assert 0 <= result['hit_rate'] <= 100
+    assert result['training']['num_images'] == 6 * 16
+    assert f'| {result["metrics"]["hit_rate"]} |' in (finished / 'model' / 'README.md').read_text()
     assert read_curves(finished)[1]['loss'][0] == [6.0]
 
 

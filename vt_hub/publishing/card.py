@@ -14,6 +14,7 @@ METRICS = {
     'top5': ('accuracy', 'top-5 accuracy (%)'),
     'miou': ('mean_iou', 'mean IoU (%)'),
     'pixel_accuracy': ('accuracy', 'pixel accuracy (%)'),
+    'hit_rate': ('accuracy', 'scenes that show the likeliest class (%)'),
 }
 
 BODY = """\

@@ -45,7 +45,8 @@ EMA_DECAY = 0.999
 MIN_LR = 1e-5
 MAX_GRAD_NORM = 1.0
 RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
-HELD_OUT = 16  # batches that the result is measured on
+HELD_OUT_BATCHES = 16  # that the result is measured on
+HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes of another seed'}
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 300  # seconds
 PROSE = """\
@@ -244,7 +245,7 @@ class PretrainingRun:
         update_bn(batches, model)
         model.eval()
         rates = []
-        for i in range(RECALIBRATION, RECALIBRATION + HELD_OUT):
+        for i in range(RECALIBRATION, RECALIBRATION + HELD_OUT_BATCHES):
             images, labels, _ = self.scenes(held_out, i, stage)
             rates.append(hit_rate(model(normalized(images)), labels))
         return model, sum(rates) / len(rates)
@@ -338,17 +339,19 @@ def pretrain(
         return None
     model, rate = run.finish()
     result = {
-        'hit_rate': round(rate, 2),
+        'task': 'image-classification',
+        'dataset': {**HELD_OUT, 'num_images': HELD_OUT_BATCHES * recipe.batch_size},
+        'metrics': {'hit_rate': round(rate, 2)},
         'training': {
             **settings,
-            'scenes': recipe.steps * recipe.batch_size,
+            'num_images': recipe.steps * recipe.batch_size,
             'seconds': round(run.seconds),
             **machine(),
         },
     }
     write_result(output / 'result.json', result)
     if is_ours(recipe.model):
-        return export(model, output / 'model', prose=PROSE)
+        return export(model, output / 'model', metrics=[result], prose=PROSE)
     with written_whole(output / 'model') as folder:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'model.safetensors')
     return output / 'model'
