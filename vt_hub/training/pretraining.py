@@ -31,6 +31,7 @@ from ..models import is_ours
 from ..publishing import export
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import compose_scenes
+from ..vt_layers import FilterTokenizer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, machine, no_progress, write_result
 
@@ -43,7 +44,6 @@ LABEL_SMOOTHING = 0.1
 MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
 EMA_DECAY = 0.999
 MIN_LR = 1e-5
-MAX_GRAD_NORM = 1.0
 RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
 HELD_OUT_BATCHES = 16  # that the result is measured on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes of another seed'}
@@ -83,7 +83,8 @@ class PretrainingRecipe:
         instances: Pictures of each.
         bank_size: Their height and width in pixels.
         batch_size: Scenes of a step.
-        lr: Learning rate of AdamW at its highest; after `warmup_steps` half a cosine leads down.
+        lr: Learning rate of LAMB at its highest; after `warmup_steps` half a cosine leads down. AdamW drives the
+            attention of the recurrent tokenizers to single pixels, and the loss up again.
         weight_decay: For all weights but norms and biases.
         steps: Optimizer steps.
         stages: The curriculum.
@@ -138,6 +139,9 @@ class Pretrainer(nn.Module):
         )
         reductions = [level['reduction'] for level in self.model.feature_info]
         self.levels = [reductions.index(stride) for stride in STRIDES]
+        for module in self.model.modules():
+            if isinstance(module, FilterTokenizer):  # by smaller filters all tokens start alike, and stay so
+                nn.init.normal_(module.filters.weight)
         self.heads = nn.ModuleList(
             nn.Conv2d(self.model.feature_info[level]['num_chs'], recipe.classes + 1, 1) for level in self.levels
         )
@@ -188,7 +192,7 @@ class PretrainingRun:
         torch.manual_seed(seed)
         self.recipe, self.seed, self.device = recipe, seed, device
         self.net = Pretrainer(recipe).to(device, memory_format=torch.channels_last)
-        self.optimizer = create_optimizer_v2(self.net, 'adamw', recipe.lr, recipe.weight_decay)
+        self.optimizer = create_optimizer_v2(self.net, 'lamb', recipe.lr, recipe.weight_decay)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             recipe.steps - recipe.warmup_steps,
@@ -218,7 +222,6 @@ class PretrainingRun:
         with self.autocast():
             loss, logits = self.net(images, labels, masks)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.net, step=self.step)
