@@ -1,0 +1,65 @@
+"""Write a folder of weights that were pretrained on scenes: python model_cards/scenes/publish.py NAME ...
+
+    vt-hub pretrain --recipe scenes_cpu --model vt_resnet18 --output run
+    python model_cards/scenes/transfer.py --arm vt=run/model ... --results runs.jsonl --report report.json
+    python model_cards/scenes/publish.py vt_resnet18.scenes --run run --report report.json --out FOLDER
+
+The figures of the card stay beside this script, in NAME.json and NAME.transfer.json.
+"""
+
+import argparse
+from pathlib import Path
+
+import timm
+from report import markdown
+
+from vt_hub.checkpoints import read_json
+from vt_hub.publishing import export
+from vt_hub.training.results import write_result
+from vt_hub.weights import hub_id
+
+ROOT = Path(__file__).parent
+DATA = {  # of the transfer evaluation
+    'digits': {'name': "scikit-learn's handwritten digits", 'type': 'sklearn.datasets.load_digits'},
+    'characters': {'name': 'rendered characters', 'type': 'model_cards/scenes/characters.py'},
+    'shapes': {'name': 'vt-hub synthesize shapes', 'type': 'vt_hub.synthesis.shapes'},
+    'fractals': {'name': 'unseen fractals', 'type': 'vt_hub.synthesis.fractals'},
+    'contours': {'name': 'contours', 'type': 'vt_hub.synthesis.contours'},
+}
+
+
+def transfer_results(report: dict) -> list[dict]:
+    """Accuracies of the pretrained weights after fine-tuning, as result files have them."""
+    results = []
+    for row in report['finetuned']:
+        if row['arm'] == 'vt':
+            split = f'{row["shots"]} images a class to fine-tune on, mean of {row["n"]} draws'
+            dataset = {**DATA[row['task']], 'split': split, 'num_images': report['scored']}
+            results.append({'task': 'image-classification', 'dataset': dataset, 'metrics': {'top1': row['mean']}})
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('name', help='such as vt_resnet18.scenes')
+    parser.add_argument('--run', type=Path, required=True, help='folder of the pretraining')
+    parser.add_argument('--report', type=Path, required=True, help="transfer.py's")
+    parser.add_argument('--out', type=Path, required=True, help='model folder to write')
+    args = parser.parse_args()
+    result, report = read_json(args.run / 'result.json'), read_json(args.report)
+    export(
+        timm.create_model(f'local-dir:{args.run / "model"}', pretrained=True),
+        args.out,
+        metrics=[{**result, 'tables': markdown(report)}, *transfer_results(report)],
+        prose=(ROOT / 'card.md').read_text(),
+        dtype='fp16',
+        code=False,
+        source=args.name,
+        repo=hub_id(args.name),
+    )
+    write_result(ROOT / f'{args.name}.json', result)
+    write_result(ROOT / f'{args.name}.transfer.json', report)
+
+
+if __name__ == '__main__':
+    main()

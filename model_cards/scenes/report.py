@@ -1,0 +1,135 @@
+"""The figures of a transfer evaluation, computed from its runs alone, and their tables, from the report alone.
+
+Print the tables: python model_cards/scenes/report.py report.json
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from vt_hub.checkpoints import read_json
+
+PRIMARY = {'task': ['digits', 'characters', 'shapes'], 'shots': [5, 20]}  # fixed before anything was measured
+PAIRS = (('vt', 'vt_scratch'), ('vt', 'resnet'), ('vt', 'vt_shuffled'), ('resnet', 'resnet_scratch'))
+CELL = ['task', 'shots']
+TUNED = [*CELL, 'arm', 'steps', 'lr']
+
+
+def best_setting(dev: pd.DataFrame) -> tuple[int, float]:
+    """Steps and learning rate with the best mean accuracy in dev runs; of equals the shorter, then the lower."""
+    steps, lr = dev.groupby(['steps', 'lr']).accuracy.mean().idxmax()
+    return int(steps), float(lr)
+
+
+def interval(values: pd.Series) -> dict[str, Any]:
+    """Number of values, mean, standard deviation, and Student's 95 % interval of the mean."""
+    n, mean, std = len(values), values.mean(), values.std()
+    if n == 1:
+        return {'n': n, 'mean': round(mean, 2), 'std': None, 'low': None, 'high': None}
+    low, high = stats.t.interval(0.95, n - 1, mean, std / n**0.5) if std > 0 else (mean, mean)
+    return {'n': n, 'mean': round(mean, 2), 'std': round(std, 2), 'low': round(low, 2), 'high': round(high, 2)}
+
+
+def intervals(table: pd.DataFrame, keys: list[str]) -> list[dict[str, Any]]:
+    """The accuracies of each group of rows."""
+    return [{**dict(zip(keys, key, strict=True)), **interval(group.accuracy)} for key, group in table.groupby(keys)]
+
+
+def check_same(runs: pd.DataFrame, names: list[str], fields: list[str]):
+    """Raise ValueError if the fields differ between runs of the same names."""
+    facts = runs[names + fields].drop_duplicates()
+    for _, twice in facts[facts.duplicated(names)].iterrows():
+        name = ' '.join(twice[names])
+        raise ValueError(f'The runs of {name} differ in {" or ".join(fields)}; use another file of results.')
+
+
+def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report of a list of runs.
+
+    Raises:
+        ValueError: There are none, or an arm ran with different weights, or a task with different images.
+    """
+    if not records:
+        raise ValueError('There are no runs to report on; name what to fine-tune with --arm.')
+    runs = pd.DataFrame(records).astype({'steps': 'Int64'})  # frozen features have none
+    check_same(runs, ['arm'], ['model', 'init'])
+    check_same(runs, ['task', 'part'], ['data', 'scored'])
+    runs = runs.drop_duplicates([*TUNED, 'method', 'part', 'draw'])
+    tuned, frozen = runs[runs.method == 'finetune'], runs[runs.method != 'finetune']
+    dev, test = tuned[tuned.part == 'dev'], tuned[tuned.part == 'test']
+    settings = [(*key, *best_setting(group)) for key, group in dev.groupby([*CELL, 'arm'])]
+    test = test.merge(pd.DataFrame(settings, columns=TUNED))
+
+    accuracies = test.pivot(index=[*CELL, 'draw'], columns='arm', values='accuracy')
+    differences, primary = [], []
+    for first, second in PAIRS:
+        if not {first, second} <= set(accuracies):
+            continue
+        gains = (accuracies[first] - accuracies[second]).dropna().rename('accuracy')
+        pair = {'pair': f'{first} - {second}'}
+        differences += [pair | row for row in intervals(gains.reset_index(), CELL)]
+        cells = pd.MultiIndex.from_product(PRIMARY.values(), names=CELL)
+        means = gains.unstack('draw').reindex(cells).mean(skipna=False).dropna()  # of the draws that all cells have
+        if len(means):
+            primary.append(pair | interval(means))
+    return {
+        'scored': int(runs.scored.max()),
+        'arms': runs[['arm', 'model', 'init']].drop_duplicates().sort_values('arm').to_dict('records'),
+        'scored': int(runs.scored.max()),
+        'primary': {**PRIMARY, 'gains': primary},
+        'differences': differences,
+        'finetuned': intervals(test, TUNED),
+        'frozen': intervals(frozen, [*CELL, 'arm', 'method']),
+    }
+
+
+def with_deviation(row: dict[str, Any]) -> str:
+    return f'{row["mean"]:.1f}' + (f' ± {row["std"]:.1f} ({row["n"]})' if row['n'] > 1 else '')
+
+
+def with_interval(row: dict[str, Any]) -> str:
+    return f'{row["mean"]:+.1f}' + (f' [{row["low"]:+.1f}, {row["high"]:+.1f}]' if row['n'] > 1 else '')
+
+
+def with_setting(row: dict[str, Any]) -> str:
+    return f'{row["steps"]} x {row["lr"]:g}'
+
+
+def table(rows: list[dict[str, Any]], column: str, cell: Callable[[dict[str, Any]], str]) -> str:
+    """Rows of a report as a Markdown table: tasks and shots down, the values of `column` across."""
+    texts = pd.DataFrame(rows).assign(text=[cell(row) for row in rows])
+    wide = texts.pivot(index=CELL, columns=column, values='text').fillna('').reset_index()
+    lines = [list(wide.columns), ['---'] * wide.shape[1], *wide.to_numpy().tolist()]
+    return ''.join(f'| {" | ".join(map(str, line))} |\n' for line in lines)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The tables of a report."""
+    parts = ['Gain of fine-tuning, in points, over digits, characters and shapes at 5 and 20 shots [95 % interval]:\n']
+    parts += [f'- {row["pair"]}: {with_interval(row)}, {row["n"]} draws\n' for row in report['primary']['gains']]
+    if not report['primary']['gains']:
+        parts.append('- runs are missing\n')
+    tuned, frozen = report['finetuned'], [{**row, 'arm': f'{row["arm"]}, {row["method"]}'} for row in report['frozen']]
+    for title, rows, column, cell in (
+        ('Accuracy after fine-tuning, %, ± standard deviation (draws)', tuned, 'arm', with_deviation),
+        ('Paired gains, points [95 % interval]', report['differences'], 'pair', with_interval),
+        ('Steps x learning rate, chosen on the dev part', tuned, 'arm', with_setting),
+        ('Frozen features and raw pixels, %, ± standard deviation (draws)', frozen, 'arm', with_deviation),
+    ):
+        if rows:
+            parts += [f'\n{title}:\n\n', table(rows, column, cell)]
+    return ''.join(parts)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('report', type=Path, help='a report of transfer.py')
+    print(markdown(read_json(parser.parse_args().report)), end='')
+
+
+if __name__ == '__main__':
+    main()
