@@ -77,7 +77,6 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
         if len(means):
             primary.append(pair | interval(means))
     return {
-        'scored': int(runs.scored.max()),
         'arms': runs[['arm', 'model', 'init']].drop_duplicates().sort_values('arm').to_dict('records'),
         'scored': int(runs.scored.max()),
         'primary': {**PRIMARY, 'gains': primary},
