@@ -11,8 +11,8 @@ without --arm nothing else is done; report.py prints its tables.
 
 Tasks: see tasks.py. Ten training sets of 1, 5 and 20 images of each class, the same for all arms, as are the batches
 and their augmentation and, within an architecture, the new classifier. All weights are trained, by AdamW with a cosine,
-in bfloat16; BatchNorm's statistics are then taken anew from eight batches, since running averages lag behind in so few
-steps. Accuracy is that on up to 500 other images, drawn with the training set.
+in bfloat16 where the hardware has it; BatchNorm's statistics are then taken anew from eight batches, since running
+averages lag behind in so few steps. Accuracy is that on up to 500 other images, drawn with the training set.
 
 Settings are chosen for each arm, task and number of shots by the mean accuracy of two draws of the dev part: first the
 learning rate, of four, with the shorter of two lengths (19 to 97 steps, by the number of images); then with that rate
@@ -54,6 +54,7 @@ from torch.optim.swa_utils import update_bn
 
 import vt_hub  # noqa: F401  registers the models
 from vt_hub.checkpoints import load_into, read_json, read_safetensors
+from vt_hub.training.pretraining import autocast
 from vt_hub.training.results import write_result
 from vt_hub.weights import file_sha256
 
@@ -201,12 +202,12 @@ def finetune(
     model.train()
     for step, batch in enumerate(batches):
         schedule.step_update(step)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with autocast(DEVICE):
             loss = F.cross_entropy(model(augment(x[batch], generator)), y[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with torch.autocast(DEVICE.type, torch.bfloat16):
+    with autocast(DEVICE):
         update_bn((augment(x[batch], generator) for batch in batches[-RECALIBRATION:]), model)
 
 
@@ -216,7 +217,7 @@ def outputs(model: torch.nn.Module, images: np.ndarray, pre_logits: bool = False
     model.eval()
     parts = []
     for start in range(0, len(images), 250):
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with autocast(DEVICE):
             features = model.forward_features(as_input(images[start : start + 250]))
             parts.append(model.forward_head(features, pre_logits=pre_logits).float().cpu())
     return torch.cat(parts).numpy()

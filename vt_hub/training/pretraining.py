@@ -35,7 +35,7 @@ from ..vt_layers import FilterTokenizer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, machine, no_progress, write_result
 
-__all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
+__all__ = ['PretrainingRecipe', 'Stage', 'autocast', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
 
 STRIDES = (8, 16)  # of the maps that the dense heads read
 DENSE_WEIGHT = 0.5  # of each dense loss beside the scene's
@@ -166,6 +166,19 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
     return ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does so; elsewhere bfloat16 is slower than float32."""
+    if device.type != 'cpu':
+        return True
+    known = getattr(torch.cpu, 'get_capabilities', dict)()  # older releases of torch cannot tell
+    return bool(known.get('avx512_bf16') or known.get('bf16'))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision where it is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
+
+
 def hit_rate(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of the scenes, in percent, in which the likeliest class can be seen."""
     return 100 * labels.gather(1, logits.argmax(1, keepdim=True)).mean().item()
@@ -211,15 +224,12 @@ class PretrainingRun:
         items = torch.arange(batch * count, (batch + 1) * count, device=self.device)
         return compose_scenes(self.bank, seed, items, stage.size, stage.objects, stage.scale, stage.spread)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def train_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One step; returns loss, logits and labels."""
         self.net.train()
         self.schedule.step_update(self.step)
         images, labels, masks = self.scenes(self.seed, self.step, self.recipe.stage(self.step))
-        with self.autocast():
+        with autocast(self.device):
             loss, logits = self.net(images, labels, masks)
         loss.backward()
         self.optimizer.step()
@@ -348,6 +358,7 @@ def pretrain(
         'training': {
             **settings,
             'num_images': recipe.steps * recipe.batch_size,
+            'precision': 'bfloat16' if multiplies_bfloat16(run.device) else 'float32',
             'seconds': round(run.seconds),
             **machine(),
         },
