@@ -1,10 +1,14 @@
-"""Write a folder of weights that were pretrained on scenes: python model_cards/scenes/publish.py NAME ...
+"""Write a folder of weights that were pretrained on scenes, and its card.
 
     vt-hub pretrain --recipe scenes_cpu --model vt_resnet18 --output run
-    python model_cards/scenes/transfer.py --arm vt=run/model ... --results runs.jsonl --report report.json
-    python model_cards/scenes/publish.py vt_resnet18.scenes --run run --report report.json --out FOLDER
+    python model_cards/scenes/publish.py vt_resnet18.scenes --run run --out FOLDER
 
-The figures of the card stay beside this script, in NAME.json and NAME.transfer.json.
+A transfer evaluation changes only the card:
+
+    python model_cards/scenes/transfer.py --arm vt=FOLDER ... --results runs.jsonl --report report.json
+    python model_cards/scenes/publish.py vt_resnet18.scenes --report report.json --out FOLDER
+
+The figures of the card are kept beside this script, in NAME.json and NAME.transfer.json.
 """
 
 import argparse
@@ -15,6 +19,7 @@ from report import markdown
 
 from vt_hub.checkpoints import read_json
 from vt_hub.publishing import export
+from vt_hub.publishing.folder import write_card
 from vt_hub.training.results import write_result
 from vt_hub.weights import hub_id
 
@@ -42,23 +47,24 @@ def transfer_results(report: dict) -> list[dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='such as vt_resnet18.scenes')
-    parser.add_argument('--run', type=Path, required=True, help='folder of the pretraining')
-    parser.add_argument('--report', type=Path, required=True, help="transfer.py's")
-    parser.add_argument('--out', type=Path, required=True, help='model folder to write')
+    parser.add_argument('--run', type=Path, help='folder of the pretraining, to make a model folder of')
+    parser.add_argument('--report', type=Path, help="transfer.py's")
+    parser.add_argument('--out', type=Path, required=True, help='model folder')
     args = parser.parse_args()
-    result, report = read_json(args.run / 'result.json'), read_json(args.report)
-    export(
-        timm.create_model(f'local-dir:{args.run / "model"}', pretrained=True),
-        args.out,
-        metrics=[{**result, 'tables': markdown(report)}, *transfer_results(report)],
-        prose=(ROOT / 'card.md').read_text(),
-        dtype='fp16',
-        code=False,
-        source=args.name,
-        repo=hub_id(args.name),
-    )
-    write_result(ROOT / f'{args.name}.json', result)
-    write_result(ROOT / f'{args.name}.transfer.json', report)
+    stored, evaluated = ROOT / f'{args.name}.json', ROOT / f'{args.name}.transfer.json'
+    if args.run:
+        model = timm.create_model(f'local-dir:{args.run / "model"}', pretrained=True)
+        export(model, args.out, dtype='fp16', code=False)
+        write_result(stored, read_json(args.run / 'result.json'))
+    if args.report:
+        write_result(evaluated, read_json(args.report))
+    results = [read_json(stored)]
+    if evaluated.exists():
+        report = read_json(evaluated)
+        results[0]['tables'] = markdown(report)
+        results += transfer_results(report)
+    prose = (ROOT / 'card.md').read_text()
+    write_card(args.out, results, prose, source=args.name, repo=hub_id(args.name), name=args.name)
 
 
 if __name__ == '__main__':
