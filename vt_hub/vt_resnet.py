@@ -334,7 +334,8 @@ class VTResNet(VTResNetBody, nn.Module):
     def __init__(self, **kwargs: Any):
         super().__init__()
         self.build(**kwargs)
-        self.init_weights(needs_reset=False)
+        if not self.conv1.weight.is_meta:  # there it would change nothing, slowly
+            self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True):
@@ -425,13 +426,25 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build;
 }
 
 
+def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
+    """A VT-ResNet without values, but for the layers that other classes or channels keep from being loaded."""
+    model = VTResNet(device='meta', **kwargs).to_empty(device=device or torch.get_default_device())
+    nn.init.kaiming_normal_(model.conv1.weight, mode='fan_out', nonlinearity='relu')
+    if model.num_classes > 0:
+        model.fc.reset_parameters()
+    return model
+
+
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    model_cls = VTResNet
     if pretrained:
-        kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
-        )
+        given = kwargs.get('pretrained_cfg_overlay') or {}
+        kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(variant, kwargs.get('pretrained_cfg'), given)
+        published = kwargs['pretrained_cfg_overlay'] != given
+        if published and kwargs.get('pretrained_strict', True):
+            model_cls = _empty_vt_resnet  # the published file has all the rest
     return build_model_with_cfg(
-        VTResNet,
+        model_cls,
         variant,
         pretrained,
         # the getter prunes: a wrapped backbone keeps no parameter without a gradient
