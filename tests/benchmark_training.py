@@ -104,7 +104,7 @@ def main():
     parser.add_argument('--json', type=Path, help='write the figures here')
     parser.add_argument('--data', nargs='+', default=['shapes', 'digits'], choices=['shapes', 'digits'])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--epochs', nargs='+', type=int, default=[9, 6], help='of training on each data set')
+    parser.add_argument('--epochs', nargs='+', type=int, default=[12, 6], help='of training on each data set')
     parser.add_argument('--size', type=int, default=96, help='height and width in pixels')
     parser.add_argument('--train', type=int, default=3200, help='shapes to train on')
     parser.add_argument('--val', type=int, default=800, help='shapes to validate on')
