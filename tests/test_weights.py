@@ -38,6 +38,16 @@ def test_an_architecture_without_weights_says_so(name):
         timm.create_model(name, pretrained=True)
 
 
+@pytest.mark.parametrize('name', ['vt_resnet18', 'vt_resnet34', 'vt_resnet50', 'vt_resnet101'])
+def test_without_weights_an_architecture_is_the_papers(name):
+    """Weights of 64 pixels and other classes, where there are any, are not to shape a training from scratch."""
+    model = timm.create_model(name, device='meta')
+    config = vt_hub.VTResNetConfig(architecture=name)
+    assert model.num_classes == 1000
+    for cfg in (model.pretrained_cfg, config.pretrained_cfg):
+        assert tuple(cfg['input_size']) == (3, 224, 224)
+
+
 def test_unknown_tag():
     with pytest.raises(LookupError, match=r'No pretrained weights exist for vt_resnet10\.nope'):
         timm.create_model('vt_resnet10.nope', pretrained=True)

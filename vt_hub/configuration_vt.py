@@ -43,8 +43,9 @@ class VTConfig(PreTrainedConfig):
         for key in DERIVED:
             kwargs.pop(key, None)
         self.model_args = dict(self.model_args or {})
-        default = self.default_cfgs[self.architecture].default.to_dict(remove_source=True)
-        self.pretrained_cfg = dict(self.pretrained_cfg or default)
+        known = self.default_cfgs[self.architecture]
+        default = known.cfgs.get('untrained', known.default)  # as timm.create_model without weights
+        self.pretrained_cfg = dict(self.pretrained_cfg or default.to_dict(remove_source=True))
         for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
             self.pretrained_cfg.pop(key, None)
         super().__post_init__(**kwargs)

@@ -443,6 +443,8 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         published = kwargs['pretrained_cfg_overlay'] != given
         if published and kwargs.get('pretrained_strict', True):
             model_cls = _empty_vt_resnet  # the published file has all the rest
+    elif 'untrained' in default_cfgs[variant].cfgs:  # the paper's classes and image size, not those of our weights
+        kwargs['pretrained_cfg'] = kwargs.get('pretrained_cfg') or 'untrained'
     return build_model_with_cfg(
         model_cls,
         variant,

@@ -191,7 +191,7 @@ def finetune(
     model: torch.nn.Module, images: np.ndarray, labels: np.ndarray, lr: float, steps: int, batch_size: int, seed: int
 ):
     """Train all weights of a model on images (N, H, W, 3) uint8 and labels (N,)."""
-    optimizer = create_optimizer_v2(model, 'adamw', lr=lr, weight_decay=0.05)
+    optimizer = create_optimizer_v2(model, 'adamw', lr=lr, weight_decay=0.05, fused=True)
     schedule = CosineLRScheduler(optimizer, steps, warmup_t=steps // 10, t_in_epochs=False)
     x, y = as_input(images), torch.from_numpy(labels).to(DEVICE)
     generator = torch.Generator().manual_seed(seed)
