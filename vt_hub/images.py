@@ -1,16 +1,39 @@
 """Finding and reading image files of every kind that Pillow opens."""
 
 import glob
+import io
+import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-__all__ = ['find_images', 'read_image', 'to_channels']
+__all__ = ['find_images', 'read_image', 'to_channels', 'walk_images']
 
 
 MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
+
+
+def walk_images(folder: str | Path) -> Iterator[Path]:
+    """Image files under a folder, by file name extension and in no order; links to folders are not followed.
+
+    Links that lead nowhere are among them, so that reading them reports them.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    extensions = Image.registered_extensions()
+    folders = [os.fspath(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() in extensions and (
+                    os.path.isfile(entry.path) or not os.path.exists(entry.path)
+                ):
+                    yield Path(entry.path)
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
@@ -24,8 +47,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         path = Path(name)
         found = []
         if path.is_dir():
-            extensions = Image.registered_extensions()
-            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in extensions and p.is_file())
+            found = sorted(walk_images(path))
         elif not path.exists() and glob.has_magic(name):
             found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
         paths.extend(found or [path])
@@ -54,24 +76,30 @@ def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
     return image.convert('L' if channels == 1 else 'RGB')
 
 
-def read_image(path: Path | str, channels: int = 3) -> Image.Image:
+def read_image(path: Path | str, channels: int = 3, content: bytes | None = None) -> Image.Image:
     """Read one image file as RGB or grey, with EXIF orientation applied.
+
+    Args:
+        path: The file.
+        channels: 3 for RGB, 1 for grey.
+        content: What is in the file, if that has been read already; `path` is then only named in errors.
 
     Raises:
         ValueError: The file is missing, empty, truncated, no image, has more pixels than Image.MAX_IMAGE_PIXELS, or is
             a strip more than 1000 times as long as wide.
     """
     try:
-        if Path(path).is_dir():
+        if content is None and Path(path).is_dir():
             raise ValueError('it is a folder without images')
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)  # Pillow refuses at twice its limit only
-            with open(path, 'rb') as file, Image.open(file) as image:
+            with open(path, 'rb') if content is None else io.BytesIO(content) as file, Image.open(file) as image:
                 if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                     raise ValueError(f'it is a strip of {image.width} x {image.height} pixels')
                 return to_channels(image, channels)
     except Exception as error:  # a hostile file makes Pillow's decoders raise almost anything
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = 'it is empty' if not Path(path).stat().st_size else 'it is not an image'
+            size = Path(path).stat().st_size if content is None else len(content)
+            reason = 'it is not an image' if size else 'it is empty'
         raise ValueError(f'Cannot read {path} as an image: {reason.rstrip(".")}.') from error

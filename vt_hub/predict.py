@@ -1,5 +1,6 @@
 """Classify image files with a model's own preprocessing."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 
 from .images import read_image
 
-__all__ = ['label_names', 'predict']
+__all__ = ['DTYPES', 'Classifier', 'ImageReader', 'label_names', 'predict']
+
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def label_names(model: torch.nn.Module) -> list[str]:
@@ -22,20 +25,98 @@ def label_names(model: torch.nn.Module) -> list[str]:
     return [str(i) for i in range(model.num_classes)]
 
 
-@torch.inference_mode()
+class ImageReader(torch.utils.data.Dataset):
+    """Reads image files by a model's own preprocessing; indexed by a list of paths, for the workers of a DataLoader."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.channels = model.in_chans
+        self.transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+
+    def __getitem__(self, paths: Sequence[Path | str]) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
+        return self.read(paths, [None] * len(paths))
+
+    def read(
+        self, paths: Sequence[Path | str], contents: Sequence[bytes | None]
+    ) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
+        """Read some files, or take what is in them.
+
+        Returns:
+            The images that can be read, (B, C, H, W) or None, and for each path a dict of `image` and, where it cannot
+            be read, `error`.
+        """
+        images, results = [], []
+        for path, content in zip(paths, contents, strict=True):
+            result: dict[str, Any] = {'image': str(path)}
+            results.append(result)
+            try:
+                images.append(self.transform(read_image(path, self.channels, content)))
+            except ValueError as error:
+                result['error'] = str(error)
+            except MemoryError:
+                result['error'] = f'Cannot read {path} as an image: there is too little memory.'
+        return torch.stack(images) if images else None, results
+
+
+class Classifier(torch.utils.data.Dataset):
+    """A model with its preprocessing; indexed by a list of paths, it gives what `predict` yields of them.
+
+    Args:
+        model: A timm classifier in evaluation mode; it computes where its parameters are.
+        topk: Number of classes to report, best first.
+        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+
+    Raises:
+        ValueError: The model does not classify.
+    """
+
+    def __init__(self, model: torch.nn.Module, topk: int = 5, dtype: str = 'fp32'):
+        if hasattr(model, 'forward_maps'):
+            raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
+        self.model = model
+        self.reader = ImageReader(model)
+        self.labels = label_names(model)
+        self.topk = min(topk, len(self.labels))
+        self.dtype = dtype
+        self.device = next(model.parameters()).device
+
+    def __getitem__(self, paths: Sequence[Path | str]) -> list[dict[str, Any]]:
+        return self.classify(*self.reader[paths])
+
+    @torch.inference_mode()
+    def classify(self, images: torch.Tensor | None, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the `predictions` of images to the results that have no error; both come from `reader`."""
+        if images is None:
+            return results
+        dtype = DTYPES[self.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.model(images.to(self.device, non_blocking=True))
+        scores, classes = logits.float().softmax(dim=-1).topk(self.topk)
+        good = (result for result in results if 'error' not in result)
+        for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):
+            if not math.isfinite(row_scores[0]):
+                result['error'] = f'The scores of {result["image"]} are not finite in {self.dtype}.'
+                continue
+            result['predictions'] = [
+                {'label': self.labels[c], 'score': round(s, 6)} for s, c in zip(row_scores, row_classes, strict=True)
+            ]
+        return results
+
+
 def predict(
     model: torch.nn.Module,
     paths: Sequence[Path],
     topk: int = 5,
     batch_size: int = 16,
+    dtype: str = 'fp32',
 ) -> Iterator[dict[str, Any]]:
-    """Classify image files in order, in batches.
+    """Classify image files in order, in batches, in this process; `prediction_run.predict_files` takes any number.
 
     Args:
-        model: A timm classifier in evaluation mode.
+        model: A timm classifier in evaluation mode; it computes where its parameters are.
         paths: Image files.
         topk: Number of classes to report, best first.
         batch_size: Images that go through the model together.
+        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
 
     Yields:
         One dict per path: `image`, and `predictions`, a list of `label` and `score` (the softmax probability), or
@@ -44,26 +125,7 @@ def predict(
     Raises:
         ValueError: The model does not classify.
     """
-    if hasattr(model, 'forward_maps'):
-        raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    labels = label_names(model)
-    topk = min(topk, len(labels))
+    classifier = Classifier(model, topk, dtype)
     paths = iter(paths)
     while batch := list(islice(paths, batch_size)):
-        images, results = [], []
-        for path in batch:
-            result: dict[str, Any] = {'image': str(path)}
-            results.append(result)
-            try:
-                images.append(transform(read_image(path, model.in_chans)))
-            except ValueError as error:
-                result['error'] = str(error)
-        if images:
-            scores, classes = model(torch.stack(images)).softmax(dim=-1).topk(topk)
-            good = (result for result in results if 'error' not in result)
-            for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):
-                result['predictions'] = [
-                    {'label': labels[c], 'score': round(s, 6)} for s, c in zip(row_scores, row_classes, strict=True)
-                ]
-        yield from results
+        yield from classifier[batch]

@@ -1,8 +1,11 @@
 """Commands that describe and use models: list, info, predict, segment, explain, tables."""
 
 import json
+import signal
+import sys
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,6 +13,7 @@ from .common import Json, app, print_json, print_table, progress, report_failed
 
 DEFAULT_MODEL = 'vt_resnet10.digits'
 DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
+LONGEST_RUN = timedelta(days=30)  # processes that have done their share wait for the others
 
 
 @app.command('list')
@@ -90,18 +94,37 @@ def predict(
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
     topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
+    dtype: Annotated[
+        Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Precision; bf16 and fp16 are mixed.')
+    ] = 'fp32',
+    output: Annotated[
+        Path | None, typer.Option(help='Write a table, .jsonl or .parquet, for any number of images.')
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help='With --output: processes that read images; without, one for each core.')
+    ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
 ):
     """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
 
+    With --output, worker processes read the images, a GPU computes if there is one, and a run that was cut goes on where
+    it was. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub.cli predict ...
+
     Example: vt-hub predict 'samples/digit_*.png' --topk 1
+
+    Example: vt-hub predict photos --output results.parquet
     """
     from ..images import find_images
     from ..models import load_model
     from ..predict import predict as run
 
+    if output:
+        predict_table(images, model, output, as_json, topk=topk, batch_size=batch_size, dtype=dtype, workers=workers)
+        return
+    if workers:
+        raise typer.BadParameter('--workers needs --output')
     paths = find_images(images)
-    results = run(load_model(model), paths, topk=topk, batch_size=batch_size)
+    results = run(load_model(model), paths, topk=topk, batch_size=batch_size, dtype=dtype)
     failed = []
     for result in progress(results, len(paths), 'Classifying'):
         if 'error' in result:
@@ -112,6 +135,35 @@ def predict(
             classes = '  '.join(f'{p["label"]} {100 * p["score"]:.1f} %' for p in result['predictions'])
             print(f'{result["image"]}: {classes}')
     report_failed(failed, len(paths))
+
+
+def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any):
+    """`vt-hub predict --output`; Ctrl-C and SIGTERM leave what goes on later, and exit with 130."""
+    from ..models import load_model
+    from ..prediction_run import check_run, predict_files
+    from ..training.distributed import processes
+
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with processes(timeout=LONGEST_RUN) as (rank, device):
+            if rank == 0:
+                check_run(images, output)
+            counts = predict_files(load_model(model).to(device), images, output, **options, progress=progress)
+    except KeyboardInterrupt:
+        print(f'{output} is not at its end; the same command goes on.', file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+    if not counts:
+        return
+    total, failed = counts
+    if as_json:
+        print(json.dumps({'output': str(output), 'images': total, 'failed': failed}))
+    else:
+        print(f'{output}: {total} images')
+    if failed:
+        print(f'{failed} of {total} images failed; the field error of each says why.', file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()

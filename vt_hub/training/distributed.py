@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,8 +12,12 @@ __all__ = ['processes']
 
 
 @contextmanager
-def processes() -> Iterator[tuple[int, torch.device]]:
-    """Join the processes that torchrun has started, if it has; this one's rank and device."""
+def processes(timeout: timedelta | None = None) -> Iterator[tuple[int, torch.device]]:
+    """Join the processes that torchrun has started, if it has; this one's rank and device.
+
+    Args:
+        timeout: How long they wait for one another; without, torch's default of some minutes.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if cuda else torch.device('cpu')
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
@@ -20,7 +25,7 @@ def processes() -> Iterator[tuple[int, torch.device]]:
         return
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if cuda else 'gloo')
+    dist.init_process_group('nccl' if cuda else 'gloo', timeout=timeout)
     try:
         yield dist.get_rank(), device
     finally:

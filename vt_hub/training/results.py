@@ -3,12 +3,12 @@
 import json
 import platform
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import transformers
 
 from ..files import replaced_whole
 
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
         'hardware': hardware,
         'torch': torch.__version__,
         'timm': timm.__version__,
-        'transformers': transformers.__version__,
+        'transformers': version('transformers'),
     }
 
 
