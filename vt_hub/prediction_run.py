@@ -1,4 +1,4 @@
-"""Classify any number of image files into one table, in many processes, on many machines, and after a kill where it was.
+"""Classify any number of image files into one table, in many processes; a run that was killed goes on where it was.
 
 Until it is done, a run of OUTPUT keeps its state in the folder OUTPUT.parts: the paths in order (`images.jsonl`), its
 settings and where the paths of each part start in that file (`run.json`), and the results of each part that is done
@@ -297,8 +297,8 @@ def predict_files(
         FileExistsError: The output exists already.
         FileNotFoundError: An input does not exist, or is a folder without images.
         ModuleNotFoundError: The output needs a package that is not installed.
-        ValueError: The model does not classify, the output's extension is of no table, or the run that was cut had other
-            settings.
+        ValueError: The model does not classify, the output's extension is of no table, or the run that was cut had
+            other settings.
     """
     inputs, output = list(inputs), Path(output)
     classifier = Classifier(model, topk, dtype)

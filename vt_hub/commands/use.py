@@ -94,9 +94,7 @@ def predict(
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
     topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
-    dtype: Annotated[
-        Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Precision; bf16 and fp16 are mixed.')
-    ] = 'fp32',
+    dtype: Annotated[Literal['fp32', 'bf16', 'fp16'], typer.Option(help='bf16 and fp16 are mixed precision.')] = 'fp32',
     output: Annotated[
         Path | None, typer.Option(help='Write a table, .jsonl or .parquet, for any number of images.')
     ] = None,
@@ -107,8 +105,8 @@ def predict(
 ):
     """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
 
-    With --output, worker processes read the images, a GPU computes if there is one, and a run that was cut goes on where
-    it was. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub.cli predict ...
+    With --output, worker processes read the images, a GPU computes if there is one, and a run that was cut goes on
+    where it was. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub.cli predict ...
 
     Example: vt-hub predict 'samples/digit_*.png' --topk 1
 
