@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -111,6 +112,31 @@ def test_palettes_with_transparency_are_read_silently(tmp_path, recwarn):
 def test_strips_are_refused(tmp_path):
     with pytest.raises(ValueError, match='it is a strip of 2000 x 1 pixels'):
         read_image(save(tmp_path, Image.new('L', (2000, 1))))
+
+
+def test_postscript_is_not_run(tmp_path):
+    path = tmp_path / 'loop.png'
+    path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n')
+    with pytest.raises(ValueError, match='it is a PostScript program'):
+        read_image(path)
+
+
+def test_content_that_was_read_already(tmp_path):
+    image = read_image('gone.png', content=png_bytes((5, 7)))
+    assert (image.mode, image.size) == ('RGB', (7, 5))
+    with pytest.raises(ValueError, match=r'Cannot read gone\.png as an image: it is empty'):
+        read_image('gone.png', content=b'')
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path):
+    (tmp_path / 'folder.png').mkdir()
+    (tmp_path / 'folder.png' / 'a.png').touch()
+    (tmp_path / 'loop.png').symlink_to('loop.png')
+    (tmp_path / 'nowhere.png').symlink_to('missing')
+    (tmp_path / 'link.png').symlink_to('folder.png')
+    os.mkfifo(tmp_path / 'pipe.png')
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images([str(tmp_path)])]
+    assert found == ['folder.png/a.png', 'loop.png', 'nowhere.png']
 
 
 def test_channels(tmp_path):

@@ -85,8 +85,8 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
         content: What is in the file, if that has been read already; `path` is then only named in errors.
 
     Raises:
-        ValueError: The file is missing, empty, truncated, no image, has more pixels than Image.MAX_IMAGE_PIXELS, or is
-            a strip more than 1000 times as long as wide.
+        ValueError: The file is missing, empty, truncated, no image, PostScript, has more pixels than
+            Image.MAX_IMAGE_PIXELS, or is a strip more than 1000 times as long as wide.
     """
     try:
         if content is None and Path(path).is_dir():
@@ -96,6 +96,8 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
             with open(path, 'rb') if content is None else io.BytesIO(content) as file, Image.open(file) as image:
                 if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                     raise ValueError(f'it is a strip of {image.width} x {image.height} pixels')
+                if image.format == 'EPS':  # Pillow would have Ghostscript run it, for ever if it says so
+                    raise ValueError('it is a PostScript program')
                 return to_channels(image, channels)
     except Exception as error:  # a hostile file makes Pillow's decoders raise almost anything
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
