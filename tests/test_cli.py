@@ -61,6 +61,15 @@ def test_predict_without_images(run, samples, tmp_path):
     assert f'Cannot read {tmp_path} as an image: it is a folder without images' in err
 
 
+def test_predict_prints_names_that_are_not_unicode(samples, tmp_path):
+    name = os.fsencode(tmp_path) + b'/\xff.png'
+    os.symlink(samples / 'digit_3.png', name)
+    command = [sys.executable, '-m', 'vt_hub.cli', 'predict', name, '--topk', '1']
+    result = subprocess.run(command, capture_output=True, env=os.environ)
+    assert (result.returncode, result.stderr) == (0, b'')
+    assert result.stdout.startswith(name + b': 3 ')
+
+
 def test_predict_with_a_grey_model(run, samples, tmp_path):
     folder = vt_hub.export(timm.create_model('test_vt_resnet', in_chans=1, num_classes=2).eval(), tmp_path / 'grey')
     assert run('predict', samples, '--model', folder)[0] == 0

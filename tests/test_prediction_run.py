@@ -24,11 +24,14 @@ from vt_hub import prediction_run
 from vt_hub.images import find_images
 from vt_hub.predict import predict
 from vt_hub.prediction_output import read_jsonl
-from vt_hub.prediction_run import Parts, predict_files, sorted_on_disk
+from vt_hub.prediction_run import Parts, Workers, predict_files, sorted_on_disk
 
 IMAGES = 30
 fork = multiprocessing.get_context('fork')
-pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  # as many as are asked for
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:This DataLoader will create'),  # as many as are asked for
+    pytest.mark.filterwarnings('ignore:.*pin_memory'),  # there need not be a GPU
+]
 needs_fork = pytest.mark.skipif(
     torch.multiprocessing.get_start_method() != 'fork', reason='the fault is put into this process and inherited'
 )
@@ -89,6 +92,18 @@ def test_the_number_of_workers_does_not_matter(classify, expected, tmp_path, wor
     classify(tmp_path / 'table.jsonl', workers=workers)
     assert (tmp_path / 'table.jsonl').read_bytes() == expected
     assert os.listdir(tmp_path) == ['table.jsonl']
+
+
+def test_with_a_gpu_the_main_process_classifies(classify, expected, tmp_path, monkeypatch):
+    def init(workers, classifier, count):
+        workers.classifier, workers.count, workers.on_gpu = classifier, count, True
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(Workers, '__init__', init)
+    classify(tmp_path / 'table.jsonl', workers=2)
+    torch.set_num_threads(threads)
+    assert (tmp_path / 'table.jsonl').read_bytes() == expected
 
 
 def test_parquet(classify, expected, tmp_path):

@@ -13,6 +13,7 @@ def main():
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
     if not sys.stderr.isatty():
         disable_progress_bars()  # transformers asks the Hub client
+    sys.stdout.reconfigure(errors='surrogateescape')  # file names need not be Unicode
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe has gone; leave nothing for the interpreter to flush
