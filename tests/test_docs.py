@@ -127,6 +127,30 @@ def test_segmentation_page_has_the_measured_figures(name, table):
     assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
 
 
+def training_table():
+    """Accuracies of VT-ResNet-18 and ResNet-18 as tests/benchmark_training.py wrote them."""
+    heads = 'data', 'model', 'MACs (M)', 'validation (%)', 'mean, deviation', 'training (%)', 'mean, deviation'
+    lines = [f'| {" | ".join(heads)} |']
+    lines.append('|---|---|---:|---|---|---|---|')
+    for row in read_json(ROOT / 'docs' / 'benchmarks' / 'vt_resnet18_training.json')['rows']:
+        for model in ('resnet18', 'vt_resnet18'):
+            found = row[model]
+            cells = [
+                f'{", ".join(map(str, found[split]["top1"]))} | {found[split]["mean"]} ± {found[split]["stdev"]}'
+                for split in ('val', 'train')
+            ]
+            lines.append(f'| {row["name"]} | {model} | {found["macs_m"]} | {" | ".join(cells)} |')
+        gains = (row['difference'][split] for split in ('val', 'train'))
+        cells = [f'| {gain["mean"]:+} ({gain["interval"][0]} to {gain["interval"][1]})' for gain in gains]
+        lines.append(f'| {row["name"]} | difference, 95 % interval | | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def test_training_page_has_the_measured_figures():
+    page = (ROOT / 'docs' / 'training.md').read_text()
+    assert f'<!-- comparison -->\n\n{training_table()}\n\n<!-- /comparison -->' in page
+
+
 def test_links_lead_somewhere():
     for page in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
         for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
