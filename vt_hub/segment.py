@@ -14,13 +14,42 @@ from .files import replaced_whole
 from .images import read_image
 from .predict import label_names
 
-__all__ = ['check_mask', 'check_picture', 'colours', 'draw_overlay', 'save_mask', 'save_picture', 'segment']
+__all__ = [
+    'check_mask',
+    'check_picture',
+    'colours',
+    'draw_overlay',
+    'save_mask',
+    'save_picture',
+    'segment',
+    'segment_image',
+]
 
 MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
 GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
 
 
 @torch.inference_mode()
+def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Name the class of every pixel of an image.
+
+    Args:
+        model: A segmentation model in evaluation mode, through timm.
+        image: Of as many channels as the model reads; `vt_hub.images.read_image` opens one.
+
+    Returns:
+        The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
+    """
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    size = image.height, image.width
+    logits = F.interpolate(model(transform(image)[None]), size=size, mode='bilinear', align_corners=False)
+    mask = logits[0].argmax(0).to(torch.uint8).numpy()
+    labels = label_names(model)
+    counts = np.bincount(mask.ravel(), minlength=len(labels))
+    order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
+    return mask, [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
+
+
 def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Segment image files in order.
 
@@ -37,20 +66,13 @@ def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str,
     """
     if not hasattr(model, 'forward_maps'):
         raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    labels = label_names(model)
     for path in paths:
         try:
             image = read_image(path, model.in_chans)
         except ValueError as error:
             yield {'image': str(path), 'error': str(error)}
             continue
-        size = image.height, image.width
-        logits = F.interpolate(model(transform(image)[None]), size=size, mode='bilinear', align_corners=False)
-        mask = logits[0].argmax(0).to(torch.uint8).numpy()
-        counts = np.bincount(mask.ravel(), minlength=len(labels))
-        order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
-        classes = [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
+        mask, classes = segment_image(model, image)
         yield {'image': str(path), 'classes': classes, 'mask': mask}
 
 

@@ -1,4 +1,4 @@
-"""Commands that describe and use models: list, info, predict, segment, explain, tables."""
+"""Commands that describe and use models: list, info, predict, segment, explain, demo, tables."""
 
 import json
 import signal
@@ -266,6 +266,27 @@ def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
     for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
         raise ValueError(f'The image {path} would be overwritten; name another place than {target}.')
     return outputs
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        list[str],
+        typer.Option(help='Model.tag, folder or hf-hub:ID to offer; may be repeated.'),
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help='Address to listen on; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help='Port; without, the first free one from 7860.')
+    ] = None,
+    browser: Annotated[bool, typer.Option('--browser', help='Open the page.')] = False,
+):
+    """Serve a page that answers for images: classes, where the tokens look, overlays. Stop it with Ctrl-C.
+
+    Example: vt-hub demo --browser
+    """
+    from ..demo import build, serve
+
+    serve(build(model), host, port, inbrowser=browser)
 
 
 @app.command()

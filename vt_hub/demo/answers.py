@@ -1,0 +1,99 @@
+"""What the demo says of an image; nothing here knows of the browser."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..explanation import explain
+from ..images import read_image
+from ..models import load_model
+from ..predict import label_names
+from ..segment import draw_overlay, segment_image
+from ..synthesis.shapes import scene
+from ..weights import EMBEDDED, list_pretrained
+from .figure import token_figure
+
+__all__ = ['classify', 'is_segmenter', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
+
+TOPK = 5
+SHOWN = 10  # class names of a model
+MAX_SIDE = 768  # pixels of an image whose classes are drawn: more is slow to draw and to send
+MAX_RATIO = 10  # of the sides of an image
+SCENES = (2026, [0, 4, 5, 11])  # seed and numbers; the published weights never saw this seed
+
+
+def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
+    """The models that a demo offers, by the names that it shows.
+
+    Args:
+        sources: As `vt_hub.load_model` takes them; without, all weights that come with the package.
+
+    Raises:
+        ValueError: Two folders have one name, or one is damaged.
+        LookupError: No such model, or no weights for it.
+    """
+    sources = sources or [name for name in list_pretrained() if (EMBEDDED / name).is_dir()]
+    models = {}
+    for source in sources:
+        name = Path(source).resolve().name if Path(source).is_dir() else source.removeprefix('hf-hub:')
+        if name in models:
+            raise ValueError(f'Two models are called {name}; name another folder than {source}.')
+        models[name] = load_model(source)
+    return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # the first shows its tokens
+
+
+def is_segmenter(model: torch.nn.Module) -> bool:
+    return hasattr(model, 'forward_maps')
+
+
+def summary(model: torch.nn.Module) -> str:
+    """What a model can answer, in a line: it names one of its classes for any image."""
+    labels = label_names(model)
+    some = ', '.join(labels[:SHOWN]) + (', …' if len(labels) > SHOWN else '')
+    does = 'Names every pixel' if is_segmenter(model) else 'Names the image'
+    return f'{does} as one of {len(labels)} classes, whatever it shows: {some}.'
+
+
+def write_samples(folder: Path) -> dict[str, list[Path]]:
+    """Write sample images to a folder: of each tag of published weights, those that its models can read."""
+    digits = sorted((Path(__file__).parent / 'samples').glob('*.png'))
+    samples = {'digits': [Path(shutil.copy(path, folder)) for path in digits], 'shapes': []}
+    seed, numbers = SCENES
+    for number in numbers:
+        path = folder / f'scene_{number}.png'
+        Image.fromarray(scene(seed, number, 256, 'val')[0]).save(path)
+        samples['shapes'].append(path)
+    return samples
+
+
+def open_upload(path: str | Path, channels: int) -> Image.Image:
+    """Read an image that anybody may have sent; the message says its name, not where it lies.
+
+    Raises:
+        ValueError: As `vt_hub.images.read_image`, or one side is more than ten times as long as the other.
+    """
+    try:
+        image = read_image(path, channels)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), Path(path).name)) from error
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise ValueError(f'{Path(path).name} is a strip of {image.width} x {image.height} pixels; crop it.')
+    return image
+
+
+def classify(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float], str]:
+    """The likeliest classes of an image file with their probabilities, and the figure of the tokens as HTML."""
+    explanation = explain(model, open_upload(path, model.in_chans), TOPK)
+    scores = {prediction['label']: prediction['score'] for prediction in explanation.predictions}
+    return scores, token_figure(explanation)
+
+
+def segment(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float], Image.Image]:
+    """The classes of an image file with their shares of the pixels, and the overlay with its legend."""
+    image = open_upload(path, model.in_chans)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    mask, classes = segment_image(model, image)
+    return {found['label']: found['share'] for found in classes}, draw_overlay(image, mask, label_names(model))

@@ -1,0 +1,100 @@
+"""A prediction's tokens as one piece of HTML without scripts: a token is chosen by pointing at it, or with arrow keys."""
+
+import base64
+from html import escape
+from io import BytesIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from PIL import Image
+
+from ..explanation import COLOURS, OPACITY, Explanation
+
+__all__ = ['token_figure']
+
+SIDE = 64  # pixels of a map's picture, at least: so many that what the browser interpolates is smooth already
+PALETTE = np.rint(255 * colormaps[COLOURS](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
+
+
+def data_uri(picture: Image.Image) -> str:
+    file = BytesIO()
+    picture.save(file, 'PNG')
+    return f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def map_picture(values: torch.Tensor) -> Image.Image:
+    """Values from 0 to 1, (H, W), in the colours of the scale."""
+    picture = Image.fromarray((255 * values).round().to(torch.uint8).numpy()).convert('P')
+    picture.putpalette(PALETTE.tobytes())
+    return picture
+
+
+def bar(value: float, values: list[float]) -> str:
+    """One bar of a chart of the values, which all have one zero line."""
+    top, bottom = max(0.0, *values), min(0.0, *values)
+    unit = 100 / ((top - bottom) or 1)
+    start = unit * (top - max(0.0, value))
+    sign = 'plus' if value >= 0 else 'minus'
+    return (
+        f'<span class="chart"><span class="zero" style="top:{unit * top:.1f}%"></span>'
+        f'<span class="bar {sign}" style="top:{start:.1f}%;height:{unit * abs(value):.1f}%"></span></span>'
+    )
+
+
+def token_figure(explanation: Explanation) -> str:
+    """The image, where the chosen token looks in each module, and what every token adds to the likeliest class.
+
+    All maps share one colour scale, from zero to the largest share of a token's attention in one cell. The token that
+    adds most is chosen at first. `style.css` beside this file has the looks.
+    """
+    label = escape(explanation.predictions[0]['label'])
+    logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()
+    adds = explanation.contributions[0].tolist()
+    chosen = int(np.argmax(adds))
+    height, width = explanation.image.shape[:2]
+    size = (SIDE * height // min(height, width), SIDE * width // min(height, width))
+    shares = [F.interpolate(part[None], size, mode='bilinear')[0] for part in explanation.attention]
+    highest = max(part.max().item() for part in shares)
+    modules, tokens = range(1, len(shares) + 1), range(1, len(adds) + 1)
+
+    rules, views, columns = [], [], []
+    for module, part in zip(modules, shares, strict=True):
+        for token, share in zip(tokens, part / highest, strict=True):
+            rules.append(f'.vt .map{module}-{token} {{ background-image: url({data_uri(map_picture(share))}) }}')
+    image = f'<img src="{data_uri(Image.fromarray(explanation.image))}" alt="the image"'
+    views.append(f'<figure><div class="view">{image}></div><figcaption>what the network sees</figcaption></figure>')
+    for module in modules:
+        maps = ''.join(f'<div class="map map{module}-{token} of{token}"></div>' for token in tokens)
+        caption = f'where the token looks, module {module}'
+        views.append(
+            f'<figure><div class="view">{image} class="grey">{maps}</div><figcaption>{caption}</figcaption></figure>'
+        )
+    for token, value in zip(tokens, adds, strict=True):
+        for state in (f':has(.pick{token}:hover)', f':not(:has(.pick:hover)):has(.pick{token} :checked)'):
+            rules.append(f'.vt{state} .of{token} {{ visibility: visible }}')
+        thumbnails = ''.join(f'<span class="thumbnail map{module}-{token}"></span>' for module in modules)
+        checked = ' checked' if token == chosen + 1 else ''
+        columns.append(
+            f'<label class="pick pick{token}" title="token {token}: {value:+.2f}">'
+            f'<input type="radio" name="vt-token" aria-label="token {token}"{checked}>'
+            f'{bar(value, adds)}{thumbnails}<span class="number">{token}</span></label>'
+        )
+    said = ''.join(
+        f'<span class="of{token}">Token {token} adds <b>{value:+.2f}</b> to the logit of <b>{label}</b>.</span>'
+        for token, value in zip(tokens, adds, strict=True)
+    )
+    stops = ', '.join(f'rgb{tuple(PALETTE[i].tolist())}' for i in np.linspace(0, 255, 11).astype(int))
+    html = f"""\
+<div class="vt" style="--columns: {min(len(adds), 16)}; --ratio: {width} / {height}; --opacity: {OPACITY}">
+<style>{' '.join(rules)}</style>
+<div class="views">{''.join(views)}</div>
+<div class="scale"><span>0 %</span><span class="colours" style="background: linear-gradient(90deg, {stops})"></span>
+<span>{100 * highest:.0f} % of a token's attention in one cell</span></div>
+<p class="said">{said}</p>
+<div class="picks" role="radiogroup" aria-label="token">{''.join(columns)}</div>
+<p class="note">A column is a token: what it adds, and where it looks in {' and '.join(f'module {m}' for m in modules)}.
+All columns and the bias ({bias:+.2f}) sum to the logit of {label}, {logit:.2f}.</p>
+</div>"""
+    return html.replace('{{', '{ {')  # Gradio would read a template in it
