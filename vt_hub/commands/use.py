@@ -284,9 +284,11 @@ def demo(
 
     Example: vt-hub demo --browser
     """
-    from ..demo import build, serve
+    from ..demo import build, start
 
-    serve(build(model), host, port, inbrowser=browser)
+    app = build(model)
+    print(start(app, host, port, browser), flush=True)
+    app.block_thread()
 
 
 @app.command()

@@ -1,5 +1,5 @@
 """The demo in a browser: what `vt-hub demo` serves, and a Space."""
 
-from .app import build, serve
+from .app import build, start
 
-__all__ = ['build', 'serve']
+__all__ = ['build', 'start']

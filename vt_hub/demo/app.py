@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 from .answers import classify, is_segmenter, load_models, segment, summary, write_samples
 
-__all__ = ['build', 'serve']
+__all__ = ['build', 'start']
 
 MAX_FILE_SIZE = 32 << 20  # bytes of an upload
 MAX_WAITING = 64  # requests in the queue
@@ -48,65 +48,59 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         return samples.get(model.split('.')[-1], everything)
 
     def answer(model: str, image: str | None):
-        scores, figure, overlay = None, None, None
-        if image:
-            try:
-                if is_segmenter(models[model]):
-                    scores, overlay = segment(models[model], image)
-                else:
-                    scores, figure = classify(models[model], image)
-            except ValueError as error:
-                raise gr.Error(str(error), title='This image cannot be read', print_exception=False) from error
-        return (
-            gr.Label(scores, label='Share of the pixels' if is_segmenter(models[model]) else 'Probability'),
-            gr.HTML(figure, visible=figure is not None),
-            gr.Image(overlay, visible=overlay is not None),
-        )
+        """Scores, and either the figure of the tokens or the overlay."""
+        if not image:
+            return None, None, None
+        try:
+            if is_segmenter(models[model]):
+                shares, overlay = segment(models[model], image)
+                return shares, None, overlay
+            return *classify(models[model], image), None
+        except ValueError as error:
+            raise gr.Error(str(error), title='No answer', print_exception=False) from error
 
     def change_model(model: str, image: str | None):
-        """The model's summary and samples; a sample that was shown gives way to one that the model can read."""
-        own = samples_of(model)
-        keep = image and Path(image).name not in names
-        return summary(models[model]), gr.Dataset(samples=[[path] for path in own]), gr.skip() if keep else own[0]
+        """What belongs to the model; a sample that was shown gives way to one that the model can read."""
+        own, segments = samples_of(model), is_segmenter(models[model])
+        sample = not image or Path(image).name in names
+        return (
+            summary(models[model]),
+            gr.Dataset(samples=[[path] for path in own]),
+            own[0] if sample else gr.skip(),
+            gr.Label(label='Share of the pixels' if segments else 'Probability'),
+            gr.HTML(visible=not segments),
+            gr.Image(visible=segments),
+        )
 
     def pick(model: str, number: int):
         return samples_of(model)[number]
 
-    first = next(iter(models))
     with gr.Blocks(title='Visual Transformers', analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
         app.samples_folder = folder  # removed with the page
         gr.Markdown(TITLE)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                model = gr.Dropdown(list(models), value=first, label='Model')
+                model = gr.Dropdown(list(models), label='Model', elem_id='model')
+                sources = ['upload', 'clipboard']
                 image = gr.Image(
-                    samples_of(first)[0],
-                    label='Image',
-                    type='filepath',
-                    height=240,
-                    sources=['upload', 'clipboard'],
-                    buttons=[],
-                    elem_id='image',
+                    label='Image', type='filepath', height=240, sources=sources, buttons=[], elem_id='image'
                 )
+                only_uploads(image)
+                thumbnail = gr.Image(render=False)
                 gallery = gr.Dataset(
-                    components=[gr.Image(render=False)],
-                    samples=[[path] for path in samples_of(first)],
-                    type='index',
-                    label='Samples',
-                    elem_id='samples',
+                    components=[thumbnail], samples=[], type='index', label='Samples', elem_id='samples'
                 )
-                about = gr.Markdown(summary(models[first]), elem_id='about')
+                about = gr.Markdown(elem_id='about')
             with gr.Column(scale=5, min_width=320):
-                label = gr.Label(label='Probability', num_top_classes=5, show_heading=False)
-                figure = gr.HTML(label='Tokens', show_label=True, container=True, padding=True)
-                overlay = gr.Image(
-                    label='Classes', format='png', visible=False, interactive=False, buttons=['download']
-                )
-        only_uploads(image)
-        answers = {'fn': answer, 'inputs': [model, image], 'outputs': [label, figure, overlay]}
-        gr.on([app.load, image.change, model.change], **answers, trigger_mode='always_last', api_name='answer')
-        model.change(change_model, [model, image], [about, gallery, image], api_visibility='private')
-        gallery.click(pick, [model, gallery], image, api_visibility='private')
+                scores = gr.Label(num_top_classes=5, show_heading=False, elem_id='scores')
+                figure = gr.HTML(label='Tokens', show_label=True, container=True, padding=True, elem_id='tokens')
+                overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
+        parts = [about, gallery, image, scores, figure, overlay]
+        answered = {'fn': answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
+        private = {'api_visibility': 'private'}
+        gr.on([image.upload, image.clear], **answered, api_name='answer')
+        gr.on([app.load, model.change], change_model, [model, image], parts, **private).then(**answered, **private)
+        gallery.click(pick, [model, gallery], image, **private).then(**answered, **private)
     return app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
@@ -126,33 +120,38 @@ def only_uploads(image: gr.Image):
     image.preprocess = lambda sent: sent and sent.path
 
 
-def serve(app: gr.Blocks, host: str | None = None, port: int | None = None, wait: bool = True, **options):
-    """Serve the page until the process is stopped.
+def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open_browser: bool = False) -> str:
+    """Serve the page from a thread of this process; `app.block_thread()` waits until it is stopped.
 
     Args:
         app: What `build` gives.
         host: Address to listen on; without, GRADIO_SERVER_NAME in the environment, or this machine alone.
-        port: Without, GRADIO_SERVER_PORT, or the first free one from 7860.
-        wait: Return only when the server is stopped.
-        options: Further arguments of Gradio's `launch`.
+        port: Without, GRADIO_SERVER_PORT in the environment, or the first free one from 7860.
+        open_browser: Show the page.
 
     Returns:
-        The address of the page, where it does not wait.
+        The page's address.
 
     Raises:
         OSError: The port is taken.
     """
-    _, url, _ = app.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        prevent_thread_lock=not wait,
-        max_file_size=MAX_FILE_SIZE,
-        theme=THEME,
-        css_paths=Path(__file__).with_name('style.css'),
-        footer_links=[],
-        enable_monitoring=False,
-        ssr_mode=False,
-        **options,
-    )
+    try:
+        _, url, _ = app.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            max_file_size=MAX_FILE_SIZE,
+            theme=THEME,
+            css_paths=Path(__file__).with_name('style.css'),
+            footer_links=[],
+            enable_monitoring=False,
+            ssr_mode=False,
+        )
+    except OSError as error:
+        raise OSError(
+            f'Cannot listen on {host or "this machine"}, port {port or "7860 to 7959"}; name another.'
+        ) from error
     return url

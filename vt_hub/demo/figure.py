@@ -1,4 +1,4 @@
-"""A prediction's tokens as one piece of HTML without scripts: a token is chosen by pointing at it, or with arrow keys."""
+"""A prediction's tokens as HTML without scripts: a token is chosen by pointing at it, or with arrow keys."""
 
 import base64
 from html import escape
