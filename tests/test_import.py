@@ -2,11 +2,12 @@ import subprocess
 import sys
 
 
-def test_import_is_silent_and_leaves_transformers_unimported(tmp_path):
+def test_import_is_silent_and_leaves_heavy_packages_unimported(tmp_path):
     code = (
         'import sys, timm, logging; logging.basicConfig(level=0)\n'
         'import warnings; warnings.simplefilter("error")\n'
-        'import vt_hub; assert "transformers" not in sys.modules'
+        'import vt_hub; assert "transformers" not in sys.modules\n'
+        'import vt_hub.cli; assert not {"gradio", "matplotlib"} & sys.modules.keys()'
     )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')

@@ -81,15 +81,10 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 model = gr.Dropdown(list(models), label='Model', elem_id='model')
-                sources = ['upload', 'clipboard']
-                image = gr.Image(
-                    label='Image', type='filepath', height=240, sources=sources, buttons=[], elem_id='image'
-                )
-                only_uploads(image)
-                thumbnail = gr.Image(render=False)
-                gallery = gr.Dataset(
-                    components=[thumbnail], samples=[], type='index', label='Samples', elem_id='samples'
-                )
+                sent = {'type': 'filepath', 'sources': ['upload', 'clipboard']}
+                image = only_uploads(gr.Image(label='Image', height=240, buttons=[], elem_id='image', **sent))
+                columns = [gr.Image(render=False)]
+                gallery = gr.Dataset(components=columns, samples=[], type='index', label='Samples', elem_id='samples')
                 about = gr.Markdown(elem_id='about')
             with gr.Column(scale=5, min_width=320):
                 scores = gr.Label(num_top_classes=5, show_heading=False, elem_id='scores')
@@ -104,7 +99,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
     return app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
-def only_uploads(image: gr.Image):
+def only_uploads(image: gr.Image) -> gr.Image:
     """Leave the decoding of what is sent to `read_image`, and fetch nothing from an address that a client names.
 
     The methods of this one component are replaced: a subclass would make Gradio write a file beside this module.
@@ -118,6 +113,7 @@ def only_uploads(image: gr.Image):
 
     image.async_move_resource_to_block_cache = move_file
     image.preprocess = lambda sent: sent and sent.path
+    return image
 
 
 def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open_browser: bool = False) -> str:
