@@ -64,12 +64,11 @@ def token_figure(explanation: Explanation) -> str:
         for token, share in zip(tokens, part / highest, strict=True):
             rules.append(f'.vt .map{module}-{token} {{ background-image: url({data_uri(map_picture(share))}) }}')
     image = f'<img src="{data_uri(Image.fromarray(explanation.image))}" alt="the image"'
-    views.append(f'<figure><div class="view">{image}></div><figcaption>what the network sees</figcaption></figure>')
+    views.append(f'<figure><div class="view">{image}></div><figcaption>input</figcaption></figure>')
     for module in modules:
         maps = ''.join(f'<div class="map map{module}-{token} of{token}"></div>' for token in tokens)
-        caption = f'where the token looks, module {module}'
         views.append(
-            f'<figure><div class="view">{image} class="grey">{maps}</div><figcaption>{caption}</figcaption></figure>'
+            f'<figure><div class="view">{image} class="grey">{maps}</div><figcaption>module {module}</figcaption></figure>'
         )
     for token, value in zip(tokens, adds, strict=True):
         for state in (f':has(.pick{token}:hover)', f':not(:has(.pick:hover)):has(.pick{token} :checked)'):
