@@ -67,9 +67,8 @@ def token_figure(explanation: Explanation) -> str:
     views.append(f'<figure><div class="view">{image}></div><figcaption>input</figcaption></figure>')
     for module in modules:
         maps = ''.join(f'<div class="map map{module}-{token} of{token}"></div>' for token in tokens)
-        views.append(
-            f'<figure><div class="view">{image} class="grey">{maps}</div><figcaption>module {module}</figcaption></figure>'
-        )
+        view = f'<div class="view">{image} class="grey">{maps}</div>'
+        views.append(f'<figure>{view}<figcaption>module {module}</figcaption></figure>')
     for token, value in zip(tokens, adds, strict=True):
         for state in (f':has(.pick{token}:hover)', f':not(:has(.pick:hover)):has(.pick{token} :checked)'):
             rules.append(f'.vt{state} .of{token} {{ visibility: visible }}')
