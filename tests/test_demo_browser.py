@@ -50,10 +50,12 @@ class Page:
     def see(self, selector, text):
         self.wait.until(lambda _: any(text in element.text for element in self.find(selector)), f'{selector}: {text}')
 
-    def open(self, size=DESKTOP):
-        width, height = size
-        metrics = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': size == PHONE}
+    def resize(self, width, height):
+        metrics = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': width == PHONE[0]}
         self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+
+    def open(self, size=DESKTOP):
+        self.resize(*size)
         self.driver.get(self.url)
         self.see('#scores', '%')
         self.one('#tokens .vt')
@@ -79,10 +81,10 @@ class Page:
         """A picture of the whole page, where pictures are wanted."""
         if folder := os.environ.get('VT_HUB_SCREENSHOTS'):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            width, height = self.driver.execute_script('return [innerWidth, document.documentElement.scrollHeight]')
-            metrics = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': False}
-            self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+            size = self.driver.execute_script('return [innerWidth, innerHeight]')
+            self.resize(size[0], self.driver.execute_script('return document.documentElement.scrollHeight'))
             self.driver.save_screenshot(str(Path(folder, f'{name}.png')))
+            self.resize(*size)
 
 
 @pytest.fixture(scope='module')
@@ -104,9 +106,12 @@ def driver(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def page(driver, url):
+    """The page, which each test leaves with a classifier chosen."""
     page = Page(driver, url)
+    driver.get('about:blank')
+    driver.get_log('performance')  # what Chromium loads for itself
     page.open()
     return page
 
