@@ -71,11 +71,15 @@ class Page:
         option.click()
 
     def shown(self):
-        """The token of which the page speaks, and the modules whose maps of it are shown."""
-        seen = [element for element in self.find('#tokens [class*="of"]') if element.is_displayed()]
-        sentence = next(element.text for element in seen if element.tag_name == 'span')
-        maps = sorted(element.get_attribute('class').split()[1] for element in seen if element.tag_name == 'div')
-        return int(sentence.split()[1]), maps
+        """The token in each map and sentence that can be seen."""
+        seen = self.driver.execute_script("""
+            const all = [...document.querySelectorAll('#tokens .map, #tokens .said span')]
+            return all.filter(element => getComputedStyle(element).visibility == 'visible').map(e => e.className)
+        """)
+        return [int(names.split('of')[-1]) for names in seen]
+
+    def see_token(self, token):
+        self.wait.until(lambda _: self.shown() == 3 * [token], f'token {token}')
 
     def picture(self, name):
         """A picture of the whole page, where pictures are wanted."""
@@ -138,15 +142,14 @@ def test_samples(page):
 
 
 def test_tokens_by_mouse_and_keys(page):
-    token, maps = page.shown()
-    assert maps == [f'map1-{token}', f'map2-{token}']
+    page.see_token(page.shown()[0])
     ActionChains(page.driver).move_to_element(page.one('#tokens .pick3')).perform()
-    assert page.shown() == (3, ['map1-3', 'map2-3'])
+    page.see_token(3)
     page.one('#tokens .pick12').click()
     ActionChains(page.driver).move_to_element(page.one('h1')).perform()
-    assert page.shown()[0] == 12
+    page.see_token(12)
     page.one('#tokens .pick12 input').send_keys(Keys.ARROW_RIGHT)
-    assert page.shown()[0] == 13
+    page.see_token(13)
 
 
 def test_segment(page, samples):
@@ -154,7 +157,7 @@ def test_segment(page, samples):
     page.see('#scores', 'Share of the pixels')
     page.see('#scores', 'background')
     page.one('#overlay img')
-    assert not page.one('#tokens').is_displayed()
+    page.wait.until(lambda _: not page.find('#tokens .vt'))
     page.picture('classes')
     page.upload(samples / 'scene.png')
     before = page.one('#scores').text

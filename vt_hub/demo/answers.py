@@ -52,7 +52,7 @@ def is_segmenter(model: torch.nn.Module) -> bool:
 def summary(model: torch.nn.Module) -> str:
     """What a model can answer, in a line: it names one of its classes for any image."""
     labels = label_names(model)
-    some = ', '.join(labels[:SHOWN]) + (', …' if len(labels) > SHOWN else '')
+    some = ', '.join(labels[:SHOWN]) + (f' and {len(labels) - SHOWN} more' if len(labels) > SHOWN else '')
     does = 'Names every pixel' if is_segmenter(model) else 'Names the image'
     return f'{does} as one of {len(labels)} classes, whatever it shows: {some}.'
 

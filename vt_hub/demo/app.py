@@ -57,7 +57,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 return shares, None, overlay
             return *classify(models[model], image), None
         except ValueError as error:
-            raise gr.Error(str(error), title='No answer', print_exception=False) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     def change_model(model: str, image: str | None):
         """What belongs to the model; a sample that was shown gives way to one that the model can read."""
