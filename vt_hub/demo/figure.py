@@ -59,15 +59,15 @@ def token_figure(explanation: Explanation) -> str:
     highest = max(part.max().item() for part in shares)
     modules, tokens = range(1, len(shares) + 1), range(1, len(adds) + 1)
 
-    rules, views, columns = [], [], []
+    rules = [f'.vt .image {{ background-image: url({data_uri(Image.fromarray(explanation.image))}) }}']
+    views = ['<figure><div class="view"><div class="image"></div></div><figcaption>input</figcaption></figure>']
+    columns = []
     for module, part in zip(modules, shares, strict=True):
         for token, share in zip(tokens, part / highest, strict=True):
             rules.append(f'.vt .map{module}-{token} {{ background-image: url({data_uri(map_picture(share))}) }}')
-    image = f'<img src="{data_uri(Image.fromarray(explanation.image))}" alt="the image"'
-    views.append(f'<figure><div class="view">{image}></div><figcaption>input</figcaption></figure>')
     for module in modules:
         maps = ''.join(f'<div class="map map{module}-{token} of{token}"></div>' for token in tokens)
-        view = f'<div class="view">{image} class="grey">{maps}</div>'
+        view = f'<div class="view"><div class="image grey"></div>{maps}</div>'
         views.append(f'<figure>{view}<figcaption>module {module}</figcaption></figure>')
     for token, value in zip(tokens, adds, strict=True):
         for state in (f':has(.pick{token}:hover)', f':not(:has(.pick:hover)):has(.pick{token} :checked)'):
