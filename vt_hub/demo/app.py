@@ -66,7 +66,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         return (
             summary(models[model]),
             gr.Dataset(samples=[[path] for path in own]),
-            own[0] if sample else gr.skip(),
+            own[0] if sample else image,  # no update: see only_uploads
             gr.Label(label='Share of the pixels' if segments else 'Probability'),
             gr.HTML(visible=not segments),
             gr.Image(visible=segments),
@@ -102,7 +102,8 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
 def only_uploads(image: gr.Image) -> gr.Image:
     """Leave the decoding of what is sent to `read_image`, and fetch nothing from an address that a client names.
 
-    The methods of this one component are replaced: a subclass would make Gradio write a file beside this module.
+    The methods of this one component are replaced, since Gradio writes a file beside the module of a subclass. No event
+    may give an update of it, such as `gr.Image(...)` or `gr.skip()`: for that Gradio would make it anew, with its own.
     """
     move = image.async_move_resource_to_block_cache
 

@@ -59,7 +59,10 @@ def token_figure(explanation: Explanation) -> str:
     highest = max(part.max().item() for part in shares)
     modules, tokens = range(1, len(shares) + 1), range(1, len(adds) + 1)
 
-    rules = [f'.vt .image {{ background-image: url({data_uri(Image.fromarray(explanation.image))}) }}']
+    rules = [
+        f'.vt .image {{ background-image: url({data_uri(Image.fromarray(explanation.image))}) }}',
+        '.vt .map, .vt .said span { visibility: hidden }',  # here, since Gradio makes rules of style.css more specific
+    ]
     views = ['<figure><div class="view"><div class="image"></div></div><figcaption>input</figcaption></figure>']
     columns = []
     for module, part in zip(modules, shares, strict=True):
