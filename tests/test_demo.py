@@ -248,11 +248,12 @@ def test_nothing_is_told_to_others(url):
 # the command
 
 
-def test_without_gradio(run, monkeypatch):
+@pytest.mark.parametrize('package', ['gradio', 'matplotlib'])
+def test_without_its_extra(run, monkeypatch, package):
     for name in [name for name in sys.modules if name.startswith('vt_hub.demo')]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, 'gradio', None)
-    assert run('demo') == (1, '', 'error: The demo needs Gradio: pip install "vt_hub[demo]".\n')
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run('demo') == (1, '', 'error: The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".\n')
 
 
 def test_a_taken_port(run, url):

@@ -8,8 +8,9 @@ from pathlib import Path
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read when Gradio is imported
 try:
     import gradio as gr
+    import matplotlib  # noqa: F401  for the colours
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError('The demo needs Gradio: pip install "vt_hub[demo]".') from error
+    raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
 from .answers import classify, is_segmenter, load_models, segment, summary, write_samples
 
