@@ -22,6 +22,7 @@ _LAZY = {  # imported on first use: these need transformers or the Hub client
     'load_model': 'models',
     'explain': 'explanation',
     'export': 'publishing',
+    'export_onnx': 'publishing',
     'verify': 'publishing',
     'push': 'publishing',
     'pull': 'publishing',

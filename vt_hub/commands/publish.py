@@ -11,7 +11,7 @@ from .common import Json, app, print_json, print_table
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help='Training checkpoint, folder of transformers or ours, or a name.')],
-    folder: Annotated[Path, typer.Argument(help='Model folder to write; must not exist.')],
+    target: Annotated[Path, typer.Argument(help='Model folder to write, or a .onnx file; must not exist.')],
     model: Annotated[str | None, typer.Option(help='Architecture, where a checkpoint does not name it.')] = None,
     weights: Annotated[Literal['ema', 'raw'], typer.Option(help='Averaged weights if there are any, or raw.')] = 'ema',
     dtype: Annotated[Literal['fp32', 'fp16', 'bf16'], typer.Option(help='What the weights are stored in.')] = 'fp32',
@@ -21,15 +21,36 @@ def export(
     result: Annotated[list[Path], typer.Option(help='Result file for the card; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
     license_: Annotated[str | None, typer.Option('--license', help='Licence; without, that of the source.')] = None,
+    onnx: Annotated[bool, typer.Option('--onnx', help='Put onnx/model.onnx into the folder too.')] = False,
+    attention: Annotated[
+        bool, typer.Option('--attention', help="With ONNX: give the maps of a VT-ResNet's token attention too.")
+    ] = False,
+    int8: Annotated[
+        Path | None, typer.Option(help='Quantise the .onnx file, calibrated with the images of this folder.')
+    ] = None,
 ):
-    """Write a model folder that timm, transformers and torch.hub load.
+    """Write a model folder that timm, transformers and torch.hub load; or a lone ONNX file, for onnxruntime.
 
     Example: vt-hub export output/train/run/model_best.pth.tar flowers --labels data/train
     """
     from ..conversion import load_source
+    from ..images import find_images
     from ..publishing import export as run
+    from ..publishing import export_onnx
     from ..publishing.folder import DEFAULT_PROSE
 
+    if target.suffix == '.onnx':
+        if labels or result or prose or license_ or dtype != 'fp32':
+            raise ValueError(
+                '--labels, --result, --prose, --license and --dtype go with a model folder, not with a .onnx file.'
+            )
+        calibration = find_images([str(int8)]) if int8 else []
+        print(export_onnx(load_source(source, model, weights)[0], target, attention, calibration))
+        return
+    if int8:
+        raise ValueError(f'--int8 goes with a .onnx file; {target} would be a model folder.')
+    if attention and not onnx:
+        raise ValueError('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
     origin = ''
     if facts:
@@ -37,13 +58,15 @@ def export(
         origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
     written = run(
         loaded,
-        folder,
+        target,
         labels=read_labels(labels) if labels else None,
         metrics=read_results(result),
         prose=read_text(prose) if prose else DEFAULT_PROSE,
         origin=origin,
         license=license_,
         dtype=dtype,
+        onnx=onnx,
+        attention=attention,
     )
     print(f'{written}: {loaded.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights')
 

@@ -4,5 +4,6 @@ from .card import build_card
 from .checks import verify
 from .folder import export
 from .hub import pull, push
+from .onnx_file import export_onnx
 
-__all__ = ['build_card', 'export', 'pull', 'push', 'verify']
+__all__ = ['build_card', 'export', 'export_onnx', 'pull', 'push', 'verify']

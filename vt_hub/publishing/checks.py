@@ -23,6 +23,7 @@ from ..checkpoints import load_folder, read_json
 from ..predict import label_names
 from ..weights import check_folder, fetch, read_checksums
 from .folder import code_files, with_code
+from .onnx_file import ONNX_FILE, open_onnx
 
 __all__ = ['Check', 'verify']
 
@@ -95,7 +96,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     found: dict[str, torch.Tensor] = {}
 
     def timm_loads() -> str:
-        pixels = load_file(folder / 'fixture.safetensors')['pixel_values'].float()
+        pixels = _pixels(folder)
         with torch.inference_mode():
             found['logits'] = load_folder(folder)(pixels)
             _compare(found['logits'], timm.create_model(f'local-dir:{folder}', pretrained=True).eval()(pixels))
@@ -107,6 +108,8 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     if not check('timm local-dir', timm_loads):
         return checks
     check('fixture', lambda: _fixture(folder, found['logits']))
+    if (folder / ONNX_FILE).is_file():
+        check('onnx', lambda: _fixture(folder, open_onnx(folder / ONNX_FILE)(_pixels(folder))[0]))
     with _no_progress_bars():
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
         check('pipeline', lambda: _segments(folder) if found['logits'].ndim == 4 else _classifies(folder))
@@ -155,6 +158,10 @@ def _card(folder: Path) -> str:
     return f'licence {license}, {len(data.eval_results or [])} metrics'
 
 
+def _pixels(folder: Path) -> torch.Tensor:
+    return load_file(folder / 'fixture.safetensors')['pixel_values'].float()
+
+
 def _fixture(folder: Path, logits: torch.Tensor) -> str:
     stored = load_file(folder / 'fixture.safetensors')['logits']
     if stored.shape != logits.shape:
@@ -196,7 +203,7 @@ def _transformers(folder: Path) -> torch.Tensor:
 
     model = getattr(transformers, _auto_class(folder)).from_pretrained(folder).eval()
     with torch.inference_mode():
-        return model(load_file(folder / 'fixture.safetensors')['pixel_values'].float()).logits
+        return model(_pixels(folder)).logits
 
 
 def _timm_logits(folder: Path) -> tuple[torch.nn.Module, Image.Image, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Model folders: one folder that timm, transformers and torch.hub load, and how it is written.
 
 `config.json` (timm's and transformers' at once), `model.safetensors` (no key prefixes), `README.md` (the card),
-`fixture.safetensors` (one input and its logits), the remote code, and `SHA256SUMS` of all but the card.
+`fixture.safetensors` (one input and its logits), the remote code, and `SHA256SUMS` of all but the card; with ONNX,
+`onnx/model.onnx`.
 """
 
 import shutil
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from timm.models import get_model_args
 from transformers import AutoConfig
 
-from ..checkpoints import find_not_finite
+from ..checkpoints import find_not_finite, load_folder
 from ..configuration_vt import VTConfig
 from ..files import replaced_whole, written_whole
 from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
@@ -24,6 +25,7 @@ from ..vt_fpn import VTFPN
 from ..vt_resnet import VTResNet
 from ..weights import file_sha256
 from .card import build_card
+from .onnx_file import ONNX_FILE, export_onnx
 
 __all__ = ['export', 'with_code', 'write_checksums']
 
@@ -162,7 +164,6 @@ def write_checksums(folder: Path):
     (folder / 'SHA256SUMS').write_text(''.join(lines))
 
 
-@torch.inference_mode()
 def export(
     model: Network,
     folder: str | Path,
@@ -175,6 +176,8 @@ def export(
     license: str | None = None,
     dtype: str = 'fp32',
     code: bool = True,
+    onnx: bool = False,
+    attention: bool = False,
 ) -> Path:
     """Write a model folder that timm, transformers and torch.hub load. Nothing is left behind if it fails.
 
@@ -190,6 +193,8 @@ def export(
         license: Licence of the weights; without, the one that the model carries.
         dtype: 'fp32', 'fp16' or 'bf16'.
         code: Put the remote code into the folder.
+        onnx: Write onnx/model.onnx too; see `export_onnx`, and what it raises.
+        attention: Let that graph give the token attention too.
 
     Returns:
         The folder.
@@ -218,6 +223,8 @@ def export(
         if code:
             copy_code(unfinished)
         save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
+        if onnx:
+            export_onnx(load_folder(unfinished), unfinished / ONNX_FILE, attention)
         write_card(unfinished, metrics, prose, origin=origin, source=source, repo=repo, name=folder.name)
         write_checksums(unfinished)
     return folder
@@ -263,6 +270,7 @@ def save_card(folder: Path, text: str) -> Path:
     return folder / 'README.md'
 
 
+@torch.inference_mode()
 def fixture(folder: Path) -> dict[str, torch.Tensor]:
     """One fixed input and the logits of the folder's model for it, in fp32 on the CPU."""
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
