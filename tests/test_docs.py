@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from networks import architectures
 from safetensors.torch import load_file
 
 from vt_hub import cli, tables
@@ -149,6 +150,40 @@ def training_table():
 def test_training_page_has_the_measured_figures():
     page = (ROOT / 'docs' / 'training.md').read_text()
     assert f'<!-- comparison -->\n\n{training_table()}\n\n<!-- /comparison -->' in page
+
+
+QUANTIZED = {'fp32': 'fp32', 'int8': 'int8, `--int8`', 'dynamic': 'int8, dynamic'}
+
+
+def int8_table():
+    """The held-out digits and a time, as tests/benchmark_int8.py wrote them."""
+    found = read_json(ROOT / 'docs' / 'benchmarks' / 'int8_digits.json')
+    size = f'{found["timed_size"]} x {found["timed_size"]}'
+    lines = [f'| file | top-1 (%) | of {found["num_images"]}, other than fp32 | MB | ms an image, {size} |']
+    lines.append('|---|---:|---:|---:|---:|')
+    for row in found['rows']:
+        cells = QUANTIZED[row['file']], row['top1'], row['other_classes'], row['mb'], row['milliseconds']
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines)
+
+
+def parity_table():
+    """ONNX against torch, as tests/benchmark_onnx.py wrote it; every architecture is there and near enough."""
+    rows = read_json(ROOT / 'docs' / 'benchmarks' / 'onnx_parity.json')['rows']
+    assert [(row['model'], row.get('decoder')) for row in rows] == [(n, k.get('decoder')) for n, k in architectures()]
+    assert all(row['difference'] < 1e-4 for row in rows)
+    lines = ['| model | difference | largest logit | MB |', '|---|---:|---:|---:|']
+    for row in rows:
+        if not row['model'].startswith('test_'):
+            name = f'`{row["model"]}`' + (", `decoder='fpn'`" if row.get('decoder') == 'fpn' else '')
+            lines.append(f'| {name} | {row["difference"]:.1e} | {row["largest_logit"]} | {row["mb"]} |')
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize(('name', 'table'), [('int8', int8_table), ('parity', parity_table)])
+def test_export_page_has_the_measured_figures(name, table):
+    page = (ROOT / 'docs' / 'export.md').read_text()
+    assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
 
 
 def test_links_lead_somewhere():

@@ -62,9 +62,11 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    """A small model folder without the remote code, as embedded ones are."""
+    """A small model folder with ONNX; without the remote code, as embedded ones are."""
     model = timm.create_model('test_vt_resnet', num_classes=3)
-    return vt_hub.export(model, tmp_path_factory.mktemp('tiny') / 'flowers', labels=['a', 'b', 'c'], code=False)
+    return vt_hub.export(
+        model, tmp_path_factory.mktemp('tiny') / 'flowers', labels=['a', 'b', 'c'], code=False, onnx=True
+    )
 
 
 @pytest.fixture

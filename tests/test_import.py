@@ -11,3 +11,12 @@ def test_import_is_silent_and_leaves_heavy_packages_unimported(tmp_path):
     )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+
+
+def test_optional_packages_are_imported_where_they_are_needed(tmp_path):
+    code = (
+        'import sys, vt_hub.cli, vt_hub.publishing\n'
+        'assert not {"onnx", "onnxruntime", "onnxscript"} & sys.modules.keys()'
+    )
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, '', '')

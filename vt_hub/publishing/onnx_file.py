@@ -94,7 +94,7 @@ def export_onnx(
         path: Where to; must not exist.
         attention: Give the token attention of each VT module too, `attention_1` and so on, (B, L, H / 16, W / 16).
         calibration: Image files like those the model is for. With them weights and activations are quantised to int8
-            (per channel, statically); 256 of them at most are read, evenly chosen.
+            (per channel, statically); at most 256 are read, spread over all.
 
     Raises:
         FileExistsError: The file exists.
@@ -182,12 +182,17 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
     for batch, (height, width) in itertools.product(CHECKED_BATCHES, (*CHECKED_SIZES, own)):
         pixels = torch.randn(batch, model.in_chans, height, width, generator=generator)
         expected = graph(pixels)
-        for name, ours, found in zip(names, expected if len(names) > 1 else [expected], run(pixels), strict=True):
+        seen = f'a batch of {batch} at {height} x {width} pixels'
+        try:
+            outputs = run(pixels)
+        except Exception as error:  # onnxruntime's have no common class
+            raise ValueError(f'onnxruntime cannot run the graph on {seen} ({error}); nothing was written.') from error
+        for name, ours, found in zip(names, expected if len(names) > 1 else [expected], outputs, strict=True):
             difference = (ours - found).abs().max().item() if ours.shape == found.shape else float('nan')
             if not difference <= TOLERANCE * min(1.0, ours.abs().max().item()):  # NaN is no fit either
                 raise ValueError(
-                    f'onnxruntime and torch differ in {name} by {difference:.2e} for {batch} images of '
-                    f'{height} x {width} pixels; nothing was written.'
+                    f'onnxruntime gives {name} that differ from those of torch by {difference:.2e} on {seen}; '
+                    'nothing was written.'
                 )
             largest = max(largest, difference)
     return largest
@@ -203,8 +208,7 @@ def quantize(path: Path, model: nn.Module, images: Sequence[Path]) -> float:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    count = min(len(images), CALIBRATION_IMAGES)
-    chosen = [images[i * len(images) // count] for i in range(count)]
+    chosen = images[:: -(-len(images) // CALIBRATION_IMAGES)]  # spread over all, which may be sorted by class
 
     def batches() -> Iterator[torch.Tensor]:
         for image in chosen:

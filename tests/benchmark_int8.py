@@ -1,0 +1,96 @@
+"""int8 against fp32 in onnxruntime, on the held-out digits: python tests/benchmark_int8.py [--json FILE].
+
+Calibrated with images of the other four fifths. Beside what `vt-hub export --int8` writes stands dynamic quantisation,
+which needs no images. Times are medians for one image on one thread, the files in turn, so that the machine's drift
+cancels.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import onnxruntime
+import timm
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from vt_hub.images import find_images, read_image
+from vt_hub.publishing import export_onnx
+from vt_hub.training.results import machine, write_result
+
+TRAIN = Path(__file__).parent.parent / 'model_cards' / 'vt_resnet10.digits' / 'train.py'
+TIMED_SIZE = 224
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=50)
+    parser.add_argument('--json', type=Path, help='write the figures here')
+    args = parser.parse_args()
+    model = timm.create_model('vt_resnet10', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with tempfile.TemporaryDirectory() as tmp:
+        subprocess.run([sys.executable, TRAIN, '--images', tmp], check=True)
+        held_out = find_images([f'{tmp}/val'])
+        pixels = torch.stack([transform(read_image(path)) for path in held_out])
+        labels = torch.tensor([int(path.parent.name) for path in held_out])
+        with torch.inference_mode():
+            in_torch = 100 * (model(pixels).argmax(1) == labels).float().mean().item()
+
+        files = {name: Path(tmp) / f'{name}.onnx' for name in ('fp32', 'int8', 'dynamic')}
+        export_onnx(model, files['fp32'])
+        export_onnx(model, files['int8'], calibration=find_images([f'{tmp}/train']))
+        quantize_dynamic(files['fp32'], files['dynamic'], weight_type=QuantType.QUInt8)  # of convolutions, the only one
+
+        sessions = {name: session(path) for name, path in files.items()}
+        logits = {
+            name: torch.from_numpy(opened.run(None, {'pixel_values': pixels.numpy()})[0])
+            for name, opened in sessions.items()
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in files}
+        image = {'pixel_values': torch.randn(1, 3, TIMED_SIZE, TIMED_SIZE).numpy()}
+        for i in range(args.rounds + 2):
+            for name, opened in sessions.items():
+                started = time.perf_counter()
+                opened.run(None, image)
+                if i >= 2:  # warm
+                    seconds[name].append(time.perf_counter() - started)
+        rows = [
+            {
+                'file': name,
+                'top1': round(100 * (logits[name].argmax(1) == labels).float().mean().item(), 2),
+                'other_classes': int((logits[name].argmax(1) != logits['fp32'].argmax(1)).sum()),
+                'mb': round(path.stat().st_size / 1e6, 2),
+                'milliseconds': round(1000 * statistics.median(seconds[name]), 2),
+            }
+            for name, path in files.items()
+        ]
+    for row in rows:
+        print(row)
+    if args.json:
+        result = {
+            'model': 'vt_resnet10.digits',
+            'num_images': len(labels),
+            'torch_top1': round(in_torch, 2),
+            'rows': rows,
+            'timed_size': TIMED_SIZE,
+            'rounds': args.rounds,
+            **machine(),
+            **{name: version(name) for name in ('onnx', 'onnxscript', 'onnxruntime')},
+        }
+        write_result(args.json, result)
+
+
+if __name__ == '__main__':
+    main()

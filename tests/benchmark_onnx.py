@@ -1,0 +1,49 @@
+"""ONNX against torch for every architecture: python tests/benchmark_onnx.py [--json FILE].
+
+Untrained networks whose normalisations have values. Each is exported and run by onnxruntime for one and for three
+images of three sizes, its own among them; the largest difference of any logit from torch's is kept.
+"""
+
+import argparse
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from networks import architectures, build
+
+from vt_hub.publishing import export_onnx
+from vt_hub.publishing.onnx_file import CHECKED_BATCHES, CHECKED_SIZES
+from vt_hub.training.results import machine, write_result
+
+PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--json', type=Path, help='write the figures here')
+    args = parser.parse_args()
+    rows = []
+    for name, kwargs in architectures():
+        model = build(name, **kwargs)
+        own = model.pretrained_cfg['input_size'][1:]
+        with tempfile.TemporaryDirectory() as tmp:
+            written = export_onnx(model, Path(tmp) / 'model.onnx')
+            row = {
+                'model': name,
+                **kwargs,
+                'batches': CHECKED_BATCHES,
+                'sizes': [*CHECKED_SIZES, own],
+                'largest_logit': round(model(torch.randn(1, 3, *own)).abs().max().item(), 2),
+                'difference': float(f'{written.difference:.1e}'),
+                'mb': round(written.path.stat().st_size / 1e6, 1),
+            }
+        rows.append(row)
+        print(' '.join([name, *kwargs.values()]), f'{row["difference"]:.1e}, {row["mb"]} MB', flush=True)
+    if args.json:
+        write_result(args.json, {'rows': rows, **machine(), **{name: version(name) for name in PACKAGES}})
+
+
+if __name__ == '__main__':
+    with torch.inference_mode():
+        main()
