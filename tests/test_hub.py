@@ -22,7 +22,7 @@ from vt_hub import weights
 from vt_hub.checkpoints import load_folder
 from vt_hub.publishing import hub as publishing
 from vt_hub.publishing.checks import Check, verify
-from vt_hub.publishing.folder import with_code
+from vt_hub.publishing.folder import with_code, write_checksums
 
 # the client's own, when it uploads
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -62,11 +62,9 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    """A small model folder with ONNX; without the remote code, as embedded ones are."""
+    """A small model folder without the remote code, as embedded ones are."""
     model = timm.create_model('test_vt_resnet', num_classes=3)
-    return vt_hub.export(
-        model, tmp_path_factory.mktemp('tiny') / 'flowers', labels=['a', 'b', 'c'], code=False, onnx=True
-    )
+    return vt_hub.export(model, tmp_path_factory.mktemp('tiny') / 'flowers', labels=['a', 'b', 'c'], code=False)
 
 
 @pytest.fixture
@@ -295,6 +293,17 @@ def test_what_is_pushed_is_what_is_pulled(hub, tiny, target, monkeypatch):
     pixels = torch.randn(1, *load_folder(tiny).pretrained_cfg['input_size'])
     with torch.inference_mode():
         assert torch.equal(load_folder(target)(pixels), load_folder(tiny)(pixels))
+
+
+def test_a_folder_within_the_folder_is_carried(hub, tiny, target, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / 'flowers')
+    (folder / 'onnx').mkdir()
+    (folder / 'onnx' / 'model.onnx').write_bytes(b'a graph')
+    write_checksums(folder)
+    vt_hub.push(folder, 'v1.0.0', repo_id=REPO)
+    vt_hub.pull(REPO, target)
+    assert (target / 'onnx' / 'model.onnx').read_bytes() == b'a graph'
+    assert '  onnx/model.onnx\n' in (target / 'SHA256SUMS').read_text()
 
 
 # pull and pretrained_folder

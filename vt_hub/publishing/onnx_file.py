@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # largest difference of an output from torch's; of the largest
 TRACED_SIZE = (96, 128)  # height and width; any other would give the same graph
 CHECKED_BATCHES = (1, 3)
 CHECKED_SIZES = ((64, 96), (75, 107))  # beside the model's own: what was traced must not have stuck
-CALIBRATION_IMAGES = 256  # at most
+CALIBRATION_IMAGES = 128  # at most
 QUANTIZED = ['Conv', 'MatMul', 'Gemm', 'Add', 'MaxPool', 'Resize']  # norms and softmaxes stay fp32
 
 
@@ -94,7 +94,7 @@ def export_onnx(
         path: Where to; must not exist.
         attention: Give the token attention of each VT module too, `attention_1` and so on, (B, L, H / 16, W / 16).
         calibration: Image files like those the model is for. With them weights and activations are quantised to int8
-            (per channel, statically); at most 256 are read, spread over all.
+            (per channel, statically); at most 128 are read, spread over all.
 
     Raises:
         FileExistsError: The file exists.
@@ -120,11 +120,12 @@ def export_onnx(
         model.set_grad_checkpointing(False)
         names = ['logits'] + [f'attention_{i + 1}' for i in range(len(model.vt.blocks) if attention else 0)]
         graph = AttentionGraph(model) if attention else model
+        pixels = read_calibration(calibration, model)
         try:
             with replaced_whole(path) as unfinished:
                 write(graph, model, names, unfinished)
                 difference = compare(graph, model, names, unfinished)
-                agreement = quantize(unfinished, model, calibration) if calibration else None
+                agreement = quantize(unfinished, pixels) if pixels else None
         except OSError as error:
             raise OSError(f'Cannot write {path}: {error.strerror or error}; nothing was written.') from error
     return OnnxExport(path, difference, agreement)
@@ -198,7 +199,14 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
     return largest
 
 
-def quantize(path: Path, model: nn.Module, images: Sequence[Path]) -> float:
+def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Tensor]:
+    """Some of the images, spread over all, which may be sorted by class; each as the model takes it, (1, C, H, W)."""
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    step = -(-len(images) // CALIBRATION_IMAGES) or 1
+    return [transform(read_image(image, model.in_chans))[None] for image in images[::step]]
+
+
+def quantize(path: Path, images: list[torch.Tensor]) -> float:
     """Make an fp32 file int8; returns the share of classes that stay as they were.
 
     8-bit activations, unsigned, and 7-bit weights, per channel: products of more bits overflow on processors without
@@ -207,15 +215,8 @@ def quantize(path: Path, model: nn.Module, images: Sequence[Path]) -> float:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    chosen = images[:: -(-len(images) // CALIBRATION_IMAGES)]  # spread over all, which may be sorted by class
-
-    def batches() -> Iterator[torch.Tensor]:
-        for image in chosen:
-            yield transform(read_image(image, model.in_chans))[None]
-
     class Reader(CalibrationDataReader):
-        rest = batches()
+        rest = iter(images)
 
         def get_next(self) -> dict[str, Any] | None:
             pixels = next(self.rest, None)
@@ -235,6 +236,6 @@ def quantize(path: Path, model: nn.Module, images: Sequence[Path]) -> float:
             op_types_to_quantize=QUANTIZED,
         )
         full, reduced = open_onnx(path), open_onnx(quantized)
-        same = [(full(pixels)[0].argmax(1) == reduced(pixels)[0].argmax(1)).float().mean() for pixels in batches()]
+        same = [(full(pixels)[0].argmax(1) == reduced(pixels)[0].argmax(1)).float().mean() for pixels in images]
         shutil.copyfile(quantized, path)
     return torch.stack(same).mean().item()
