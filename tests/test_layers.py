@@ -17,6 +17,7 @@ from vt_hub.vt_layers import (
     TransformerMixer,
     VTModule,
     token_grid,
+    with_added,
 )
 
 B, C, D, L, H, W = 3, 10, 12, 8, 7, 5
@@ -203,13 +204,35 @@ def test_projector_is_equation_5(token_dim):
 def test_module_chains_tokenizer_mixer_and_projector(tokenizer, mixer):
     module = randomize(VTModule(C, D, L, tokenizer, mixer))
     x, tokens = torch.randn(B, C, H, W), torch.randn(B, L, D)
-    out, out_tokens, attn = module(x, tokens)
+    out, out_tokens, attn, added = module(x, tokens)
+    out = with_added(out, added)
     pooled, _ = module.tokenizer(x, tokens)
     for b in range(B):
         T = naive_layer_norm(naive_mixer(pooled[b], module.mixer), module.norm)
         assert_close(out_tokens[b], T)
         assert_close(rows(out[b]), naive_projector(x[b], T, module.projector))
     torch.testing.assert_close(attn.sum(-1), torch.ones(B, L), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('tokenizer', ['filter', 'recurrent', 'pooling', 'cluster'])
+def test_what_is_added_need_not_be_in_the_map(tokenizer, channels_last):
+    first, second, third = (randomize(VTModule(C, D, L, kind)) for kind in ('filter', tokenizer, 'recurrent'))
+    x = torch.randn(B, C, H, W)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    untouched, deferred, added = x.clone(), x, None
+    tokens = deferred_tokens = None
+    for module in (first, second, third):
+        deferred, deferred_tokens, deferred_attn, added = module(deferred, deferred_tokens, added)
+        x, tokens, attn, left = module(x, tokens)
+        x = with_added(x, left)
+        assert_close(deferred_tokens, tokens)
+        assert_close(deferred_attn, attn)
+        assert_close(with_added(deferred, added), x)
+    assert torch.equal(deferred, untouched)
+    assert x.stride() == untouched.stride()
 
 
 def test_module_without_projector_leaves_the_map():

@@ -122,11 +122,16 @@ def test_batch_order_and_size_do_not_matter():
 
 
 @torch.no_grad()
-def test_channels_last_changes_nothing():
-    model, x = tiny().eval(), torch.randn(2, 3, 64, 64)
-    expected = model(x)
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('kwargs', [{}, {'tokenizer': 'cluster'}, {'tokenizer': 'pooling'}], ids=str)
+def test_channels_last_changes_nothing(kwargs, training):
+    model, x = tiny(**kwargs).double().train(training), torch.randn(2, 3, 64, 64).double()
+    expected, (expected_map,) = model.forward_intermediates(x, indices=[4])
     model.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
+    tokens, (feature_map,) = model.forward_intermediates(x.to(memory_format=torch.channels_last), indices=[4])
+    torch.testing.assert_close(tokens, expected)
+    torch.testing.assert_close(feature_map, expected_map)
+    assert feature_map.is_contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -182,9 +187,12 @@ def test_fused_and_plain_attention_agree():
 
 
 @torch.no_grad()
-def test_compiles_without_graph_breaks():
-    model, x = tiny().eval(), torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='aot_eager')(x), model(x))
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('kwargs', [{}, {'tokenizer': 'pooling'}, {'tokenizer': 'cluster'}], ids=str)
+def test_compiles_without_graph_breaks(kwargs, memory_format):
+    torch.compiler.reset()
+    model, x = tiny(**kwargs).eval(), torch.randn(2, 3, 64, 64).to(memory_format=memory_format)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend='eager')(x), model(x))
 
 
 def test_init_weights_after_to_empty():

@@ -72,7 +72,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)
 
     trunk = model.forward_trunk(pixels[None])
-    _, tokens, attns = model.vt.forward_tokens(trunk)
+    _, tokens, attns = model.vt.forward_tokens(trunk, with_map=False)
     logits = model.forward_head(tokens)[0]
     scores, classes = logits.softmax(0).topk(min(topk, model.num_classes))
     labels = label_names(model)

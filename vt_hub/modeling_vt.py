@@ -131,7 +131,7 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
         else:
             x = self.forward_trunk(x)
         size = x.shape[-2:]
-        x, tokens, attns = self.vt.forward_tokens(x)
+        x, tokens, attns = self.vt.forward_tokens(x, with_map=output_hidden_states)
         hidden_states = (*maps, x) if output_hidden_states else None
         attentions = tuple(attn.unflatten(2, size) for attn in attns) if output_attentions else None
         return tokens, hidden_states, attentions

@@ -21,7 +21,8 @@ __all__ = ['cost', 'markdown', 'rows', 'segmentation', 'stages']
 @cache
 def _cost(model_name: str, stage: str, size: tuple[int, int], args: tuple) -> tuple[float, float]:
     with torch.device('meta'):
-        model = timm.create_model(model_name, device='meta', **dict(args)).eval()
+        # in training mode: the equations as they stand, a little more than inference needs
+        model = timm.create_model(model_name, device='meta', **dict(args)).train()
         image = torch.empty(1, 3, *size)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -16,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from .vt_layers import FilterTokenizer, Projector, TransformerMixer
-from .vt_resnet import register
+from .vt_resnet import fuse_norms, register
 from .weights import hub_id, pretrained_cfg_overlay
 
 __all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
@@ -221,6 +221,14 @@ class VTFPNBody:
     def set_grad_checkpointing(self, enable: bool = True):
         """Recompute the backbone's activations in the backward pass."""
         self.backbone.set_grad_checkpointing(enable)
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """Fold norms into the layers before them and merge projections, in place, for inference; returns the model.
+
+        The state dict is then another one: load weights before. Of a backbone that is no ResNet, some norms may stay.
+        """
+        return fuse_norms(self)
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int):

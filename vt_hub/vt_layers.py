@@ -5,7 +5,9 @@ Paper: `Visual Transformers: Token-based Image Representation and Processing for
 
 Shapes: B images; a feature map X of C channels, H x W, P = H * W pixels; L visual tokens T of width D (the paper's CT).
 The paper writes pixels as rows, (P, C). Maps stay (B, C, H, W) here and each product is the transpose of the paper's,
-so no map is ever permuted. Products are associated in the cheapest exact order.
+so no map is ever permuted or copied, whatever its memory format. Products are associated in the cheapest exact order:
+with fixed statistics a projector adds a product of two small matrices to the map, and the sum is not made where only
+products with it are asked for.
 
 Not in the paper's equations, but needed to train at its learning rate: the 1/sqrt(width) scales in the softmaxes, the
 LayerNorms on the tokens and the BatchNorm on the projected map.
@@ -17,6 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import DropPath, use_fused_attn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 __all__ = [
     'ClusterTokenizer',
@@ -27,13 +30,71 @@ __all__ = [
     'RecurrentTokenizer',
     'TransformerMixer',
     'VTModule',
+    'with_added',
 ]
+
+# what projectors have added to a map X: values (B, C, K) and attention (B, K, P), the map is X + values @ attention
+Added = Optional[Tuple[torch.Tensor, torch.Tensor]]
+FEW_ROWS = 64  # of tokens, up to which a matrix product on a CPU spends its time on the weights
 
 
 def token_grid(num_tokens: int) -> Tuple[int, int]:
     """The most square (rows, columns) with rows * columns = num_tokens: 4 x 4, 4 x 8, 8 x 8 for 16, 32, 64."""
     rows = max(r for r in range(1, int(num_tokens**0.5) + 1) if num_tokens % r == 0)
     return rows, num_tokens // rows
+
+
+@torch.fx.wrap
+def project_tokens(tokens: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+    """F.linear, with the weights as the left factor where tokens are few: CPUs then read them without rearranging."""
+    if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+        columns = tokens.flatten(0, -2).t()
+        if columns.device.type == 'cpu' and columns.shape[1] <= FEW_ROWS:
+            out = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
+            return out.t().unflatten(0, tokens.shape[:-1])
+    return F.linear(tokens, weight, bias)
+
+
+class TokenLinear(nn.Linear):
+    """A linear layer on visual tokens (B, L, D)."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return project_tokens(tokens, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def product_like(values: torch.Tensor, attn: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """values @ attn, of (B, C, L) and (B, L, P), in the shape and memory format of x (B, C, H, W)."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        rows = attn.transpose(1, 2) @ values.transpose(1, 2)
+        return rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return (values @ attn).unflatten(2, x.shape[2:])
+
+
+def with_added(x: torch.Tensor, added: Added) -> torch.Tensor:
+    """The map X (B, C, H, W) with what projectors have added to it."""
+    if added is None:
+        return x
+    values, attn = added
+    return product_like(values, attn, x).add_(x)
+
+
+def filter_map(filters: torch.Tensor, x: torch.Tensor, added: Added) -> torch.Tensor:
+    """Filters (L, C) or (B, L, C) times the map's pixels, (B, L, P)."""
+    out = filters @ x.flatten(2)
+    if added is None:
+        return out
+    values, attn = added
+    return torch.baddbmm(out, filters @ values, attn)
+
+
+def pool_map(weights: torch.Tensor, x: torch.Tensor, added: Added) -> torch.Tensor:
+    """Sums (B, L, C) of the map's pixels by weights (B, L, P)."""
+    out = weights @ x.flatten(2).transpose(1, 2)
+    if added is None:
+        return out
+    values, attn = added
+    return torch.baddbmm(out, weights @ attn.transpose(1, 2), values.transpose(1, 2))
 
 
 class Tokenizer(nn.Module):
@@ -45,24 +106,27 @@ class Tokenizer(nn.Module):
     def __init__(self, dim: int, token_dim: int, device=None, dtype=None):
         super().__init__()
         self.proj = (
-            nn.Identity() if token_dim == dim else nn.Linear(dim, token_dim, bias=False, device=device, dtype=dtype)
+            nn.Identity() if token_dim == dim else TokenLinear(dim, token_dim, bias=False, device=device, dtype=dtype)
         )
 
-    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor], added: Added) -> torch.Tensor:
         """How strongly each pixel belongs to each token, (B, L, P)."""
         raise NotImplementedError
 
-    def forward(self, x: torch.Tensor, tokens: Optional[torch.Tensor] = None) -> Tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, tokens: Optional[torch.Tensor] = None, added: Added = None
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             x: Feature map, (B, C, H, W).
             tokens: Tokens of the previous module, (B, L, D); only the recurrent tokenizer reads them.
+            added: What previous modules have added to the map.
 
         Returns:
             Tokens (B, L, D) and the token attention (B, L, P), which sums to 1 over the pixels.
         """
-        attn = self.logits(x, tokens).softmax(dim=-1)
-        return self.proj(attn @ x.flatten(2).transpose(1, 2)), attn
+        attn = self.logits(x, tokens, added).softmax(dim=-1)
+        return self.proj(pool_map(attn, x, added)), attn
 
 
 class FilterTokenizer(Tokenizer):
@@ -73,8 +137,8 @@ class FilterTokenizer(Tokenizer):
         self.scale = dim**-0.5
         self.filters = nn.Linear(dim, num_tokens, bias=False, device=device, dtype=dtype)
 
-    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
-        return (self.filters.weight * self.scale) @ x.flatten(2)
+    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor], added: Added) -> torch.Tensor:
+        return filter_map(self.filters.weight * self.scale, x, added)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -83,11 +147,11 @@ class RecurrentTokenizer(Tokenizer):
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
         super().__init__(dim, token_dim, device=device, dtype=dtype)
         self.scale = dim**-0.5
-        self.token_to_filter = nn.Linear(token_dim, dim, bias=False, device=device, dtype=dtype)
+        self.token_to_filter = TokenLinear(token_dim, dim, bias=False, device=device, dtype=dtype)
 
-    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor], added: Added) -> torch.Tensor:
         assert tokens is not None, 'A recurrent tokenizer needs the tokens of a previous module.'
-        return (self.token_to_filter(tokens) * self.scale) @ x.flatten(2)
+        return filter_map(self.token_to_filter(tokens) * self.scale, x, added)
 
 
 class PoolingTokenizer(Tokenizer):
@@ -97,7 +161,10 @@ class PoolingTokenizer(Tokenizer):
         super().__init__(dim, token_dim, device=device, dtype=dtype)
         self.grid = token_grid(num_tokens)
 
-    def forward(self, x: torch.Tensor, tokens: Optional[torch.Tensor] = None) -> Tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, tokens: Optional[torch.Tensor] = None, added: Added = None
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        x = with_added(x, added)
         B, _, H, W = x.shape
         pooled = F.adaptive_avg_pool2d(x, self.grid).flatten(2).transpose(1, 2)
         rows = F.adaptive_avg_pool1d(torch.diag(x.new_ones((H,))), self.grid[0]).t()  # pooling weights, (rows, H)
@@ -133,8 +200,20 @@ class ClusterTokenizer(Tokenizer):
             centroids = torch.where((means != 0).any(dim=-1, keepdim=True), F.normalize(means, dim=-1), centroids)
         return centroids
 
-    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor]) -> torch.Tensor:
-        return self.centroids(x.detach()) @ x.flatten(2)
+    def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor], added: Added) -> torch.Tensor:
+        centroids = self.centroids(with_added(x, added).detach())
+        return filter_map(centroids, x, added)
+
+
+@torch.fx.wrap
+def attention(k: torch.Tensor, q: torch.Tensor, u: torch.Tensor, scale: float, fused: bool) -> torch.Tensor:
+    """softmax(scale * k q^T) u. The rows are k's, as in the paper: what SDPA calls the query.
+
+    On CPUs SDPA has no kernel for values wider than keys, and is slower than the three steps.
+    """
+    if fused and k.device.type != 'cpu':
+        return F.scaled_dot_product_attention(k.unsqueeze(1), q.unsqueeze(1), u.unsqueeze(1), scale=scale).squeeze(1)
+    return ((k * scale) @ q.transpose(1, 2)).softmax(dim=-1) @ u
 
 
 class TransformerMixer(nn.Module):
@@ -152,22 +231,17 @@ class TransformerMixer(nn.Module):
         self.scale = hidden_dim**-0.5
         self.fused_attn = use_fused_attn()
         self.norm1 = nn.LayerNorm(token_dim, **dd)
-        self.k = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
-        self.q = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
+        self.k = TokenLinear(token_dim, hidden_dim, bias=False, **dd)
+        self.q = TokenLinear(token_dim, hidden_dim, bias=False, **dd)
         self.norm2 = nn.LayerNorm(token_dim, **dd)
-        self.fc1 = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
-        self.fc2 = nn.Linear(hidden_dim, token_dim, bias=False, **dd)
+        self.fc1 = TokenLinear(token_dim, hidden_dim, bias=False, **dd)
+        self.fc2 = TokenLinear(hidden_dim, token_dim, bias=False, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def attention(self, u: torch.Tensor) -> torch.Tensor:
-        k, q = self.k(u), self.q(u)  # the rows of the paper's attention matrix are K's: what SDPA calls the query
-        if self.fused_attn:
-            return F.scaled_dot_product_attention(k.unsqueeze(1), q.unsqueeze(1), u.unsqueeze(1)).squeeze(1)
-        return ((k * self.scale) @ q.transpose(1, 2)).softmax(dim=-1) @ u
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L, D) to tokens (B, L, D)."""
-        tokens = tokens + self.drop_path(self.attention(self.norm1(tokens)))
+        u = self.norm1(tokens)
+        tokens = tokens + self.drop_path(attention(self.k(u), self.q(u), u, self.scale, self.fused_attn))
         return tokens + self.drop_path(self.fc2(F.relu(self.fc1(self.norm2(tokens)))))
 
 
@@ -202,21 +276,43 @@ class Projector(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.scale = token_dim**-0.5
-        self.key = nn.Linear(token_dim, token_dim, bias=False, **dd)
-        self.query = nn.Linear(token_dim, dim, bias=False, **dd)
-        self.value = nn.Identity() if token_dim == dim else nn.Linear(token_dim, dim, bias=False, **dd)
+        self.key = TokenLinear(token_dim, token_dim, bias=False, **dd)
+        self.query = TokenLinear(token_dim, dim, bias=False, **dd)
+        self.value = nn.Identity() if token_dim == dim else TokenLinear(token_dim, dim, bias=False, **dd)
         self.norm = nn.BatchNorm2d(dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
+    def attend(self, x: torch.Tensor, tokens: torch.Tensor, added: Added) -> torch.Tensor:
+        """How much each pixel takes of each token, (B, L, P)."""
+        return filter_map(self.query(self.key(tokens)) * self.scale, x, added).softmax(dim=1)
+
+    def addition(self, x: torch.Tensor, tokens: torch.Tensor, added: Added = None) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What the tokens add to the map, with fixed statistics: values (B, C, L) and attention (B, L, P).
+
+        The norm is then affine, and the attention sums to 1: it can run on L tokens instead of P pixels.
+        """
+        values = self.norm(self.value(tokens).transpose(1, 2).unsqueeze(3)).squeeze(3)
+        return self.drop_path(values), self.attend(x, tokens, added)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> 'Projector':
+        """Merge W_K into W_Q, and the norm into W_V where there is one, for inference; returns itself."""
+        if isinstance(self.key, nn.Linear):
+            merged = self.query.weight.double() @ self.key.weight.double()
+            self.query.weight = nn.Parameter(merged.to(self.query.weight.dtype), requires_grad=False)
+            self.key = nn.Identity()
+        if isinstance(self.value, nn.Linear) and not isinstance(self.norm, nn.Identity):
+            self.value = fuse_linear_bn_eval(self.value, self.norm)
+            self.norm = nn.Identity()
+        return self
+
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Feature map (B, C, H, W) and tokens (B, L, D) to the augmented feature map (B, C, H, W)."""
-        attn = ((self.query(self.key(tokens)) * self.scale) @ x.flatten(2)).softmax(dim=1)
-        values = self.value(tokens).transpose(1, 2)
-        if self.norm.training:
-            projected = self.norm((values @ attn).reshape(x.shape))
-        else:  # with fixed statistics the norm is affine, and attention sums to 1: it can run on L tokens
-            projected = (self.norm(values.unsqueeze(3)).squeeze(3) @ attn).reshape(x.shape)
-        return self.drop_path(projected).add_(x)
+        if not self.norm.training:
+            return with_added(x, self.addition(x, tokens))
+        values, attn = self.value(tokens).transpose(1, 2), self.attend(x, tokens, None)
+        return self.drop_path(self.norm(product_like(values, attn, x))).add_(x)
 
 
 TOKENIZERS: Dict[str, Type[nn.Module]] = dict(
@@ -264,17 +360,26 @@ class VTModule(nn.Module):
         self,
         x: torch.Tensor,
         tokens: Optional[torch.Tensor] = None,
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        added: Added = None,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, Added]:
         """
         Args:
             x: Feature map, (B, C, H, W).
             tokens: Tokens of the previous module, (B, L, D).
+            added: What previous modules have added to the map.
 
         Returns:
-            Augmented feature map (B, C, H, W), tokens (B, L, D) and token attention (B, L, P).
+            Feature map (B, C, H, W), tokens (B, L, D), token attention (B, L, P), and what has been added to the map
+            but is not in it: `with_added` is the augmented map.
         """
-        tokens, attn = self.tokenizer(x, tokens)
+        tokens, attn = self.tokenizer(x, tokens, added)
         tokens = self.norm(self.mixer(tokens))
         if self.projector is not None:
-            x = self.projector(x, tokens)
-        return x, tokens, attn
+            if self.projector.norm.training:
+                x, added = self.projector(with_added(x, added), tokens), None
+            else:
+                values, shares = self.projector.addition(x, tokens, added)
+                if added is not None:
+                    values, shares = torch.cat([added[0], values], dim=2), torch.cat([added[1], shares], dim=1)
+                added = (values, shares)
+        return x, tokens, attn, added

@@ -8,7 +8,8 @@ as it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate 
 classifier reads the mean of the last tokens; the map after the last projector is the last feature level.
 """
 
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
+from itertools import pairwise
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import calculate_drop_path_rates, get_device_dtype
 from timm.models import (
+    FeatureDictNet,
     build_model_with_cfg,
     checkpoint,
     checkpoint_seq,
@@ -24,12 +26,13 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
-from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .vt_layers import VTModule
+from .vt_layers import Projector, VTModule, with_added
 from .weights import hub_id, pretrained_cfg_overlay
 
-__all__ = ['VTResNet']
+__all__ = ['VTResNet', 'fuse_norms']
 
 BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 
@@ -87,22 +90,30 @@ class VTStage(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True):
         self.grad_checkpointing = enable
 
-    def forward_tokens(self, x: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor], List[torch.Tensor]]:
-        """Map (B, in_chs, H, W) to map (B, C, H, W), tokens (B, L, D) and the attention (B, L, P) of each module."""
+    def forward_tokens(
+        self, x: torch.Tensor, with_map: bool = True
+    ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor], List[torch.Tensor]]:
+        """Map (B, in_chs, H, W) to map (B, C, H, W), tokens (B, L, D) and the attention (B, L, P) of each module.
+
+        The map is None if not asked for: the tokens do not need it.
+        """
         x = self.embed(x)
         tokens: Optional[torch.Tensor] = None
+        added: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
         attns: List[torch.Tensor] = []
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, tokens, attn = checkpoint(block, x, tokens)
+                x, tokens, attn, added = checkpoint(block, x, tokens, added)
             else:
-                x, tokens, attn = block(x, tokens)
+                x, tokens, attn, added = block(x, tokens, added)
             attns.append(attn)
-        return x, tokens, attns
+        return with_added(x, added) if with_map else None, tokens, attns
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to map (B, C, H, W)."""
-        return self.forward_tokens(x)[0]
+        x = self.forward_tokens(x)[0]
+        assert x is not None
+        return x
 
 
 class VTResNetBody:
@@ -213,6 +224,14 @@ class VTResNetBody:
         self.grad_checkpointing = enable
         self.vt.set_grad_checkpointing(enable)
 
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """Fold norms into the layers before them and merge projections, in place, for inference; returns the model.
+
+        The state dict is then another one: load weights before.
+        """
+        return fuse_norms(self)
+
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
         dd = get_device_dtype(self)
         self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
@@ -229,9 +248,11 @@ class VTResNetBody:
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to visual tokens (B, L, D), or once pruned to the map of the last level kept."""
-        x, tokens, _ = self.vt.forward_tokens(self.forward_trunk(x))
-        if self.pruned or tokens is None:
-            return x
+        x = self.forward_trunk(x)
+        if self.pruned:
+            return self.vt(x)
+        tokens = self.vt.forward_tokens(x, with_map=False)[1]
+        assert tokens is not None  # there is a module
         return tokens
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -253,7 +274,7 @@ class VTResNetBody:
             One (B, L, H / 16, W / 16) map per VT module; each token's map sums to 1.
         """
         x = self.forward_trunk(x)
-        _, _, attns = self.vt.forward_tokens(x)
+        attns = self.vt.forward_tokens(x, with_map=False)[2]
         return [attn.unflatten(2, x.shape[-2:]) for attn in attns]
 
     @torch.jit.ignore
@@ -293,7 +314,7 @@ class VTResNetBody:
             if feat_idx in take_indices:
                 intermediates.append(x)
         if max_index == 4 or not stop_early:
-            feature_map, tokens, _ = self.vt.forward_tokens(x)
+            feature_map, tokens, _ = self.vt.forward_tokens(x, with_map=self.pruned or 4 in take_indices)
             x = feature_map if self.pruned else tokens
             if 4 in take_indices:
                 intermediates.append(feature_map)
@@ -326,6 +347,41 @@ class VTResNetBody:
         self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         self.reset_classifier(0, '')
         return take_indices
+
+
+def ordered_leaves(module: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
+    """Parent, name and module of what a module runs one after the other; a Sequential is its parts."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential):
+            yield from ordered_leaves(child)
+        else:
+            yield module, name, child
+
+
+@torch.no_grad()
+def fuse_norms(model: nn.Module) -> nn.Module:
+    """Fold BatchNorms into the convolutions and projectors before them, for inference, in place.
+
+    Done in ResNets, timm's and ours, in VT-FPN and in every Sequential; elsewhere the order of a module's children says
+    nothing about the order they run in.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The model is in training mode.
+    """
+    if model.training:
+        raise ValueError('Only a model in evaluation mode can be fused; call eval() first.')
+    for module in list(model.modules()):
+        if isinstance(module, Projector):
+            module.fuse()
+        elif isinstance(module, (nn.Sequential, BasicBlock, Bottleneck, ResNet, FeatureDictNet, VTResNetBody)):
+            for (parent, name, conv), (norm_parent, norm_name, norm) in pairwise(list(ordered_leaves(module))):
+                if isinstance(conv, nn.Conv2d) and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+                    setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                    setattr(norm_parent, norm_name, nn.Identity())
+    return model
 
 
 class VTResNet(VTResNetBody, nn.Module):
