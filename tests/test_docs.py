@@ -109,16 +109,18 @@ def comparison_table():
 
 
 def speed_table():
-    """Time and memory as tests/benchmark_fpn.py wrote them."""
+    """Time and memory as `vt-hub benchmark` wrote them."""
     lines = ['| backbone | FPN (s) | VT-FPN (s) | ratio, quartiles | ratio of MACs | FPN (MB) | VT-FPN (MB) |']
     lines.append('|---|---:|---:|---|---:|---:|---:|')
     for row in read_json(ROOT / 'docs' / 'benchmarks' / 'vt_fpn_cpu.json')['rows']:
-        seconds, peak, (low, high) = row['seconds'], row['peak_mb'], row['speedup_quartiles']
+        speed, peak, ratio = row['images_per_second'], row['peak_mb'], row['ratios']['fpn']
+        low, high = ratio['quartiles']
         size = (row['size'], row['size'])
-        fpn, vt = (tables.cost(f'vt_fpn_{row["backbone"]}', size=size, decoder=decoder)[1] for decoder in ('fpn', 'vt'))
-        ratio = f'{row["speedup"]:.2f} ({low:.2f} to {high:.2f}) | {fpn / vt:.2f}'
-        times = f'{seconds["fpn"]:.3f} | {seconds["vt"]:.3f}'
-        lines.append(f'| {row["backbone"]} | {times} | {ratio} | {peak["fpn"]} | {peak["vt"]} |')
+        fpn, vt = (tables.cost(row['model'], size=size, decoder=decoder)[1] for decoder in ('fpn', 'vt'))
+        ratios = f'{ratio["median"]:.2f} ({low:.2f} to {high:.2f}) | {fpn / vt:.2f}'
+        times = f'{1 / speed["fpn"]:.3f} | {1 / speed["vt"]:.3f}'
+        backbone = row['model'].removeprefix('vt_fpn_')
+        lines.append(f'| {backbone} | {times} | {ratios} | {peak["fpn"]:.0f} | {peak["vt"]:.0f} |')
     return '\n'.join(lines)
 
 
@@ -184,6 +186,31 @@ def parity_table():
 def test_export_page_has_the_measured_figures(name, table):
     page = (ROOT / 'docs' / 'export.md').read_text()
     assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
+
+
+def networks_table(rows):
+    """Speed and memory of VT-ResNets as `vt-hub benchmark` wrote them."""
+    lines = ['| model | batch | images/s | of the trunk, quartiles | over ResNet, quartiles | MB | ResNet (MB) |']
+    lines.append('|---|---:|---:|---|---|---:|---:|')
+    for row in rows:
+        ratios = {}
+        for name, ratio in row['ratios'].items():
+            low, high = ratio['quartiles']
+            ratios[name] = f'{ratio["median"]:.3f} ({low:.3f} to {high:.3f})'
+        speed, peak = row['images_per_second'], row['peak_mb']
+        lines.append(
+            f'| {row["model"]} | {row["batch_size"]} | {speed["vt"]:.1f} | {ratios["trunk"]} | {ratios["resnet"]} '
+            f'| {peak["vt"]:.0f} | {peak["resnet"]:.0f} |'
+        )
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'docs' / 'benchmarks').glob('vt_resnet_*.json')), ids=lambda p: p.stem)
+def test_benchmarks_page_has_the_measured_figures(path):
+    found = read_json(path)
+    text = f'`{found["command"]}`: {found["hardware"]}, torch {found["torch"]}.'
+    block = f'<!-- {path.stem} -->\n\n{text}\n\n{networks_table(found["rows"])}\n\n<!-- /{path.stem} -->'
+    assert block in (ROOT / 'docs' / 'benchmarks.md').read_text()
 
 
 def test_links_lead_somewhere():

@@ -5,7 +5,7 @@ import sys
 
 from huggingface_hub.utils import disable_progress_bars
 
-from .commands import use, train, publish  # isort: skip  # noqa: F401  they add themselves, in this order
+from .commands import use, measure, train, publish  # isort: skip  # noqa: F401  they add themselves, in this order
 from .commands.common import app
 
 

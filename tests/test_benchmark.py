@@ -1,0 +1,107 @@
+"""vt-hub benchmark: what runs beside what, and the files that it writes; the figures themselves are not asserted."""
+
+import csv
+import json
+import statistics
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vt_hub import benchmark
+from vt_hub.benchmark import Setting
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(benchmark, 'SHORTEST', 0.0)
+
+
+def test_the_trunk_is_the_networks_own_and_resnet_is_timms():
+    networks = benchmark.build(Setting('vt_resnet18', size=64))
+    assert list(networks) == ['vt', 'resnet', 'trunk']
+    trunk = {key: value.shape for key, value in networks['trunk'].state_dict().items()}
+    shared = {key: value.shape for key, value in networks['resnet'].state_dict().items() if 'layer4' not in key}
+    assert trunk | {'fc.weight': 0} == shared | {'fc.weight': 0}
+    with torch.no_grad():
+        assert networks['trunk'](torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_fused_and_formatted_alike():
+    setting = Setting('test_vt_resnet', dtype='bf16', channels_last=True, fused=True)
+    for network in benchmark.build(setting).values():
+        assert not network.training
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+        assert network.conv1.weight.dtype == torch.bfloat16
+        assert network.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_rounds_interleave_and_ratios_are_of_one_round(monkeypatch, training):
+    """The time of each run is its number, so the order of runs can be read off the figures."""
+    calls = []
+
+    def seconds(runner, repeats):
+        calls.append(runner)
+        return float(len(calls))
+
+    monkeypatch.setattr(benchmark.Runner, 'seconds', seconds)
+    row = benchmark.measure(Setting('test_vt_resnet', batch_size=2, size=64, training=training), rounds=3)
+    # two runs to see how long one takes, then vt, trunk; trunk, vt; vt, trunk
+    assert [calls[i] is calls[0] for i in range(2, 8)] == [True, False, False, True, True, False]
+    ratios = sorted([4 / 3, 5 / 6, 8 / 7])
+    assert row['ratios'] == {
+        'trunk': {
+            'median': round(statistics.median(ratios), 4),
+            'quartiles': [round(ratios[0], 4), round(ratios[2], 4)],
+        }
+    }
+    assert row['images_per_second']['vt'] == float(f'{2 / 6:.4g}')
+
+
+def test_memory_of_training_is_more_than_of_inference():
+    peaks = [
+        benchmark.measure(Setting('test_vt_resnet', 2, 96, training=training), 1)['peak_mb']
+        for training in (False, True)
+    ]
+    assert all(peaks[1][name] > 2 * peaks[0][name] > 0 for name in ('vt', 'trunk'))
+
+
+def test_files(run, tmp_path):
+    arguments = ('--size', 64, '--size', 96, '--rounds', 2)
+    code, out, err = run(
+        'benchmark', 'test_vt_resnet', 'test_vt_fpn', *arguments, '--json', '--result', tmp_path / 'result.json',
+        '--csv', tmp_path / 'result.csv', '--plot', tmp_path / 'plot.png',
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result == json.loads((tmp_path / 'result.json').read_text())
+    assert result['command'].startswith('vt-hub benchmark test_vt_resnet test_vt_fpn --size 64')
+    assert {'hardware', 'torch', 'timm'} < set(result)
+    assert [(row['model'], row['size'], list(row['ratios'])) for row in result['rows']] == [
+        ('test_vt_resnet', 64, ['trunk']),
+        ('test_vt_resnet', 96, ['trunk']),
+        ('test_vt_fpn', 64, ['fpn']),
+        ('test_vt_fpn', 96, ['fpn']),
+    ]
+    for row in result['rows']:
+        for ratio in row['ratios'].values():
+            assert 0 < ratio['quartiles'][0] <= ratio['median'] <= ratio['quartiles'][1]
+    with open(tmp_path / 'result.csv', newline='') as file:
+        lines = list(csv.DictReader(file))
+    assert [line['network'] for line in lines] == ['vt', 'trunk'] * 2 + ['vt', 'fpn'] * 2
+    for line, row in zip(lines[1::2], result['rows'], strict=True):
+        assert float(line['vt_is_as_fast']) == row['ratios'][line['network']]['median']
+        assert float(line['images_per_second']) == row['images_per_second'][line['network']]
+    with Image.open(tmp_path / 'plot.png') as image:
+        assert image.width > 1000
+
+
+def test_what_cannot_be_measured_is_named(run):
+    code, out, err = run('benchmark', 'resnet18')
+    assert (code, out) == (1, '')
+    assert err.startswith("error: There is no model 'resnet18' to measure; use one of test_vt_resnet")
+    assert 'measure training without --fuse' in run('benchmark', 'test_vt_resnet', '--fuse', '--train')[2]
+    if not torch.cuda.is_available():
+        assert 'use --device cpu' in run('benchmark', 'test_vt_resnet', '--device', 'cuda')[2]
