@@ -13,7 +13,7 @@ from ..models import load_model
 from ..predict import label_names
 from ..segment import draw_overlay, segment_image
 from ..synthesis.shapes import scene
-from ..weights import EMBEDDED, list_pretrained
+from ..weights import list_pretrained
 from .figure import token_figure
 
 __all__ = ['classify', 'is_segmenter', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
@@ -22,6 +22,7 @@ TOPK = 5
 SHOWN = 10  # class names of a model
 MAX_SIDE = 768  # pixels of an image whose classes are drawn: more is slow to draw and to send
 MAX_RATIO = 10  # of the sides of an image
+SAMPLED_TAGS = ('digits', 'shapes')  # other weights start a fine-tuning
 SCENES = (2026, [0, 4, 5, 11])  # seed and numbers; the published weights never saw this seed
 
 
@@ -29,13 +30,13 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
     """The models that a demo offers, by the names that it shows.
 
     Args:
-        sources: As `vt_hub.load_model` takes them; without, all weights that come with the package.
+        sources: As `vt_hub.load_model` takes them; without, the published weights that can answer by themselves.
 
     Raises:
         ValueError: Two folders have one name, or one is damaged.
         LookupError: No such model, or no weights for it.
     """
-    sources = sources or [name for name in list_pretrained() if (EMBEDDED / name).is_dir()]
+    sources = sources or [name for name in list_pretrained() if name.split('.')[1] in SAMPLED_TAGS]
     models = {}
     for source in sources:
         name = Path(source).resolve().name if Path(source).is_dir() else source.removeprefix('hf-hub:')
