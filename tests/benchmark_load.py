@@ -1,8 +1,8 @@
 """Time and memory of loading pretrained weights: python tests/benchmark_load.py [--model NAME] [--json FILE].
 
-The yardstick is reading the file and copying its bytes once. Weights are random, written in fp16 by `vt_hub.export` and
-offered as if they were embedded; the page cache holds the file. Each measurement is a process of its own, in turn, in
-one thread, and takes the processor's time; memory is the growth of the process's peak resident size, beside the
+The yardstick is reading the file and copying its bytes once. Weights are random, written in fp16 by `vt_hub.export`,
+and offered as if they were embedded; the page cache holds the file. Each measurement is a process of its own, in turn,
+in one thread, and takes the processor's time; memory is the growth of the process's peak resident size, beside the
 model's own. Linux only.
 """
 

@@ -209,6 +209,19 @@ def test_init_weights_after_to_empty():
         torch.testing.assert_close(value.float().norm(), expected.float().norm(), rtol=0.2, atol=1e-6, msg=name)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('kwargs', SWITCHES, ids=str)
+def test_autocast_is_close(kwargs, training):
+    model, x = tiny(num_classes=5, layers=(1, 1, 1), vt_depth=3, **kwargs), torch.randn(4, 3, 64, 64)
+    model(x)  # statistics
+    model.train(training)
+    expected = model(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        actual = model(x)
+    assert (actual.float() - expected).norm() < 0.1 * expected.norm()
+
+
 def test_bf16_stays_bf16():
     assert tiny(dtype=torch.bfloat16).eval()(torch.randn(1, 3, 64, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
 

@@ -299,8 +299,10 @@ class Projector(nn.Module):
     def fuse(self) -> 'Projector':
         """Merge W_K into W_Q, and the norm into W_V where there is one, for inference; returns itself."""
         if isinstance(self.key, nn.Linear):
-            merged = self.query.weight.double() @ self.key.weight.double()
-            self.query.weight = nn.Parameter(merged.to(self.query.weight.dtype), requires_grad=False)
+            dtype = self.query.weight.dtype
+            wide = torch.promote_types(dtype, torch.float32)
+            merged = self.query.weight.to(wide) @ self.key.weight.to(wide)
+            self.query.weight = nn.Parameter(merged.to(dtype), requires_grad=False)
             self.key = nn.Identity()
         if isinstance(self.value, nn.Linear) and not isinstance(self.norm, nn.Identity):
             self.value = fuse_linear_bn_eval(self.value, self.norm)
