@@ -18,7 +18,7 @@ def cells(tmp_path_factory):
     """The cells that ran."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     parameters = next(cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', ()))
-    parameters.source = f'{FAST}\nnum_train, num_val, epochs = 64, 16, 1'
+    parameters.source = f'{FAST}\nnum_train, num_val, epochs = 192, 16, 1'
     folder = tmp_path_factory.mktemp('notebook')
     NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': folder}}).execute()
     return notebook.cells
