@@ -1,8 +1,8 @@
 """int8 against fp32 in onnxruntime, on the held-out digits: python tests/benchmark_int8.py [--json FILE].
 
 Calibrated with images of the other four fifths. Beside what `vt-hub export --int8` writes stands dynamic quantisation,
-which needs no images. Times are medians for one image on one thread, the files in turn, so that the machine's drift
-cancels.
+which needs no images. Times are medians of the processor time that one image takes, the files in turn, so that the
+machine's drift cancels.
 """
 
 import argparse
@@ -62,10 +62,10 @@ def main():
         image = {'pixel_values': torch.randn(1, 3, TIMED_SIZE, TIMED_SIZE).numpy()}
         for i in range(args.rounds + 2):
             for name, opened in sessions.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 opened.run(None, image)
                 if i >= 2:  # warm
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(time.process_time() - started)
         rows = [
             {
                 'file': name,

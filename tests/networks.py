@@ -16,7 +16,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     model = timm.create_model(name, **kwargs).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.2, 0.6)  # more would let values grow from block to block
             nn.init.normal_(module.bias, std=0.1)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)

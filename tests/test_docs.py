@@ -161,7 +161,7 @@ def int8_table():
     """The held-out digits and a time, as tests/benchmark_int8.py wrote them."""
     found = read_json(ROOT / 'docs' / 'benchmarks' / 'int8_digits.json')
     size = f'{found["timed_size"]} x {found["timed_size"]}'
-    lines = [f'| file | top-1 (%) | of {found["num_images"]}, other than fp32 | MB | ms an image, {size} |']
+    lines = [f'| file | top-1 (%) | of {found["num_images"]}, other than fp32 | MB | processor ms an image, {size} |']
     lines.append('|---|---:|---:|---:|---:|')
     for row in found['rows']:
         cells = QUANTIZED[row['file']], row['top1'], row['other_classes'], row['mb'], row['milliseconds']
@@ -173,7 +173,7 @@ def parity_table():
     """ONNX against torch, as tests/benchmark_onnx.py wrote it; every architecture is there and near enough."""
     rows = read_json(ROOT / 'docs' / 'benchmarks' / 'onnx_parity.json')['rows']
     assert [(row['model'], row.get('decoder')) for row in rows] == [(n, k.get('decoder')) for n, k in architectures()]
-    assert all(row['difference'] < 1e-4 for row in rows)
+    assert all(row['difference'] < 1e-4 * max(1, row['largest_logit']) for row in rows)
     lines = ['| model | difference | largest logit | MB |', '|---|---:|---:|---:|']
     for row in rows:
         if not row['model'].startswith('test_'):
