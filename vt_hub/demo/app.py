@@ -37,7 +37,8 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
     """The demo's page. Its clients can choose among these models and samples, and send images; nothing else.
 
     Args:
-        sources: Models to offer, as `vt_hub.load_model` takes them; without, the published weights that answer by themselves.
+        sources: Models to offer, as `vt_hub.load_model` takes them; without, the published weights that answer by
+            themselves.
     """
     models = load_models(sources)
     folder = tempfile.TemporaryDirectory(prefix='vt_hub_samples_')
