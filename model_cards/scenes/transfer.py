@@ -105,7 +105,7 @@ FULL = Protocol(
     size=64,
     per_class=60,
     batch_size=32,
-    lrs=(2.5e-4, 5e-4, 1e-3, 2e-3),
+    lrs=(5e-4, 1e-3, 2e-3, 4e-3),
     pace=9,
     scored=500,
 )
