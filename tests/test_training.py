@@ -410,7 +410,7 @@ def move_to_root(data):
         (None, ['--model', 'vt_resnet05'], "There is no model 'vt_resnet05'; `vt-hub list` names ours, and timm has "),
         (None, ['--model', 'local-dir:{data}'], 'Cannot read {data}/config.json: No such file'),
         (None, ['--model', 'vt_fpn_resnet50'], 'vt_fpn_resnet50 does not classify; a recipe for segmentation trains '),
-        (None, ['--recipe', 'finetune', '--model', 'vt_resnet50'], 'No pretrained weights exist for vt_resnet50; '),
+        (None, ['--recipe', 'finetune', '--model', 'vt_resnet34'], 'No pretrained weights exist for vt_resnet34; '),
         (None, ['--recipe', 'advanced'], 'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; name'),
         (None, ['--kd-model-name', 'local-dir:{start}'], 'The teacher local-dir:{start} knows 5 classes and the data'),
         (None, ['--kd-model-name', 'nonsense'], "There is no teacher 'nonsense' in timm."),
