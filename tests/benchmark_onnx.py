@@ -1,7 +1,8 @@
 """ONNX against torch for every architecture: python tests/benchmark_onnx.py [--json FILE].
 
-Untrained networks whose normalisations have values. Each is exported and run by onnxruntime for one and for three
-images of three sizes, its own among them; the largest difference of any logit from torch's is kept.
+Untrained networks whose normalisations have values, and all published weights. Each is exported and run by
+onnxruntime for one and for three images of three sizes, its own among them; the largest difference of any logit from
+torch's is kept.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from networks import architectures, build
 
+import vt_hub
 from vt_hub.publishing import export_onnx
 from vt_hub.publishing.onnx_file import CHECKED_BATCHES, CHECKED_SIZES
 from vt_hub.training.results import machine, write_result
@@ -24,8 +26,9 @@ def main():
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()
     rows = []
-    for name, kwargs in architectures():
-        model = build(name, **kwargs)
+    published = [(name, {}) for name in vt_hub.list_pretrained()]
+    for name, kwargs in architectures() + published:
+        model = vt_hub.load_model(name) if '.' in name else build(name, **kwargs)
         own = model.pretrained_cfg['input_size'][1:]
         with tempfile.TemporaryDirectory() as tmp:
             written = export_onnx(model, Path(tmp) / 'model.onnx')

@@ -11,16 +11,24 @@ from vt_hub.models import list_models, task_of
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
-    """A network whose normalisations do something: new ones start as identities, and some as zeros."""
+    """A network whose normalisations do something, and whose values stay as small as in a trained one.
+
+    New normalisations are identities, and zeros at the end of a residual branch. There they stay small: a deep random
+    network with branches at full strength enlarges the rounding of its first layers, in torch as in onnxruntime.
+    """
     torch.manual_seed(0)
-    model = timm.create_model(name, **kwargs).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.2, 0.6)  # more would let values grow from block to block
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model
+    model = timm.create_model(name, **kwargs)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, *((0.5, 1.5) if norm.weight.any() else (0.1, 0.3)))
+        nn.init.normal_(norm.bias, std=0.1)
+        norm.momentum = 1.0  # the statistics of one batch, of images that differ as in a data set
+    colours, contrasts = torch.randn(8, model.in_chans, 1, 1), torch.rand(8, 1, 1, 1)
+    with torch.no_grad():
+        model(colours + contrasts * torch.randn(8, model.in_chans, 96, 96))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
 
 
 def architectures() -> list[tuple[str, dict[str, str]]]:
