@@ -21,6 +21,7 @@ from vt_hub.training.pretraining import (
     list_pretraining_recipes,
     load_pretraining_recipe,
     pretrain,
+    soften_attention,
 )
 
 
@@ -148,6 +149,31 @@ def test_weights_are_averages_with_statistics_of_their_own(smoke, finished):
     assert not torch.equal(averaged, last)
     assert not torch.equal(shipped['bn1.running_mean'], state['ema']['module.model.bn1.running_mean'])
     assert shipped['bn1.num_batches_tracked'] == pretraining.RECALIBRATION
+
+
+def test_attention_is_softened_to_that_of_a_new_model():
+    torch.manual_seed(0)
+    model, new = (timm.create_model('test_vt_resnet') for _ in range(2))
+    sharp = {'filters', 'token_to_filter', 'k', 'q', 'key', 'query'}
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for name, value in model.named_parameters():
+        if name.split('.')[-2] in sharp:
+            value.data *= 30
+    soften_attention(model)
+    assert {name.split('.')[-2] for name in before} >= sharp
+    for name, value in model.named_parameters():
+        if name.split('.')[-2] in sharp:
+            norm, usual = (torch.linalg.matrix_norm(w, 2).item() for w in (value, new.get_parameter(name)))
+            assert norm == pytest.approx(usual, rel=0.15)
+            torch.testing.assert_close(value / value.norm(), before[name] / before[name].norm())
+        else:
+            assert torch.equal(value, before[name])
+    softened = {name: value.clone() for name, value in model.named_parameters()}
+    model.vt.blocks[0].mixer.k.weight.data *= 0.1
+    softened['vt.blocks.0.mixer.k.weight'] *= 0.1
+    soften_attention(model)  # only what is sharp
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, softened[name])
 
 
 def test_a_run_in_pieces_is_the_same_run(smoke, finished, tmp_path):

@@ -31,7 +31,7 @@ from ..models import is_ours
 from ..publishing import export
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import compose_scenes
-from ..vt_layers import FilterTokenizer
+from ..vt_layers import FilterTokenizer, Projector, RecurrentTokenizer, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, machine, no_progress, write_result
 
@@ -45,6 +45,12 @@ MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
 EMA_DECAY = 0.999
 MIN_LR = 1e-5
 RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
+ATTENTION = {  # the layers that make logits of attention, by module
+    FilterTokenizer: ('filters',),
+    RecurrentTokenizer: ('token_to_filter',),
+    TransformerMixer: ('k', 'q'),
+    Projector: ('key', 'query'),
+}
 HELD_OUT_BATCHES = 16  # that the result is measured on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes of another seed'}
 LOG_EVERY = 50  # steps
@@ -166,6 +172,21 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
     return ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+def soften_attention(model: nn.Module):
+    """Scale layers that make logits of attention down to the spectral norm that they have when new, in place.
+
+    Pretraining leaves tokens that attend to single pixels and to single tokens. The hit rate does not need it, and
+    fine-tuning fails on it: the gradients of such softmaxes are up to a thousand times as large.
+    """
+    for module in model.modules():
+        for name in ATTENTION.get(type(module), ()):
+            weight = getattr(module, name).weight
+            rows, columns = weight.shape
+            new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # of values from U(-1, 1) / sqrt(columns)
+            weight *= (new / torch.linalg.matrix_norm(weight.float(), 2)).clamp(max=1)
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware does so; elsewhere bfloat16 is slower than float32."""
     if device.type != 'cpu':
@@ -251,8 +272,9 @@ class PretrainingRun:
 
     @torch.no_grad()
     def finish(self) -> tuple[nn.Module, float]:
-        """The averaged model with statistics of its own, and its hit rate on held-out scenes."""
+        """The averaged model, its attention softened, with its own statistics, and its hit rate on held-out scenes."""
         model, stage = self.ema.module.model, self.recipe.stages[-1]
+        soften_attention(model)
         held_out = self.seed + 1
         batches = (normalized(self.scenes(held_out, i, stage)[0]) for i in range(RECALIBRATION))
         update_bn(batches, model)
