@@ -98,8 +98,11 @@ def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> lis
 
 def describe(source: str) -> dict[str, Any]:
     """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
-    published = [name for name in list_pretrained() if source in (name, name.split('.')[0])]
-    pretrained = bool(published) or source not in list_models()
+    try:
+        published = resolve_name(source)
+    except LookupError:
+        published = None
+    pretrained = published is not None or source not in list_models()
     model = load_model(source, pretrained=pretrained)
     cfg, data = model.pretrained_cfg, timm.data.resolve_model_data_config(model)
     entry = {
@@ -120,5 +123,5 @@ def describe(source: str) -> dict[str, Any]:
     if cfg.get('label_names'):
         entry['labels'] = label_names(model)
     if published:
-        entry['weights'] = describe_pretrained(published[0])
+        entry['weights'] = describe_pretrained(published)
     return entry

@@ -11,7 +11,7 @@ import torch
 
 from .images import read_image
 
-__all__ = ['DTYPES', 'Classifier', 'ImageReader', 'label_names', 'predict']
+__all__ = ['DTYPES', 'Classifier', 'ImageReader', 'is_segmenter', 'label_names', 'predict']
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -25,12 +25,23 @@ def label_names(model: torch.nn.Module) -> list[str]:
     return [str(i) for i in range(model.num_classes)]
 
 
-class ImageReader(torch.utils.data.Dataset):
-    """Reads image files by a model's own preprocessing; indexed by a list of paths, for the workers of a DataLoader."""
+def is_segmenter(model: torch.nn.Module) -> bool:
+    """Whether a model names pixels, as VT-FPN does, and not images."""
+    return hasattr(model, 'forward_maps')
 
-    def __init__(self, model: torch.nn.Module):
+
+class ImageReader(torch.utils.data.Dataset):
+    """Reads image files by a model's own preprocessing; indexed by a list of paths, for the workers of a DataLoader.
+
+    Args:
+        model: A timm model.
+        use_test_size: Read them in the size that timm evaluates the model at, where it has another.
+    """
+
+    def __init__(self, model: torch.nn.Module, use_test_size: bool = False):
+        data = timm.data.resolve_model_data_config(model, use_test_size=use_test_size)
         self.channels = model.in_chans
-        self.transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+        self.transform = timm.data.create_transform(**data, is_training=False)
 
     def __getitem__(self, paths: Sequence[Path | str]) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
         return self.read(paths, [None] * len(paths))
@@ -70,7 +81,7 @@ class Classifier(torch.utils.data.Dataset):
     """
 
     def __init__(self, model: torch.nn.Module, topk: int = 5, dtype: str = 'fp32'):
-        if hasattr(model, 'forward_maps'):
+        if is_segmenter(model):
             raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
         self.model = model
         self.reader = ImageReader(model)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .files import replaced_whole
 from .images import read_image
-from .predict import label_names
+from .predict import is_segmenter, label_names
 
 __all__ = [
     'check_mask',
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
+MAX_SIDE = 4096  # pixels, up to which a picture is enlarged for that
 GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
 
 
@@ -64,7 +65,7 @@ def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str,
     Raises:
         ValueError: The model does not segment.
     """
-    if not hasattr(model, 'forward_maps'):
+    if not is_segmenter(model):
         raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
     for path in paths:
         try:
@@ -95,7 +96,7 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
         labels: Name of every class.
     """
     table = colours(len(labels))
-    scale = -(-MIN_SIDE // min(image.size)) if min(image.size) < MIN_SIDE else 1
+    scale = max(min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)), 1)
     size = image.width * scale, image.height * scale
     colour = Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST)
     picture = Image.blend(image.convert('RGB').resize(size, Image.Resampling.BICUBIC), colour, 0.6)

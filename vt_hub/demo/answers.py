@@ -10,13 +10,13 @@ from PIL import Image
 from ..explanation import explain
 from ..images import read_image
 from ..models import load_model
-from ..predict import label_names
+from ..predict import is_segmenter, label_names
 from ..segment import draw_overlay, segment_image
 from ..synthesis.shapes import scene
 from ..weights import list_pretrained
 from .figure import token_figure
 
-__all__ = ['classify', 'is_segmenter', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
+__all__ = ['classify', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
 
 TOPK = 5
 SHOWN = 10  # class names of a model
@@ -44,10 +44,6 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
         models[name] = load_model(source)
     return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # the first shows its tokens
-
-
-def is_segmenter(model: torch.nn.Module) -> bool:
-    return hasattr(model, 'forward_maps')
 
 
 def summary(model: torch.nn.Module) -> str:

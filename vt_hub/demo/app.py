@@ -12,7 +12,8 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
-from .answers import classify, is_segmenter, load_models, segment, summary, write_samples
+from ..predict import is_segmenter
+from .answers import classify, load_models, segment, summary, write_samples
 
 __all__ = ['build', 'start']
 

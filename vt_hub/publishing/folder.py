@@ -122,6 +122,16 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
     return config
 
 
+def check_structure(config: VTConfig, state_dict: dict[str, torch.Tensor]):
+    """Raise ValueError where weights are not those of the network that a configuration describes."""
+    network = timm.create_model(config.architecture, num_classes=config.num_labels, device='meta', **config.model_args)
+    if other := sorted(network.state_dict().keys() ^ state_dict.keys()):
+        raise ValueError(
+            f'This {config.architecture} has other weights than its arguments say ({other[0]}, ...), as after fuse(); '
+            'export it as it was made.'
+        )
+
+
 def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
     """Contiguous parameters in the dtype asked for; BatchNorm statistics stay in fp32, whose range they may need."""
 
@@ -201,7 +211,7 @@ def export(
 
     Raises:
         FileExistsError: The folder exists.
-        ValueError: The labels do not fit, or weights are not finite.
+        ValueError: The labels do not fit, weights are not finite, or the model was changed since it was made.
     """
     folder = Path(folder)
     if folder.exists():
@@ -211,6 +221,7 @@ def export(
     state_dict = convert_dtype(model.state_dict(), dtype)
     if name := find_not_finite(state_dict):
         raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
+    check_structure(config, state_dict)
     config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
     if not config.pretrained_cfg['license']:
         raise ValueError('The licence of the weights is not known; name it.')

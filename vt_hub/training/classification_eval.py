@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from ..images import read_image
-from ..predict import label_names
+from ..predict import ImageReader, label_names
 from .image_folders import ImageFolder, open_image_folder
 from .results import Progress, no_progress
 
@@ -25,25 +23,19 @@ class Batches(torch.utils.data.Dataset):
     def __init__(self, data: ImageFolder, model: torch.nn.Module, batch_size: int):
         self.data = data
         self.batch_size = batch_size
-        self.channels = model.in_chans
-        self.transform = timm.data.create_transform(
-            **timm.data.resolve_model_data_config(model, use_test_size=True), is_training=False
-        )
+        self.reader = ImageReader(model, use_test_size=True)
 
     def __len__(self) -> int:
         return -(-len(self.data.files) // self.batch_size)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor | None, torch.Tensor, list[str]]:
         """Images (B, C, H, W), their classes (B,), and a sentence for each image that cannot be read."""
-        images, targets, errors = [], [], []
         chosen = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        for path, target in zip(self.data.files[chosen], self.data.targets[chosen], strict=True):
-            try:
-                images.append(self.transform(read_image(path, self.channels)))
-                targets.append(target)
-            except ValueError as error:
-                errors.append(str(error))
-        return torch.stack(images) if images else None, torch.tensor(targets), errors
+        images, results = self.reader[self.data.files[chosen]]
+        targets = [
+            target for target, result in zip(self.data.targets[chosen], results, strict=True) if 'error' not in result
+        ]
+        return images, torch.tensor(targets), [result['error'] for result in results if 'error' in result]
 
 
 def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
