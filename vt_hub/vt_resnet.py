@@ -451,19 +451,24 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
+def _scenes_cfg(**kwargs: Any) -> Dict[str, Any]:
+    return _cfg(
+        num_classes=100,
+        input_size=(3, 64, 64),
+        crop_pct=1.0,
+        mean=IMAGENET_INCEPTION_MEAN,
+        std=IMAGENET_INCEPTION_STD,
+        description='A start for fine-tuning, trained on generated scenes of fractals alone.',
+        **kwargs,
+    )
+
+
 default_cfgs = generate_default_cfgs(
     {
+        'vt_resnet18.scenes': _scenes_cfg(hf_hub_id=hub_id('vt_resnet18.scenes')),
         'vt_resnet18.untrained': _cfg(),
         'vt_resnet34.untrained': _cfg(),
-        'vt_resnet50.scenes': _cfg(
-            hf_hub_id=hub_id('vt_resnet50.scenes'),
-            num_classes=100,
-            input_size=(3, 64, 64),
-            crop_pct=1.0,
-            mean=IMAGENET_INCEPTION_MEAN,
-            std=IMAGENET_INCEPTION_STD,
-            description='A start for fine-tuning, trained on generated scenes of fractals alone.',
-        ),
+        'vt_resnet50.scenes': _scenes_cfg(hf_hub_id=hub_id('vt_resnet50.scenes')),
         'vt_resnet50.untrained': _cfg(),
         'vt_resnet101.untrained': _cfg(),
         'vt_resnet10.digits': _cfg(

@@ -20,7 +20,8 @@ __all__ = [
 PRETRAINED: dict[str, str] = {
     'vt_fpn_resnet10t.shapes': '99e4f5713833c5dfaa0e4f6c5a520e4bdebe545cb0ca830f0c6c468e129a9502',
     'vt_resnet10.digits': 'ca8727b5de5381b072e0fe3f3485615280ad767a69949534dc04c68ce558420f',
-    'vt_resnet50.scenes': 'b3d4a6e1bec848aae22a448584b049bfa9f8b08790124abe8db98b8b78179f60',
+    'vt_resnet18.scenes': '628b31f0e4de490b4e674debb8af32f8bf89d5d3e0c1f96c182c1ad1b1204d46',
+    'vt_resnet50.scenes': '8ab86e0611210c163bbb82472fb651ec1c669f39e949779b84d11948e98071b6',
 }
 VERSION = 'v1.0.0'  # the tag under which these are published; newer weights get a newer tag
 EMBEDDED = Path(__file__).parent / 'pretrained'
