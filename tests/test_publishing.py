@@ -195,6 +195,8 @@ def test_export_refuses_and_leaves_nothing(tmp_path):
         vt_hub.export(tiny(num_classes=0), tmp_path / 'new')
     with pytest.raises(ValueError, match='not made by timm'):
         vt_hub.export(vt_hub.VTResNet(), tmp_path / 'new')
+    with pytest.raises(ValueError, match=r'as after fuse\(\); export it as it was made'):
+        vt_hub.export(tiny().eval().fuse(), tmp_path / 'new')
     with pytest.raises(Exception, match='undefined'):
         vt_hub.export(tiny(), tmp_path / 'new', prose='{{ nothing_of_that_name }}')
     assert [path.name for path in tmp_path.iterdir()] == ['there']

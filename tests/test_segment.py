@@ -116,6 +116,13 @@ def test_overlay_shows_classes_in_the_colours_of_its_legend():
     assert picture.shape[0] == 500
 
 
+@pytest.mark.parametrize('size', [(1, 2000), (2000, 1)])
+def test_a_strip_is_enlarged_within_bounds(size):
+    picture = draw_overlay(Image.new('RGB', size), np.zeros(size[::-1], np.uint8), LABELS)
+    assert size[0] < picture.width < 4500
+    assert picture.height <= 4096
+
+
 def test_a_long_legend_fits():
     mask = np.arange(182, dtype=np.uint8).repeat(30).reshape(182, 30)
     picture = np.asarray(draw_overlay(Image.new('RGB', (30, 182)), mask, [f'class {i}' for i in range(182)]))

@@ -14,7 +14,13 @@ from scipy import stats
 from vt_hub.checkpoints import read_json
 
 PRIMARY = {'task': ['digits', 'characters', 'shapes'], 'shots': [5, 20]}  # fixed before anything was measured
-PAIRS = (('vt', 'vt_scratch'), ('vt', 'resnet'), ('vt', 'vt_shuffled'), ('resnet', 'resnet_scratch'))
+PAIRS = (
+    ('vt', 'vt_scratch'),
+    ('vt', 'resnet'),
+    ('vt', 'vt_shuffled'),
+    ('vt', 'vt_sharp'),
+    ('resnet', 'resnet_scratch'),
+)
 CELL = ['task', 'shots']
 TUNED = [*CELL, 'arm', 'steps', 'lr']
 
