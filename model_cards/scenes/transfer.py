@@ -19,8 +19,8 @@ learning rate, of four, with the shorter of two lengths (19 to 97 steps, by the 
 the length, the shorter or three times as long. The test part is only used with the setting so chosen.
 
 Shuffled weights have the values of each tensor of two or more dimensions in a random order; norms and biases stay. They
-have the scale of every layer and none of its features. An arm vt_sharp has the averaged weights of a run's state.pt, as they are
-before attention is softened.
+have the scale of every layer and none of its features. An arm vt_sharp has the averaged weights of a run's state.pt, as
+they are before attention is softened.
 
 Frozen features, pooled as for the classifier, are read by logistic regression, those of random weights too, and beside
 raw pixels averaged to 16 x 16, which 1-NN and an RBF SVM read as well; all with scikit-learn's settings.
