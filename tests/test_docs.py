@@ -154,6 +154,11 @@ def test_training_page_has_the_measured_figures():
     assert f'<!-- comparison -->\n\n{training_table()}\n\n<!-- /comparison -->' in page
 
 
+TRANSFER = {  # tasks of the README's table
+    'characters': 'rendered letters and digits',
+    'digits': 'handwritten digits',
+    'shapes': 'a shape or texture on clutter',
+}
 QUANTIZED = {'fp32': 'fp32', 'int8': 'int8, `--int8`', 'dynamic': 'int8, dynamic'}
 
 
@@ -188,6 +193,28 @@ def parity_table():
 def test_export_page_has_the_measured_figures(name, table):
     page = (ROOT / 'docs' / 'export.md').read_text()
     assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
+
+
+def transfer_table():
+    """What the scenes' weights are worth, from the reports of model_cards/scenes/transfer.py."""
+    lines = ['| fine-tuned on five images a class | from these weights | from scratch | gain, 95 % interval |']
+    lines.append('|---|---:|---:|---:|')
+    for path in sorted((ROOT / 'model_cards' / 'scenes').glob('*.transfer.json')):
+        report = read_json(path)
+        means = {(row['task'], row['shots'], row['arm']): row['mean'] for row in report['finetuned']}
+        for row in report['differences']:
+            task, shots = row['task'], row['shots']
+            if row['pair'] == 'vt - vt_scratch' and shots == 5 and task in TRANSFER:
+                assert row['n'] == 10
+                ours, scratch = (f'{means[task, shots, arm]:.1f}' for arm in ('vt', 'vt_scratch'))
+                gain = f'{row["mean"]:+.1f} ({row["low"]:+.1f} to {row["high"]:+.1f})'
+                model = path.name.split('.')[0]
+                lines.append(f'| `{model}`, {TRANSFER[task]} | {ours} | {scratch} | {gain} |')
+    return '\n'.join(lines)
+
+
+def test_readme_has_the_measured_gains():
+    assert f'<!-- transfer -->\n\n{transfer_table()}\n\n<!-- /transfer -->' in (ROOT / 'README.md').read_text()
 
 
 def networks_table(rows):

@@ -21,6 +21,14 @@ PAIRS = (
     ('vt', 'vt_sharp'),
     ('resnet', 'resnet_scratch'),
 )
+ARMS = {  # in the order of the tables' legend
+    'vt': 'these weights',
+    'vt_scratch': 'random ones',
+    'vt_shuffled': 'these, shuffled within each tensor',
+    'vt_sharp': 'these, before attention was softened',
+    'resnet': 'a ResNet pretrained alike',
+    'resnet_scratch': 'a ResNet from random weights',
+}
 CELL = ['task', 'shots']
 TUNED = [*CELL, 'arm', 'steps', 'lr']
 
@@ -114,7 +122,12 @@ def table(rows: list[dict[str, Any]], column: str, cell: Callable[[dict[str, Any
 
 def markdown(report: dict[str, Any]) -> str:
     """The tables of a report."""
-    parts = ['Gain of fine-tuning, in points, over digits, characters and shapes at 5 and 20 shots [95 % interval]:\n']
+    there = {row['arm'] for row in report['arms']}
+    legend = [f'`{arm}`, {text}' for arm, text in ARMS.items() if arm in there]
+    parts = [
+        f'Arms: {"; ".join(legend)}.\n\n',
+        'Gain of fine-tuning, in points, over digits, characters and shapes at 5 and 20 shots [95 % interval]:\n',
+    ]
     parts += [f'- {row["pair"]}: {with_interval(row)}, {row["n"]} draws\n' for row in report['primary']['gains']]
     if not report['primary']['gains']:
         parts.append('- runs are missing\n')
