@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from torch.optim.swa_utils import update_bn
 
 from vt_hub.models import list_models, task_of
 
@@ -18,16 +19,12 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     """
     torch.manual_seed(0)
     model = timm.create_model(name, **kwargs)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, *((0.5, 1.5) if norm.weight.any() else (0.1, 0.3)))
-        nn.init.normal_(norm.bias, std=0.1)
-        norm.momentum = 1.0  # the statistics of one batch, of images that differ as in a data set
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, *((0.5, 1.5) if module.weight.any() else (0.1, 0.3)))
+            nn.init.normal_(module.bias, std=0.1)
     colours, contrasts = torch.randn(8, model.in_chans, 1, 1), torch.rand(8, 1, 1, 1)
-    with torch.no_grad():
-        model(colours + contrasts * torch.randn(8, model.in_chans, 96, 96))
-    for norm in norms:
-        norm.momentum = 0.1
+    update_bn([colours + contrasts * torch.randn(8, model.in_chans, 96, 96)], model)  # images differ as in a data set
     return model.eval()
 
 
