@@ -451,33 +451,30 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-def _scenes_cfg(**kwargs: Any) -> Dict[str, Any]:
+def _published_cfg(name: str, **kwargs: Any) -> Dict[str, Any]:
     return _cfg(
-        num_classes=100,
+        hf_hub_id=hub_id(name),
         input_size=(3, 64, 64),
         crop_pct=1.0,
         mean=IMAGENET_INCEPTION_MEAN,
         std=IMAGENET_INCEPTION_STD,
-        description='A start for fine-tuning, trained on generated scenes of fractals alone.',
         **kwargs,
     )
 
 
+SCENES = dict(num_classes=100, description='A start for fine-tuning, trained on generated scenes of fractals alone.')
+
 default_cfgs = generate_default_cfgs(
     {
-        'vt_resnet18.scenes': _scenes_cfg(hf_hub_id=hub_id('vt_resnet18.scenes')),
+        'vt_resnet18.scenes': _published_cfg('vt_resnet18.scenes', **SCENES),
         'vt_resnet18.untrained': _cfg(),
         'vt_resnet34.untrained': _cfg(),
-        'vt_resnet50.scenes': _scenes_cfg(hf_hub_id=hub_id('vt_resnet50.scenes')),
+        'vt_resnet50.scenes': _published_cfg('vt_resnet50.scenes', **SCENES),
         'vt_resnet50.untrained': _cfg(),
         'vt_resnet101.untrained': _cfg(),
-        'vt_resnet10.digits': _cfg(
-            hf_hub_id=hub_id('vt_resnet10.digits'),
+        'vt_resnet10.digits': _published_cfg(
+            'vt_resnet10.digits',
             num_classes=10,
-            input_size=(3, 64, 64),
-            crop_pct=1.0,
-            mean=IMAGENET_INCEPTION_MEAN,
-            std=IMAGENET_INCEPTION_STD,
             label_names=tuple('0123456789'),
             description="Handwritten digits, trained on four fifths of the 1797 images of scikit-learn's load_digits.",
         ),
