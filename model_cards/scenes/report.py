@@ -125,7 +125,7 @@ def markdown(report: dict[str, Any]) -> str:
     there = {row['arm'] for row in report['arms']}
     legend = [f'`{arm}`, {text}' for arm, text in ARMS.items() if arm in there]
     parts = [
-        f'Arms: {"; ".join(legend)}.\n\n',
+        f'Arms: {"; ".join(legend)}.\n\n' if legend else '',
         'Gain of fine-tuning, in points, over digits, characters and shapes at 5 and 20 shots [95 % interval]:\n',
     ]
     parts += [f'- {row["pair"]}: {with_interval(row)}, {row["n"]} draws\n' for row in report['primary']['gains']]

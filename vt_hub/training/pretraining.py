@@ -177,14 +177,14 @@ def soften_attention(model: nn.Module):
     """Scale layers that make logits of attention down to the spectral norm that they have when new, in place.
 
     Pretraining leaves tokens that attend to single pixels and to single tokens. The hit rate does not need it, and
-    fine-tuning fails on it: the gradients of such softmaxes are up to a thousand times as large.
+    fine-tuning fails on it: the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
         for name in ATTENTION.get(type(module), ()):
             weight = getattr(module, name).weight
             rows, columns = weight.shape
             new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # of values from U(-1, 1) / sqrt(columns)
-            weight *= (new / torch.linalg.matrix_norm(weight.float(), 2)).clamp(max=1)
+            weight *= (new / torch.linalg.matrix_norm(weight, 2)).clamp(max=1)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
