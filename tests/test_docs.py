@@ -197,19 +197,25 @@ def test_export_page_has_the_measured_figures(name, table):
 
 def transfer_table():
     """What the scenes' weights are worth, from the reports of model_cards/scenes/transfer.py."""
-    lines = ['| fine-tuned on five images a class | from these weights | from scratch | gain, 95 % interval |']
-    lines.append('|---|---:|---:|---:|')
+    heads = 'five images a class', 'these weights', 'from scratch', 'gain, 95 % interval'
+    heads += 'ResNet, pretrained alike', 'ResNet, from scratch', 'raw pixels'
+    lines = [f'| {" | ".join(heads)} |', '|---|---:|---:|---|---:|---:|---:|']
     for path in sorted((ROOT / 'model_cards' / 'scenes').glob('*.transfer.json')):
         report = read_json(path)
         means = {(row['task'], row['shots'], row['arm']): row['mean'] for row in report['finetuned']}
+        for row in report['frozen']:  # the best of three readers of pixels
+            key = row['task'], row['shots'], row['arm']
+            if row['arm'] == 'pixels':
+                means[key] = max(means.get(key, 0), row['mean'])
         for row in report['differences']:
             task, shots = row['task'], row['shots']
             if row['pair'] == 'vt - vt_scratch' and shots == 5 and task in TRANSFER:
                 assert row['n'] == 10
-                ours, scratch = (f'{means[task, shots, arm]:.1f}' for arm in ('vt', 'vt_scratch'))
-                gain = f'{row["mean"]:+.1f} ({row["low"]:+.1f} to {row["high"]:+.1f})'
+                arms = 'vt', 'vt_scratch', 'resnet', 'resnet_scratch', 'pixels'
+                cells = [f'{means[task, shots, arm]:.1f}' if (task, shots, arm) in means else '' for arm in arms]
+                cells.insert(2, f'{row["mean"]:+.1f} ({row["low"]:+.1f} to {row["high"]:+.1f})')
                 model = path.name.split('.')[0]
-                lines.append(f'| `{model}`, {TRANSFER[task]} | {ours} | {scratch} | {gain} |')
+                lines.append(f'| `{model}`, {TRANSFER[task]} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 

@@ -56,7 +56,7 @@ def test_a_run_becomes_a_folder_and_an_evaluation_its_card(command, tmp_path):
     runs = [
         made_up(arm, 'digits', 5, draw, gains[arm], part)
         for arm in gains
-        for draw in (0, 1)
+        for draw in (0, 1, 2)
         for part in ('dev', 'test')
     ]
     (tmp_path / 'report.json').write_text(json.dumps(report.summarise(runs)))

@@ -26,7 +26,7 @@ from vt_hub.weights import hub_id
 ROOT = Path(__file__).parent
 DATA = {  # of the transfer evaluation
     'digits': {'name': "scikit-learn's handwritten digits", 'type': 'sklearn.datasets.load_digits'},
-    'characters': {'name': 'rendered characters', 'type': 'model_cards/scenes/characters.py'},
+    'characters': {'name': 'rendered characters', 'type': 'rendered_characters'},
     'shapes': {'name': 'vt-hub synthesize shapes', 'type': 'vt_hub.synthesis.shapes'},
     'fractals': {'name': 'unseen fractals', 'type': 'vt_hub.synthesis.fractals'},
     'contours': {'name': 'contours', 'type': 'vt_hub.synthesis.contours'},
@@ -40,7 +40,8 @@ def transfer_results(report: dict) -> list[dict]:
         if row['arm'] == 'vt':
             split = f'{row["shots"]} images a class to fine-tune on, mean of {row["n"]} draws'
             dataset = {**DATA[row['task']], 'split': split, 'num_images': report['scored']}
-            results.append({'task': 'image-classification', 'dataset': dataset, 'metrics': {'top1': row['mean']}})
+            metrics = {'few_shot_top1': row['mean']}
+            results.append({'task': 'image-classification', 'dataset': dataset, 'metrics': metrics})
     return results
 
 

@@ -42,7 +42,7 @@ def best_setting(dev: pd.DataFrame) -> tuple[int, float]:
 def interval(values: pd.Series) -> dict[str, Any]:
     """Number of values, mean, standard deviation, and Student's 95 % interval of the mean."""
     n, mean, std = len(values), values.mean(), values.std()
-    if n == 1:
+    if n < 3:  # of two, an interval would be thirteen standard errors wide
         return {'n': n, 'mean': round(mean, 2), 'std': None, 'low': None, 'high': None}
     low, high = stats.t.interval(0.95, n - 1, mean, std / n**0.5) if std > 0 else (mean, mean)
     return {'n': n, 'mean': round(mean, 2), 'std': round(std, 2), 'low': round(low, 2), 'high': round(high, 2)}
@@ -101,11 +101,11 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def with_deviation(row: dict[str, Any]) -> str:
-    return f'{row["mean"]:.1f}' + (f' ± {row["std"]:.1f} ({row["n"]})' if row['n'] > 1 else '')
+    return f'{row["mean"]:.1f}' + (f' ± {row["std"]:.1f}' if row['n'] > 2 else '') + f' ({row["n"]})'
 
 
 def with_interval(row: dict[str, Any]) -> str:
-    return f'{row["mean"]:+.1f}' + (f' [{row["low"]:+.1f}, {row["high"]:+.1f}]' if row['n'] > 1 else '')
+    return f'{row["mean"]:+.1f}' + (f' [{row["low"]:+.1f}, {row["high"]:+.1f}]' if row['n'] > 2 else f' ({row["n"]})')
 
 
 def with_setting(row: dict[str, Any]) -> str:

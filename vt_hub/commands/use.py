@@ -51,9 +51,9 @@ def list_(
         print_json(entries)
     elif pretrained:
         print_table(
-            ['weights', 'MB', 'licence', 'metrics', 'sha256'],
-            (
-                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metrics(e['metrics']), e['sha256']]
+            ['weights', 'MB', 'licence', 'measured', 'sha256'],
+            (  # `info` and --json have all that was measured
+                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metrics(e['metrics'][:1]), e['sha256']]
                 for e in entries
             ),
             ['MB'],

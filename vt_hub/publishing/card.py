@@ -14,6 +14,7 @@ METRICS = {
     'top5': ('accuracy', 'top-5 accuracy (%)'),
     'miou': ('mean_iou', 'mean IoU (%)'),
     'pixel_accuracy': ('accuracy', 'pixel accuracy (%)'),
+    'few_shot_top1': ('accuracy', 'top-1 accuracy after few-shot fine-tuning (%)'),
     'hit_rate': ('accuracy', 'scenes that show the likeliest class (%)'),
 }
 
@@ -46,7 +47,7 @@ import vt_hub
 model = timm.create_model('{{ source }}', pretrained=True).eval()
 ```
 
-In transformers; without vt_hub, the code in this folder is what `trust_remote_code` runs:
+In transformers; without vt_hub, `trust_remote_code` runs the code that is in the published folder:
 
 ```python
 from transformers import pipeline
@@ -54,7 +55,7 @@ from transformers import pipeline
 {{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
 ```
 
-In torch.hub, from this folder on disk (`vt-hub pull` brings it there):
+In torch.hub, from the published folder on disk (`vt-hub pull` brings it there):
 
 ```python
 import torch
