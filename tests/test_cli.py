@@ -80,6 +80,12 @@ def test_predict_with_a_folder_as_model(run, samples):
     assert run('predict', samples, '--model', folder) == run('predict', samples)
 
 
+def test_an_empty_folder_hides_no_model(run, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'vt_resnet10').mkdir()
+    assert run('predict', str(samples), '--model', 'vt_resnet10')[0] == 0
+
+
 def test_unknown_model_names_the_nearest(run, samples):
     code, _, err = run('predict', samples, '--model', 'vt_resnet05')
     assert code == 1

@@ -128,3 +128,32 @@ def test_arrays_of_other_kinds():
     for name, image in white.items():
         assert torch.equal(processor(image)['pixel_values'], torch.ones(1, 3, 64, 64)), name
         assert torch.equal(processor([image, image])['pixel_values'], torch.ones(2, 3, 64, 64)), name
+
+
+def test_what_transformers_users_set_counts_or_is_refused(tmp_path):
+    vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG).save_pretrained(tmp_path)
+    image = picture(70, 50)
+    plain = AutoImageProcessor.from_pretrained(tmp_path)
+    other = AutoImageProcessor.from_pretrained(tmp_path, image_mean=[0, 0, 0], image_std=[1, 1, 1])
+    mean, std = torch.tensor(CFG['mean']).view(3, 1, 1), torch.tensor(CFG['std']).view(3, 1, 1)
+    torch.testing.assert_close(other(image)['pixel_values'], plain(image)['pixel_values'] * std + mean)
+    assert (other.image_mean, other.image_std) == ([0, 0, 0], [1, 1, 1])
+    with pytest.raises(TypeError, match='do_normalize'):
+        plain(image, do_normalize=False)
+    with pytest.raises(ValueError, match='do_resize cannot be turned off'):
+        AutoImageProcessor.from_pretrained(tmp_path, do_resize=False)
+    with pytest.raises(AttributeError, match='size'):
+        plain.size = {'height': 32, 'width': 32}  # would change what is saved, and not what is computed
+    with pytest.raises(ValueError, match='a height and a width, not shortest_edge'):
+        plain(image, size={'shortest_edge': 64})
+    with pytest.raises(ValueError, match='no image'):
+        plain([])
+
+
+@pytest.mark.parametrize(
+    'array',
+    [np.full((9, 9), 300), np.full((9, 9), 4000, np.int16), np.full((9, 9, 3), -0.5), np.full((9, 9), np.nan)],
+)
+def test_arrays_that_are_no_images_are_refused(array):
+    with pytest.raises(ValueError, match='An image has values from'):
+        vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)(array)

@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -150,3 +151,17 @@ def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
     path = tmp_path / 'digit[1].png'
     path.write_bytes(b'')
     assert find_images([str(path)]) == [path]
+
+
+def test_big_endian_tiff(tmp_path):
+    """16 bits in the order of bytes that few computers have."""
+    values = (GRADIENT * 65535).astype('>u2')
+    entries = [(256, 3, 64), (257, 3, 48), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+               (278, 3, 48), (279, 4, values.nbytes)]  # fmt: skip
+    fields = [struct.pack('>HHIHxx' if kind == 3 else '>HHII', tag, kind, 1, value) for tag, kind, value in entries]
+    directory = struct.pack('>H', len(entries)) + b''.join(fields) + bytes(4)
+    header = b'MM' + struct.pack('>HI', 42, 8 + values.nbytes)
+    path = tmp_path / 'b.tif'
+    path.write_bytes(header + values.tobytes() + directory)
+    assert Image.open(path).mode == 'I;16B'
+    assert np.abs(np.asarray(read_image(path))[..., 0] - GRADIENT * 255).max() <= 1

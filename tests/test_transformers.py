@@ -363,3 +363,55 @@ def test_registration_does_not_depend_on_the_order_of_imports(tmp_path, first):
 def test_image_processor_is_found(tmp_path):
     classifier().save_pretrained(tmp_path)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is vt_hub.VTResNetImageProcessor
+
+
+@torch.no_grad()
+def test_weights_on_disk_compute_the_same(tmp_path, x):
+    folder = vt_hub.export(timm.create_model('test_vt_resnet', num_classes=5), tmp_path / 'folder', code=False)
+    cls = vt_hub.VTResNetForImageClassification
+    offloaded = cls.from_pretrained(folder, device_map={'': 'disk'}, offload_folder=tmp_path / 'disk').eval()
+    assert all(value.is_meta for value in offloaded.parameters())
+    assert torch.equal(offloaded(x).logits, cls.from_pretrained(folder).eval()(x).logits)
+
+
+def test_a_folder_of_timms_own_loads(tmp_path, x):
+    source = timm.create_model('test_vt_resnet', num_classes=5).eval()
+    timm.models.save_for_hf(source, tmp_path, model_args={'num_classes': 5})
+    model = vt_hub.VTResNetForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(model(x).logits, source(x))
+
+
+def test_grey_model_from_a_configuration(tmp_path):
+    model = vt_hub.VTResNetForImageClassification(config(model_args={'in_chans': 1})).eval()
+    model.save_pretrained(tmp_path)
+    pixels = AutoImageProcessor.from_pretrained(tmp_path)(Image.new('RGB', (50, 40), 'white'))['pixel_values']
+    assert pixels.shape == (1, 1, 96, 96)
+    loaded = vt_hub.VTResNetForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+
+
+def test_labels_with_gaps_are_refused():
+    with pytest.raises(ValueError, match=r'names the classes \[1, 2\]'):
+        vt_hub.VTResNetConfig(id2label={1: 'a', 2: 'b'})
+
+
+def test_a_new_classifier_is_in_the_configuration(tmp_path, x):
+    model = classifier()
+    model.reset_classifier(7)
+    assert model(x, labels=torch.tensor([6, 0])).loss.isfinite()
+    model.save_pretrained(tmp_path)
+    loaded = vt_hub.VTResNetForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+def test_gradient_checkpointing_is_told():
+    model = classifier()
+    assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+
+
+def test_public_names_are_listed():
+    assert set(vt_hub.__all__) <= set(dir(vt_hub))

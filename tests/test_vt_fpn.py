@@ -136,6 +136,18 @@ def test_wrong_arguments_are_named():
         tiny('x')
     with pytest.raises(ValueError, match='a pyramid needs 4, 8, 16 and 32'):
         VTFPN(backbone='vt_resnet18')
+    with pytest.raises(ValueError, match='maps of NHWC; a pyramid needs NCHW'):
+        VTFPN(backbone='swin_tiny_patch4_window7_224')
+    with pytest.raises(ValueError, match='Segmentation needs classes, not 0'):
+        tiny('vt', num_classes=0)
+    with pytest.raises(ValueError, match='Segmentation needs classes, not 0'):
+        tiny('vt').reset_classifier(0)
+
+
+def test_checkpointing_of_a_wrapped_backbone():
+    model = VTFPN(backbone='mvitv2_tiny', num_classes=2)
+    model.set_grad_checkpointing()
+    assert model.backbone.model.stages[0].grad_checkpointing
 
 
 @torch.no_grad()

@@ -444,3 +444,34 @@ def test_config_round_trip(tmp_path):
 def test_config_names_the_architectures_it_knows():
     with pytest.raises(ValueError, match=r"Unknown architecture 'vt_fpn_vgg'; use one of .*'vt_fpn_resnet50'"):
         vt_hub.VTFPNConfig(architecture='vt_fpn_vgg')
+
+
+def test_backbones_with_buffers_that_are_not_saved(tmp_path):
+    """Position biases are computed anew: the checkpoint does not have them."""
+    torch.manual_seed(0)
+    kwargs = {'backbone': 'swinv2_cr_tiny_ns_224', 'pretrained_backbone': False}
+    model = vt_hub.VTFPNForSemanticSegmentation(config(model_args=kwargs)).eval()
+    model.save_pretrained(tmp_path)
+    assert 'pretrained_backbone' not in json.loads((tmp_path / 'config.json').read_text())['model_args']
+    loaded = vt_hub.VTFPNForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+def test_label_that_the_loss_leaves_out(segmenter, x):
+    labels = torch.randint(0, 5, (len(x), 64, 64))
+    labels[:, :32] = 255
+    expected = segmenter(x, labels=labels).loss
+    segmenter.config.semantic_loss_ignore_index = -100
+    try:
+        assert torch.equal(segmenter(x, labels=labels.where(labels < 255, -100)).loss, expected)
+    finally:
+        segmenter.config.semantic_loss_ignore_index = 255
+
+
+def test_images_and_label_maps_of_other_sizes_are_refused(processor):
+    turned = picture(64, 32)
+    turned.getexif()[0x0112] = 6
+    with pytest.raises(ValueError, match='of 32 x 64 pixels came with a segmentation map of 64 x 32'):
+        processor(turned, segmentation_maps=np.zeros((32, 64), np.uint8))

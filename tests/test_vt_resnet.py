@@ -3,6 +3,7 @@ import timm
 import torch
 from timm.layers import set_fused_attn
 from timm.models import group_parameters
+from torch.nn.utils import prune
 
 from vt_hub import tables
 
@@ -251,3 +252,30 @@ def test_stochastic_depth_reaches_every_stage():
     rates = [m.drop_prob for m in tiny(drop_path_rate=0.4).modules() if type(m).__name__ == 'DropPath']
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize('feature_cls', ['list', 'dict', 'getter'])
+def test_levels_are_what_feature_info_says(feature_cls):
+    backbone = tiny(features_only=True, feature_cls=feature_cls).eval()
+    maps = backbone(torch.randn(1, 3, 64, 64))
+    channels = [x.shape[1] for x in (maps.values() if isinstance(maps, dict) else maps)]
+    assert channels == backbone.feature_info.channels()
+
+
+@pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
+def test_features_that_would_be_others_are_refused(feature_cls):
+    with pytest.raises(ValueError, match='The last map'):
+        tiny(features_only=True, feature_cls=feature_cls)
+
+
+def test_hooks_and_pruning_reach_every_layer():
+    """Nothing reads a layer's weights behind its back: hooks run, and replaced weights count."""
+    model = tiny()
+    called = []
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for module in linears:
+        prune.l1_unstructured(module, 'weight', 0.5)
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    for _ in range(2):
+        model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert set(called) == set(linears)

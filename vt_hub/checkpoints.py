@@ -79,7 +79,7 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
         raise ValueError(f'{path} cannot be read safely as a checkpoint: {reason}.') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint.')
-    keys = ['state_dict_ema', 'state_dict', 'model'][weights != 'ema' :]
+    keys = ['state_dict_ema'] * (weights == 'ema') + ['state_dict', 'model']
     key = next((key for key in keys if key in checkpoint), '')
     state_dict = checkpoint.get(key, checkpoint)
     if not isinstance(state_dict, dict):
@@ -130,12 +130,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_folder(folder: str | Path, **kwargs: Any) -> torch.nn.Module:
+def load_folder(folder: str | Path) -> torch.nn.Module:
     """The timm model of a model folder, in evaluation mode; the weights must fit it exactly.
 
     Args:
         folder: A local model folder.
-        kwargs: Further arguments of `timm.create_model`.
 
     Raises:
         ValueError: The configuration or the weights are damaged, or do not fit together.
@@ -150,7 +149,7 @@ def load_folder(folder: str | Path, **kwargs: Any) -> torch.nn.Module:
             f'{folder / "config.json"} names the architecture {config["architecture"]}, which is not ours.'
         )
     try:
-        model = timm.create_model(f'local-dir:{folder}', pretrained=False, **kwargs)
+        model = timm.create_model(f'local-dir:{folder}', pretrained=False)
     except TypeError as error:
         raise ValueError(f'{folder / "config.json"} has a key that timm does not know: {error}.') from error
     path = folder / 'model.safetensors'

@@ -37,18 +37,30 @@ class VTConfig(PreTrainedConfig):
                 f'{", ".join(map(repr, self.known_architectures))}.'
             )
         label_names, descriptions = kwargs.get('label_names'), kwargs.get('label_descriptions') or {}
-        if self.id2label is None and label_names and 'num_labels' not in kwargs:
-            self.id2label = {i: descriptions.get(name, name) for i, name in enumerate(label_names)}
-            self.label2id = {name: i for i, name in self.id2label.items()}
+        if self.id2label is None and 'num_labels' not in kwargs:
+            if label_names:
+                self.id2label = {i: descriptions.get(name, name) for i, name in enumerate(label_names)}
+                self.label2id = {name: i for i, name in self.id2label.items()}
+            elif kwargs.get('num_classes'):
+                kwargs['num_labels'] = kwargs['num_classes']
         for key in DERIVED:
             kwargs.pop(key, None)
-        self.model_args = dict(self.model_args or {})
+        self.model_args = {k: v for k, v in (self.model_args or {}).items() if k not in DERIVED}
         known = self.default_cfgs[self.architecture]
         default = known.cfgs.get('untrained', known.default)  # as timm.create_model without weights
         self.pretrained_cfg = dict(self.pretrained_cfg or default.to_dict(remove_source=True))
         for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
             self.pretrained_cfg.pop(key, None)
+        if in_chans := self.model_args.pop('in_chans', None):  # lives in the preprocessing alone, which has to fit
+            self.pretrained_cfg['input_size'] = (in_chans, *self.pretrained_cfg['input_size'][1:])
+            for key in ('mean', 'std'):
+                values = self.pretrained_cfg[key]
+                self.pretrained_cfg[key] = (
+                    values if len(values) == in_chans else (sum(values) / len(values),) * in_chans
+                )
         super().__post_init__(**kwargs)
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(f'id2label names the classes {sorted(self.id2label)}; they count from 0, without gaps.')
 
     @property
     def build_args(self) -> dict[str, Any]:
@@ -66,6 +78,8 @@ class VTConfig(PreTrainedConfig):
         output['num_classes'] = self.num_labels
         output['label_names'] = self.label_names
         output['pretrained_cfg'] = {**self.pretrained_cfg, 'num_classes': self.num_labels}
+        # what is saved has its own weights
+        output['model_args'] = {k: v for k, v in self.model_args.items() if k != 'pretrained_backbone'}
         return output
 
 
@@ -119,6 +133,8 @@ class VTFPNConfig(VTConfig):
             Arguments of `VTFPNBody.build` that differ from the architecture's, such as `{"decoder": "fpn"}`.
         pretrained_cfg (`dict[str, Any]`, *optional*):
             timm's description of the weights: preprocessing, licence, origin. Defaults to the architecture's.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that the loss leaves out.
 
     Example:
 
@@ -136,3 +152,4 @@ class VTFPNConfig(VTConfig):
     default_cfgs = vt_fpn_default_cfgs
 
     architecture: str = 'vt_fpn_resnet50'
+    semantic_loss_ignore_index: int = 255

@@ -32,6 +32,8 @@ class VTResNetImageProcessor(BaseImageProcessor):
             Output size, (height, width), or a dict of them, in place of the one in `pretrained_cfg`.
         crop_pct (`float`, *optional*):
             Output size as a fraction of the size that the image is first resized to.
+        image_mean, image_std (`list[float]`, *optional*):
+            Normalisation in place of the one in `pretrained_cfg`.
     """
 
     model_input_names = ['pixel_values']
@@ -41,16 +43,33 @@ class VTResNetImageProcessor(BaseImageProcessor):
         pretrained_cfg: dict[str, Any] | None = None,
         size: int | tuple[int, int] | dict[str, int] | None = None,
         crop_pct: float | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
         **kwargs: Any,
     ):
+        if steps := [key for key, value in kwargs.items() if key.startswith('do_') and not value]:
+            raise ValueError(f'{", ".join(steps)} cannot be turned off; normalise tensors of your own without this.')
         super().__init__()
         cfg = {key: value for key, value in (pretrained_cfg or {}).items() if key in DATA_KEYS}
+        cfg |= {key: value for key, value in (('mean', image_mean), ('std', image_std)) if value is not None}
         self.pretrained_cfg = timm.data.resolve_data_config(pretrained_cfg=self._override(cfg, size, crop_pct))
         self.pretrained_cfg = {key: self.pretrained_cfg[key] for key in DATA_KEYS}
-        self.image_mean, self.image_std = list(self.pretrained_cfg['mean']), list(self.pretrained_cfg['std'])
-        _, height, width = self.pretrained_cfg['input_size']
-        self.size = {'height': height, 'width': width}
-        self.crop_pct = self.pretrained_cfg['crop_pct']
+
+    @property
+    def image_mean(self) -> list[float]:
+        return list(self.pretrained_cfg['mean'])
+
+    @property
+    def image_std(self) -> list[float]:
+        return list(self.pretrained_cfg['std'])
+
+    @property
+    def size(self) -> dict[str, int]:
+        return dict(zip(('height', 'width'), self.pretrained_cfg['input_size'][1:], strict=True))
+
+    @property
+    def crop_pct(self) -> float:
+        return self.pretrained_cfg['crop_pct']
 
     @staticmethod
     def _override(
@@ -59,6 +78,8 @@ class VTResNetImageProcessor(BaseImageProcessor):
         cfg = dict(cfg)
         if size is not None:
             if isinstance(size, dict):
+                if set(size) != {'height', 'width'}:
+                    raise ValueError(f'The size is a height and a width, not {", ".join(size)}.')
                 size = size['height'], size['width']
             height, width = (size, size) if isinstance(size, int) else size
             cfg['input_size'] = (cfg.get('input_size', (3,))[0], height, width)
@@ -84,7 +105,6 @@ class VTResNetImageProcessor(BaseImageProcessor):
         size: int | tuple[int, int] | dict[str, int] | None = None,
         crop_pct: float | None = None,
         return_tensors: str | None = 'pt',
-        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
@@ -95,11 +115,24 @@ class VTResNetImageProcessor(BaseImageProcessor):
 
         Returns:
             `pixel_values`, (B, channels, height, width).
+
+        Raises:
+            ValueError: There is no image, or an array has values that are no image's.
         """
+        return self._transform(self._read(images), size, crop_pct, return_tensors)
+
+    def _read(self, images: ImageInput) -> list[Image.Image]:
+        """Images of the mode that the model reads, upright."""
+        channels = self.pretrained_cfg['input_size'][0]
+        found = [to_channels(to_pil(image), channels) for image in flatten(self.fetch_images(images))]
+        if not found:
+            raise ValueError('There is no image to process.')
+        return found
+
+    def _transform(self, images, size, crop_pct, return_tensors) -> BatchFeature:
         cfg = self._override(self.pretrained_cfg, size, crop_pct)
         transform = timm.data.create_transform(**cfg, is_training=False)
-        channels = cfg['input_size'][0]
-        pixels = [transform(to_channels(to_pil(image), channels)) for image in flatten(self.fetch_images(images))]
+        pixels = [transform(image) for image in images]
         if return_tensors == 'pt':
             return BatchFeature({'pixel_values': torch.stack(pixels)})
         return BatchFeature({'pixel_values': [p.numpy() for p in pixels]}, tensor_type=return_tensors)
@@ -117,6 +150,8 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
             timm's preprocessing: `input_size`, `interpolation`, `mean`, `std`.
         size (`int`, `tuple[int, int]` or `dict[str, int]`, *optional*):
             Output size, (height, width), or a dict of them, in place of the one in `pretrained_cfg`.
+        image_mean, image_std (`list[float]`, *optional*):
+            Normalisation in place of the one in `pretrained_cfg`.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Label 0 of the maps means "not labelled" and becomes 255; every other is lowered by one.
     """
@@ -128,7 +163,8 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         do_reduce_labels: bool = False,
         **kwargs: Any,
     ):
-        super().__init__({**(pretrained_cfg or {}), 'crop_pct': 1.0, 'crop_mode': 'squash'}, size)
+        kwargs.pop('crop_pct', None)  # written by the parent
+        super().__init__({**(pretrained_cfg or {}), 'crop_pct': 1.0, 'crop_mode': 'squash'}, size, **kwargs)
         self.do_reduce_labels = do_reduce_labels
 
     def preprocess(
@@ -138,7 +174,6 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         size: int | tuple[int, int] | dict[str, int] | None = None,
         do_reduce_labels: bool | None = None,
         return_tensors: str | None = 'pt',
-        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
@@ -150,19 +185,29 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
 
         Returns:
             `pixel_values`, (B, channels, height, width), and with label maps `labels`, (B, height, width).
+
+        Raises:
+            ValueError: As for images alone, or images and label maps differ in number or size.
         """
-        batch = super().preprocess(images, size=size, return_tensors=return_tensors)
+        found = self._read(images)
+        batch = self._transform(found, size, None, return_tensors)
         if segmentation_maps is not None:
             reduce = self.do_reduce_labels if do_reduce_labels is None else do_reduce_labels
             _, height, width = self._override(self.pretrained_cfg, size, None)['input_size']
             single = isinstance(segmentation_maps, Image.Image) or getattr(segmentation_maps, 'ndim', 3) == 2
+            maps = [to_label_map(one) for one in ([segmentation_maps] if single else segmentation_maps)]
+            if len(maps) != len(found):
+                raise ValueError(f'{len(found)} images came with {len(maps)} segmentation maps.')
             labels = []
-            for labels_of_one in [segmentation_maps] if single else segmentation_maps:
-                label_map = reduce_labels(to_label_map(labels_of_one)) if reduce else to_label_map(labels_of_one)
-                resized = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
+            for image, label_map in zip(found, maps, strict=True):
+                if image.size != label_map.shape[::-1]:
+                    raise ValueError(
+                        f'An image of {image.width} x {image.height} pixels came with a segmentation map of '
+                        f'{label_map.shape[1]} x {label_map.shape[0]}; images are turned by their EXIF orientation.'
+                    )
+                label_map = Image.fromarray(reduce_labels(label_map) if reduce else label_map)
+                resized = label_map.resize((width, height), Image.Resampling.NEAREST)
                 labels.append(np.array(resized, dtype=np.int64))
-            if len(labels) != len(batch['pixel_values']):
-                raise ValueError(f'{len(batch["pixel_values"])} images came with {len(labels)} segmentation maps.')
             batch['labels'] = BatchFeature({'labels': labels}, tensor_type=return_tensors)['labels']
         return batch
 
@@ -182,12 +227,12 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
             return list(logits.argmax(1))
         if len(target_sizes) != len(logits):
             raise ValueError(f'{len(logits)} images were segmented, but {len(target_sizes)} target sizes were given.')
-        return [
-            F.interpolate(one[None].float(), size=tuple(map(int, size)), mode='bilinear', align_corners=False)[
-                0
-            ].argmax(0)
-            for one, size in zip(logits, target_sizes, strict=True)
-        ]
+        label_maps = []
+        for one, size in zip(logits, target_sizes, strict=True):
+            size = tuple(map(int, size))
+            resized = F.interpolate(one[None].float(), size=size, mode='bilinear', align_corners=False)
+            label_maps.append(resized[0].argmax(0))
+        return label_maps
 
 
 def to_label_map(labels: Any) -> np.ndarray:
@@ -217,7 +262,11 @@ def flatten(images: Any) -> list[Any]:
 
 
 def to_pil(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
-    """A PIL image from an array (H, W), (H, W, C) or (C, H, W) of integers, or of floats in 0..1 or 0..255."""
+    """A PIL image from an array (H, W), (H, W, C) or (C, H, W) of integers, or of floats in 0..1 or 0..255.
+
+    Raises:
+        ValueError: The array has values outside 0..255, such as those of a normalised tensor.
+    """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, torch.Tensor):
@@ -228,7 +277,10 @@ def to_pil(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
         image = image / 65535
     elif image.dtype == bool:
         image = image.astype(np.float32)
+    low, high = image.min(), image.max()
+    if not 0 <= low <= high <= 255:  # NaN is neither
+        raise ValueError(f'An image has values from {low} to {high}, not from 0 to 255, or 0 to 1.')
     if np.issubdtype(image.dtype, np.floating):
-        image = np.rint(image * (255 if image.max() <= 1 else 1))
+        image = np.rint(image * (255 if high <= 1 else 1))
     image = image.astype(np.uint8)
     return Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[-1] == 1 else image)

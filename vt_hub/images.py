@@ -66,8 +66,10 @@ def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
         raise ValueError(f'A model with {channels} channels takes no image files.')
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(('I', 'F')):  # convert() would clip these to 0..255
+        sixteen_bits = image.mode.startswith('I;16')
+        image = image.convert('I') if sixteen_bits else image  # I;16B knows little else
         low, high = image.getextrema()
-        full = 65535.0 if image.mode.startswith('I;16') or high > 255 else 255.0
+        full = 65535.0 if sixteen_bits or high > 255 else 255.0
         if image.mode == 'F' and low >= 0 and high <= 1:
             full = 1.0
         image = image.convert('F').point(lambda value: value * (255.0 / full) + 0)

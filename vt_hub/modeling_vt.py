@@ -30,8 +30,6 @@ __all__ = [
     'VTResNetPreTrainedModel',
 ]
 
-IGNORE_INDEX = 255
-
 
 class VTPreTrainedModel(PreTrainedModel):
     """What the models share: the state dict is the timm model's, and weights are never silently random."""
@@ -81,6 +79,7 @@ class VTPreTrainedModel(PreTrainedModel):
         self.apply_attn_implementation()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
+        self.gradient_checkpointing = enable  # what is_gradient_checkpointing reads
         self.set_grad_checkpointing(enable)
 
     @torch.no_grad()
@@ -182,6 +181,10 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
         self.build_from(config, num_classes=config.num_labels)
         self.post_init()
 
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
+        super().reset_classifier(num_classes, global_pool)
+        self.num_labels = self.config.num_labels = num_classes
+
     @can_return_tuple
     def forward(
         self,
@@ -260,6 +263,8 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
     def _init_weights(self, module: nn.Module):
         if not getattr(module, 'of_backbone', False):  # timm has initialised its own, or loaded them
             super()._init_weights(module)
+        elif hasattr(module, 'init_non_persistent_buffers'):  # no checkpoint has these
+            module.init_non_persistent_buffers()
 
     @can_return_tuple
     def forward(
@@ -273,7 +278,7 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         """
         Args:
             pixel_values: Images, (B, channels, H, W).
-            labels: Class of each pixel, (B, H, W); 255 where it does not count.
+            labels: Class of each pixel, (B, H, W), or the configuration's `semantic_loss_ignore_index`.
             output_hidden_states: Return the decoder's four maps, (B, dim, H / r, W / r), r = 4, 8, 16, 32.
             output_attentions: Return the token attention of each level, (B, L, H / r, W / r); not of the panoptic FPN.
 
@@ -289,8 +294,9 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         logits, loss = self.head(maps), None
         if labels is not None:
             upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode='bilinear', align_corners=False)
-            total = F.cross_entropy(upsampled, labels, ignore_index=IGNORE_INDEX, reduction='sum')
-            loss = total / (labels != IGNORE_INDEX).sum().clamp(min=1)  # 0 where nothing is labelled, not NaN
+            ignored = self.config.semantic_loss_ignore_index
+            total = F.cross_entropy(upsampled, labels, ignore_index=ignored, reduction='sum')
+            loss = total / (labels != ignored).sum().clamp(min=1)  # 0 where nothing is labelled, not NaN
         return SemanticSegmenterOutput(
             loss=loss,
             logits=logits,

@@ -34,6 +34,12 @@ def is_ours(name: str) -> bool:
     return name.split('.')[0] in list_models()
 
 
+def is_folder(source: str) -> bool:
+    """Whether a model's source is a folder: one that has a model, or one that is called like no model of ours."""
+    names = {*list_models(), *list_pretrained()}
+    return Path(source, 'config.json').is_file() or (Path(source).is_dir() and source not in names)
+
+
 def find_folder(source: str) -> Path:
     """The local folder of published weights (`vt_resnet10.digits`), of a path, or of `hf-hub:ID`, checked.
 
@@ -43,7 +49,7 @@ def find_folder(source: str) -> Path:
     """
     if source.startswith('hf-hub:'):
         return fetch(source.removeprefix('hf-hub:'))
-    return Path(source) if Path(source).is_dir() else pretrained_folder(source)
+    return Path(source) if is_folder(source) else pretrained_folder(source)
 
 
 def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
@@ -58,7 +64,7 @@ def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
         LookupError: No such model, or no weights for it.
         ValueError: The folder's configuration or weights are damaged.
     """
-    if source.startswith('hf-hub:') or Path(source).is_dir():
+    if source.startswith('hf-hub:') or is_folder(source):
         return load_folder(find_folder(source))
     names = list_models()
     if source.split('.')[0] not in names:

@@ -58,6 +58,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         if name not in self.callbacks:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None:
+            return None
         run = spec.loader.exec_module
 
         def exec_module(module):

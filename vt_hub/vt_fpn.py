@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import Format
 from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from .vt_layers import FilterTokenizer, Projector, TransformerMixer
@@ -195,9 +196,12 @@ class VTFPNBody:
             pretrained_backbone: Load timm's weights for the backbone.
 
         Raises:
-            ValueError: The decoder is unknown, or the backbone has no maps at those strides.
+            ValueError: The decoder is unknown, there is no class, or the backbone has no (B, C, H, W) maps at those
+                strides.
         """
         dd = {'device': device, 'dtype': dtype}
+        if num_classes < 1:
+            raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps alone use the backbone.')
         if decoder not in ('vt', 'fpn'):
             raise ValueError(f"Unknown decoder {decoder!r}; use 'vt' or 'fpn'.")
         self.num_classes = num_classes
@@ -209,6 +213,9 @@ class VTFPNBody:
         reductions = self.backbone.feature_info.reduction()
         if not {4, 8, 16, 32} <= set(reductions):
             raise ValueError(f'{backbone} has maps at strides {reductions}; a pyramid needs 4, 8, 16 and 32.')
+        output_fmt = getattr(self.backbone, 'output_fmt', Format.NCHW)
+        if output_fmt != Format.NCHW:
+            raise ValueError(f'{backbone} has maps of {output_fmt.value}; a pyramid needs NCHW.')
         self.levels = [reductions.index(stride) for stride in (4, 8, 16, 32)]
         in_chs = [self.backbone.feature_info.channels()[i] for i in self.levels]
         if decoder == 'vt':
@@ -220,7 +227,7 @@ class VTFPNBody:
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True):
         """Recompute the backbone's activations in the backward pass."""
-        self.backbone.set_grad_checkpointing(enable)
+        getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)  # of a getter, its model
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
@@ -232,7 +239,9 @@ class VTFPNBody:
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int):
-        """Replace the last convolution by a new one for other classes."""
+        """Replace the last convolution by a new one for other classes, at least one."""
+        if num_classes < 1:
+            raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps alone use the backbone.')
         weight = self.head.predictor.weight
         self.num_classes = num_classes
         self.head.predictor = nn.Conv2d(self.hidden_dim, num_classes, 1, device=weight.device, dtype=weight.dtype)

@@ -129,16 +129,23 @@ class Tokenizer(nn.Module):
         return self.proj(pool_map(attn, x, added)), attn
 
 
+class MapFilters(nn.Linear):
+    """A linear layer on the pixels of a map (B, C, H, W), to (B, L, P)."""
+
+    def forward(self, x: torch.Tensor, added: Added, scale: float) -> torch.Tensor:
+        return filter_map(self.weight * scale, x, added)
+
+
 class FilterTokenizer(Tokenizer):
     """Equation 1 (section 3.1.1): A = softmax_P(X W_A / sqrt(C)), T = A^T X with learned filters W_A (C, L)."""
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
         super().__init__(dim, token_dim, device=device, dtype=dtype)
         self.scale = dim**-0.5
-        self.filters = nn.Linear(dim, num_tokens, bias=False, device=device, dtype=dtype)
+        self.filters = MapFilters(dim, num_tokens, bias=False, device=device, dtype=dtype)
 
     def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor], added: Added) -> torch.Tensor:
-        return filter_map(self.filters.weight * self.scale, x, added)
+        return self.filters(x, added, self.scale)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -207,11 +214,8 @@ class ClusterTokenizer(Tokenizer):
 
 @torch.fx.wrap
 def attention(k: torch.Tensor, q: torch.Tensor, u: torch.Tensor, scale: float, fused: bool) -> torch.Tensor:
-    """softmax(scale * k q^T) u. The rows are k's, as in the paper: what SDPA calls the query.
-
-    On CPUs SDPA has no kernel for values wider than keys, and is slower than the three steps.
-    """
-    if fused and k.device.type != 'cpu':
+    """softmax(scale * k q^T) u, by SDPA if `fused`. The rows are k's, as in the paper: what SDPA calls the query."""
+    if fused:
         return F.scaled_dot_product_attention(k.unsqueeze(1), q.unsqueeze(1), u.unsqueeze(1), scale=scale).squeeze(1)
     return ((k * scale) @ q.transpose(1, 2)).softmax(dim=-1) @ u
 
@@ -241,7 +245,9 @@ class TransformerMixer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, L, D) to tokens (B, L, D)."""
         u = self.norm1(tokens)
-        tokens = tokens + self.drop_path(attention(self.k(u), self.q(u), u, self.scale, self.fused_attn))
+        # on CPUs SDPA has no kernel for values wider than keys, and is slower than the three steps
+        fused = self.fused_attn and u.device.type != 'cpu'
+        tokens = tokens + self.drop_path(attention(self.k(u), self.q(u), u, self.scale, fused))
         return tokens + self.drop_path(self.fc2(F.relu(self.fc1(self.norm2(tokens)))))
 
 

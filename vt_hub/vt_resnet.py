@@ -9,7 +9,7 @@ classifier reads the mean of the last tokens; the map after the last projector i
 """
 
 from itertools import pairwise
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -237,7 +237,6 @@ class VTResNetBody:
         self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
         self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        self.fc.train(self.training)
 
     def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to the map of layer3, (B, channels, H / 16, W / 16)."""
@@ -330,7 +329,8 @@ class VTResNetBody:
     ) -> List[int]:
         """Prune layers not required for specified intermediates.
 
-        Without its head the network ends at the map of the last level kept: forward_features returns that map.
+        Without its head the network ends at the map of the last level kept: forward_features returns that map. The head
+        reads the tokens of the last module, so that it stays only with the last level.
         """
         take_indices, max_index = feature_take_indices(5, indices)
         if max_index == 4 and not prune_head:
@@ -408,10 +408,6 @@ class VTResNet(VTResNetBody, nn.Module):
         for module in self.modules():
             if hasattr(module, 'zero_init_last'):
                 module.zero_init_last()
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> Set[str]:
-        return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
@@ -503,6 +499,8 @@ def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
 
 
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
+    if kwargs.get('features_only') and kwargs.get('feature_cls') in ('hook', 'fx'):
+        raise ValueError("The last map is nobody's output for hooks or fx; use feature_cls 'getter', 'list' or 'dict'.")
     model_cls = VTResNet
     if pretrained:
         given = kwargs.get('pretrained_cfg_overlay') or {}
