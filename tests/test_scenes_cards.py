@@ -64,7 +64,7 @@ def test_a_run_becomes_a_folder_and_an_evaluation_its_card(command, tmp_path):
     command('--report', tmp_path / 'report.json', '--out', folder)
     text = (folder / 'README.md').read_text()
     assert 'Not measured yet' not in text
-    assert '| digits | 5 | +10.0 [+10.0, +10.0] |' in text
+    assert '| digits | 5 | +10.0 [+10.0, +10.0] (3) |' in text
     assert {entry.metric_value for entry in ModelCard(text).data.eval_results} == {result['metrics']['hit_rate'], 80.0}
     assert (folder / 'model.safetensors').read_bytes() == weights
     assert all(check.passed for check in verify(folder))

@@ -262,7 +262,7 @@ def test_advanced_with_a_teacher_of_our_own(train, tmp_path):
 
 @real
 def test_finetuning_of_the_embedded_weights(train):
-    model = check_model_folder(train('finetune', *SMALL[2:]))
+    model = check_model_folder(train('finetune', '--model', 'vt_resnet10', *SMALL[2:]))
     digits = load_folder(vt_hub.pretrained_folder('vt_resnet10'))
     assert model.pretrained_cfg['architecture'] == 'vt_resnet10'
     change = (model.conv1.weight - digits.conv1.weight).norm() / digits.conv1.weight.norm()

@@ -417,6 +417,8 @@ def move_to_root(data):
         (None, ['--nproc-per-node', 3], '3 processes need as many GPUs, and there are 2; '),
         (None, ['-b', 9, '--nproc-per-node', 2], 'A batch of 9 images cannot be divided among 2 processes.'),
         (None, ['--device-batch-size', 3], 'A batch of 8 images cannot be divided among 1 processes in steps of 3.'),
+        (None, ['--experiment', 'foo'], '--experiment is what vt-hub train sets'),
+        (None, ['--batch=16'], '--batch is what vt-hub train sets, or short for it'),
         (None, ['--train-script', '{data}/train.py'], "There is no script {data}/train.py of timm's."),
     ],
 )
@@ -432,6 +434,28 @@ def test_errors_before_anything_starts(train, data, start, tmp_path, monkeypatch
     assert err.startswith(f'error: {message.format(**names)}')
     assert err.count('\n') == 1
     assert not (tmp_path / 'run').exists()
+
+
+def test_published_weights_are_loaded(command):
+    arguments = command('--model', 'vt_resnet10.digits')
+    assert arguments[arguments.index('--model') :][:3] == ['--model', 'vt_resnet10.digits', '--pretrained']
+
+
+def test_the_users_arguments_win(command):
+    arguments = command('-j', 4, '--seed', 3)
+    assert [arguments[i + 1] for i, argument in enumerate(arguments) if argument == '--workers'] == ['2', '4']
+    assert arguments[arguments.index('--seed') + 1] == '3'
+
+
+def test_options_of_the_other_task_are_refused(train):
+    assert train('--layout', 'lip')[0] == 2
+    assert train('--train-script', 'train.py', recipe='shapes')[0] == 2
+
+
+def test_a_dry_run_of_segmentation_checks_the_data(train, data):
+    code, out, err = train('--dry-run', recipe='shapes')
+    assert (code, out) == (1, '')
+    assert str(data) in err
 
 
 def test_a_data_set_of_unknown_classes(train):

@@ -102,7 +102,7 @@ def test_report_is_that_computed_by_hand():
     }  # fmt: skip
     assert cells['vt', 'digits', 5]['n'] == 4
     text = report.markdown(summary)
-    assert '- vt - vt_scratch: +2.3 [' in text
+    assert '- `vt - vt_scratch`: +2.3 [' in text
     assert '| digits | 5 | 69.0 ± 16.6 (4) | 60.0 ± 10.0 (3) |' in text
 
 
@@ -111,6 +111,14 @@ def test_primary_number_needs_every_cell():
     summary = report.summarise(runs)
     assert summary['primary']['gains'] == []
     assert [row['mean'] for row in summary['differences']] == [0, 0]
+    assert 'mean of digits, characters and shapes' not in report.markdown(summary)
+
+
+def test_a_chosen_setting_without_test_runs_is_named():
+    runs = [made_up('vt', 'digits', 5, draw, 50, part) for part in tasks.PARTS for draw in (0, 1)]
+    runs += [run | {'lr': 0.3, 'accuracy': 60.0} for run in runs if run['part'] == 'dev']
+    with pytest.raises(ValueError, match='for vt, digits, 5 shots has no run'):
+        report.summarise(runs)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +204,29 @@ def test_parts_share_no_image(task, work):
     dev, test = (tasks.load_task(task, part, 32, 4, work) for part in tasks.PARTS)
     assert dev.num_classes == test.num_classes
     assert not {image.tobytes() for image in dev.images} & {image.tobytes() for image in test.images}
+
+
+@pytest.mark.parametrize('make_bank', [tasks.fractal_bank, tasks.contour_bank])
+def test_parts_have_other_classes(make_bank):
+    pictures = [
+        {one.numpy().tobytes() for one in make_bank(tasks.SEEDS[part], 20, 1, 32)[:, 0]} for part in tasks.PARTS
+    ]
+    assert not pictures[0] & pictures[1]
+
+
+def test_scored_scenes_show_other_pictures(work, monkeypatch):
+    banks = []
+    compose = tasks.compose_scenes
+    monkeypatch.setattr(
+        tasks, 'compose_scenes', lambda bank, *args, **kw: banks.append(bank) or compose(bank, *args, **kw)
+    )
+    part = tasks.fractals('test', 32, 3)
+    assert not {one.numpy().tobytes() for one in banks[0].flatten(0, 1)} & {
+        one.numpy().tobytes() for one in banks[1].flatten(0, 1)
+    }
+    assert (part.support ^ part.scored).all()
+    assert part.support.sum() > 50
+    assert part.scored.sum() > 50
 
 
 def test_a_draw_is_scored_on_other_images(work):

@@ -42,7 +42,7 @@ def best_setting(dev: pd.DataFrame) -> tuple[int, float]:
 def interval(values: pd.Series) -> dict[str, Any]:
     """Number of values, mean, standard deviation, and Student's 95 % interval of the mean."""
     n, mean, std = len(values), values.mean(), values.std()
-    if n < 3:  # of two, an interval would be thirteen standard errors wide
+    if n < 3:  # of two, an interval would be 25 standard errors wide
         return {'n': n, 'mean': round(mean, 2), 'std': None, 'low': None, 'high': None}
     low, high = stats.t.interval(0.95, n - 1, mean, std / n**0.5) if std > 0 else (mean, mean)
     return {'n': n, 'mean': round(mean, 2), 'std': round(std, 2), 'low': round(low, 2), 'high': round(high, 2)}
@@ -75,8 +75,13 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     runs = runs.drop_duplicates([*TUNED, 'method', 'part', 'draw'])
     tuned, frozen = runs[runs.method == 'finetune'], runs[runs.method != 'finetune']
     dev, test = tuned[tuned.part == 'dev'], tuned[tuned.part == 'test']
-    settings = [(*key, *best_setting(group)) for key, group in dev.groupby([*CELL, 'arm'])]
-    test = test.merge(pd.DataFrame(settings, columns=TUNED))
+    settings = pd.DataFrame([(*key, *best_setting(group)) for key, group in dev.groupby([*CELL, 'arm'])], columns=TUNED)
+    chosen = test.merge(settings)
+    cells = [*CELL, 'arm']
+    lost = test[cells].drop_duplicates().merge(chosen[cells].drop_duplicates(), how='left', indicator=True)
+    for task, shots, arm, _ in lost[lost._merge == 'left_only'].to_numpy():
+        raise ValueError(f'What the dev part chooses for {arm}, {task}, {shots} shots has no run of the test part.')
+    test = chosen
 
     accuracies = test.pivot(index=[*CELL, 'draw'], columns='arm', values='accuracy')
     differences, primary = [], []
@@ -105,7 +110,9 @@ def with_deviation(row: dict[str, Any]) -> str:
 
 
 def with_interval(row: dict[str, Any]) -> str:
-    return f'{row["mean"]:+.1f}' + (f' [{row["low"]:+.1f}, {row["high"]:+.1f}]' if row['n'] > 2 else f' ({row["n"]})')
+    return (
+        f'{row["mean"]:+.1f}' + (f' [{row["low"]:+.1f}, {row["high"]:+.1f}]' if row['n'] > 2 else '') + f' ({row["n"]})'
+    )
 
 
 def with_setting(row: dict[str, Any]) -> str:
@@ -126,15 +133,16 @@ def markdown(report: dict[str, Any]) -> str:
     legend = [f'`{arm}`, {text}' for arm, text in ARMS.items() if arm in there]
     parts = [
         f'Arms: {"; ".join(legend)}.\n\n' if legend else '',
-        'Gain of fine-tuning, in points, over digits, characters and shapes at 5 and 20 shots [95 % interval]:\n',
     ]
-    parts += [f'- {row["pair"]}: {with_interval(row)}, {row["n"]} draws\n' for row in report['primary']['gains']]
-    if not report['primary']['gains']:
-        parts.append('- runs are missing\n')
+    if report['primary']['gains']:
+        parts.append(
+            'Gain, in points, mean of digits, characters and shapes at 5 and 20 shots [95 % interval] (draws):\n\n'
+        )
+        parts += [f'- `{row["pair"]}`: {with_interval(row)}\n' for row in report['primary']['gains']]
     tuned, frozen = report['finetuned'], [{**row, 'arm': f'{row["arm"]}, {row["method"]}'} for row in report['frozen']]
     for title, rows, column, cell in (
         ('Accuracy after fine-tuning, %, ± standard deviation (draws)', tuned, 'arm', with_deviation),
-        ('Paired gains, points [95 % interval]', report['differences'], 'pair', with_interval),
+        ('Paired gains, points [95 % interval] (draws)', report['differences'], 'pair', with_interval),
         ('Steps x learning rate, chosen on the dev part', tuned, 'arm', with_setting),
         ('Frozen features and raw pixels, %, ± standard deviation (draws)', frozen, 'arm', with_deviation),
     ):

@@ -103,12 +103,16 @@ def shapes(part: str, size: int, per_class: int) -> Part:
 
 
 def scenes_of_one(make_bank: Callable[..., torch.Tensor], part: str, size: int, per_class: int) -> Part:
-    bank = make_bank(SEEDS[part], SYNTHETIC_CLASSES, per_class, size)
-    items = torch.arange(per_class * SYNTHETIC_CLASSES)
-    images, seen, _ = compose_scenes(bank, SEEDS[part], items, size, objects=(1, 1), scale=(0.6, 1.2))
-    images, seen = images[seen.any(1)], seen[seen.any(1)]  # an object may lie outside
-    pixels = (255 * images).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return interchangeable(pixels.numpy(), seen.argmax(1).numpy())
+    """Half of the pictures of each class are for images to train on, and the others for images to score."""
+    bank = make_bank(SEEDS[part], SYNTHETIC_CLASSES, 2 * per_class, size)
+    items = torch.arange(2 * per_class * SYNTHETIC_CLASSES)
+    halves = zip(bank.chunk(2, dim=1), items.chunk(2), strict=True)
+    scenes = [compose_scenes(of, SEEDS[part], some, size, objects=(1, 1), scale=(0.6, 1.2)) for of, some in halves]
+    images, seen = (torch.cat(parts) for parts in list(zip(*scenes, strict=True))[:2])
+    inside = seen.any(1)  # an object may lie outside
+    pixels = (255 * images[inside]).round().to(torch.uint8).permute(0, 2, 3, 1)
+    support = (items < len(items) // 2)[inside].numpy()
+    return Part(pixels.numpy(), seen[inside].argmax(1).numpy(), support, ~support)
 
 
 def fractals(part: str, size: int, per_class: int) -> Part:
@@ -136,7 +140,8 @@ def load_task(name: str, part: str, size: int, per_class: int, folder: Path) -> 
         name: A key of TASKS.
         part: 'dev' or 'test'.
         size: Height and width of the images.
-        per_class: Images of each class that are generated, to train on and to score; digits has what it has.
+        per_class: Images of each class that are generated, for fractals and contours on average; as many again to
+            score where those are others (characters, fractals, contours). The digits are as many as they are.
         folder: Where arrays are kept.
     """
     path = folder / f'{name}_{part}_{size}_{per_class}.npz'

@@ -9,10 +9,11 @@ Every run is a line appended to the results: started again, the command goes on 
 file; give them other --tasks or --shots, or they may do a run twice. The report is computed from the results alone, and
 without --arm nothing else is done; report.py prints its tables.
 
-Tasks: see tasks.py. Ten training sets of 1, 5 and 20 images of each class, the same for all arms, as are the batches
-and their augmentation and, within an architecture, the new classifier. All weights are trained, by AdamW with a cosine,
-in bfloat16 where the hardware has it; BatchNorm's statistics are then taken anew from eight batches, since running
-averages lag behind in so few steps. Accuracy is that on up to 500 other images, drawn with the training set.
+Tasks: see tasks.py. Ten training sets of 1, 5 and 20 images of each class, the same for all arms, as are, for runs of
+one length, the batches and their augmentation and, within an architecture, the new classifier. All weights are trained,
+by AdamW with a cosine, in bfloat16 where the hardware has it; BatchNorm's statistics are then taken anew from eight
+batches, since running averages lag behind in so few steps. Accuracy is that on up to 500 other images, drawn with the
+training set.
 
 Settings are chosen for each arm, task and number of shots by the mean accuracy of two draws of the dev part: first the
 learning rate, of four, with the shorter of two lengths (19 to 97 steps, by the number of images); then with that rate

@@ -6,8 +6,6 @@ on that part instead: every choice in this file was made so, the held-out fifth 
 """
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from timm.utils import ModelEmaV3
 
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
+from vt_hub.training.results import machine, write_result
 from vt_hub.weights import hub_id
 
 ROOT = Path(__file__).parent
@@ -156,9 +155,7 @@ def main():
                 'epochs': args.epochs,
                 'seed': args.seed,
                 'seconds': round(seconds),
-                'hardware': f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)',
-                'torch': torch.__version__,
-                'timm': timm.__version__,
+                **machine(),
             },
         }
         export(
@@ -172,7 +169,7 @@ def main():
             repo=hub_id('vt_resnet10.digits'),
         )
         write_samples(test_images, test_labels)
-        (ROOT / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+        write_result(ROOT / 'result.json', result)
 
 
 if __name__ == '__main__':

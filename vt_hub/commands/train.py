@@ -105,23 +105,34 @@ def train(
 
     Example: vt-hub train --recipe finetune --data-dir flowers --output run
     """
+    from ..models import find_folder, is_folder
     from ..training.launch import Launch, run
     from ..training.segmentation_recipe import list_segmentation_recipes
+    from ..weights import list_pretrained
 
     launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
-    extra = list(context.args)
+    if model and (model.startswith('hf-hub:') or is_folder(model)):
+        model = str(find_folder(model))
     if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
-        if model and Path(model).is_dir():
-            extra += ['--model', f'local-dir:{model}', '--pretrained']
+        if layout or classes or reduce_labels:
+            raise typer.BadParameter('--layout, --classes and --reduce-labels are for segmentation.')
+        options = ['--seed', str(seed), '--workers', str(workers)]
+        if model and is_folder(model):
+            options += ['--model', f'local-dir:{model}', '--pretrained']
         elif model:
-            extra += ['--model', model]
-        extra += ['--seed', str(seed), '--workers', str(workers)]
-        train_classifier(recipe, data_dir, output, extra, launch, device_batch_size, train_script, resume, dry_run)
+            options += ['--model', model, *['--pretrained'] * (model in list_pretrained())]
+        options += context.args
+        train_classifier(recipe, data_dir, output, options, launch, device_batch_size, train_script, resume, dry_run)
         return
-    extra += ['--model', model] if model else []
+    if train_script:
+        raise typer.BadParameter("--train-script is for classifiers; segmentation is trained by transformers' Trainer.")
+    extra = [*context.args, *(['--model', model] if model else [])]
     extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
+    opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
     if launch.processes == 1 and not dry_run:
-        train_segmenter(recipe, data_dir, output, extra, layout, classes, reduce_labels, seed, workers, resume)
+        from ..training.segmentation import train_segmentation
+
+        print(train_segmentation(*opened, output, seed, workers, resume, progress))
         return
     arguments = ['--task', 'segmentation', '--recipe', recipe, '--data-dir', data_dir, '--output', str(output)]
     arguments += ['--seed', str(seed), '--workers', str(workers), *extra]
@@ -156,7 +167,8 @@ def train_classifier(
         return
     code = job.start(command)
     if unreadable := job.unreadable():
-        print(f'{len(unreadable)} images could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
+        images = 'image' if len(unreadable) == 1 else 'images'
+        print(f'{len(unreadable)} {images} could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
     if code:
         raise typer.Exit(code)
     if launch.node_rank > 0:
@@ -167,26 +179,16 @@ def train_classifier(
         print(f'{job.best_checkpoint()}: {job.value("model")} is not one of our models and is not exported')
 
 
-def train_segmenter(
-    recipe: str,
-    data_dir: str,
-    output: Path,
-    extra: list[str],
-    layout: str | None,
-    classes: Path | None,
-    reduce_labels: bool,
-    seed: int,
-    workers: int,
-    resume: bool,
-):
-    """`vt-hub train` of a segmentation model, in this process."""
-    from ..training.segmentation import train_segmentation
+def open_segmentation(
+    recipe: str, data_dir: str, extra: list[str], layout: str | None, classes: Path | None, reduce_labels: bool
+) -> tuple[Any, Any, Any]:
+    """The recipe, the data to train on and those to validate on."""
     from ..training.segmentation_data import open_data
     from ..training.segmentation_recipe import load_segmentation_recipe
 
     settings = load_segmentation_recipe(recipe, read_changes(extra) | ({'layout': layout} if layout else {}))
-    data = [open_data(data_dir, split, settings.layout, classes, reduce_labels) for split in ('train', 'val')]
-    print(train_segmentation(settings, *data, output, seed, workers, resume, progress))
+    data = (open_data(data_dir, split, settings.layout, classes, reduce_labels) for split in ('train', 'val'))
+    return settings, *data
 
 
 def read_changes(arguments: list[str]) -> dict[str, Any]:
@@ -223,8 +225,10 @@ def pretrain(
     changes = {key: value for key, value in (('model', model), ('steps', steps)) if value is not None}
     if folder := run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress):
         print(folder)
-    else:
-        print(f'{output} is not at its end; the same command goes on.')
+        return
+    print(f'{output} is not at its end; the same command goes on.')
+    if minutes is None:  # a signal ended it
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -310,7 +314,9 @@ def plot(
 @app.command('timm', context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
 def timm_(
     context: typer.Context,
-    script: Annotated[str, typer.Argument(help='validate, inference, benchmark or onnx_export.')],
+    script: Annotated[
+        Literal['validate', 'inference', 'benchmark', 'onnx_export'], typer.Argument(help='Name of the script.')
+    ],
 ):
     """Run one of timm's other scripts with our models. Its own help: vt-hub timm validate -- --help
 
@@ -319,7 +325,7 @@ def timm_(
     from ..training.launch import run
     from ..training.timm_scripts import find_script, runner
 
-    command = runner(find_script(f'{script.removesuffix(".py")}.py'), context.args)
+    command = runner(find_script(f'{script}.py'), context.args)
     print(shlex.join(command), flush=True)
     if code := run(command):
         raise typer.Exit(code)

@@ -29,6 +29,14 @@ from .timm_scripts import UNREADABLE, find_script, script_version
 __all__ = ['TrainingRun', 'list_recipes']
 
 PLUGIN = 'vt_hub.training.timm_plugin'
+OWN = (
+    '--output',
+    '--experiment',
+    '--grad-accum-steps',
+    '--data-dir',
+    '--device-modules',
+    '--class-map',
+)  # what is set here
 OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
 
 
@@ -71,7 +79,7 @@ class TrainingRun:
         if not isinstance(self.settings, dict):
             raise ValueError(f'{self.recipe_path} is no recipe: it is not a mapping of arguments.')
         self.output = Path(self.output)
-        self.extra = ['--batch-size' if argument == '-b' else argument for argument in self.extra]
+        self.extra = [{'-b': '--batch-size', '-j': '--workers'}.get(argument, argument) for argument in self.extra]
         self.classes: list[str] = []
         self.needs_map = False  # timm numbers the classes of each split by itself
 
@@ -172,6 +180,11 @@ class TrainingRun:
         for name in self.settings:
             if f"'--{name.replace('_', '-')}'" not in source:
                 raise ValueError(f'{script} knows no {name}, which the recipe {self.recipe} sets; use a newer one.')
+        for argument in self.extra:
+            name = argument.partition('=')[0]
+            short = name[:2] == '--' and name not in ('--batch-size', '--device')  # the script takes abbreviations
+            if short and any(option.startswith(name) for option in (*OWN, '--batch-size')):
+                raise ValueError(f'{name} is what vt-hub train sets, or short for it; use an option of its own.')
         if (version := script_version(script)) not in (None, timm.__version__):
             print(f'warning: {script} runs with timm {version} beside it, not {timm.__version__}.', file=sys.stderr)
         batch, device_batch = int(self.value('batch_size', 128)), self.device_batch_size
@@ -206,6 +219,8 @@ class TrainingRun:
         if self.needs_map:
             with replaced_whole(self.output / 'classes.txt') as unfinished:
                 unfinished.write_text(''.join(f'{name}\n' for name in self.classes))
+        if self.launch.node_rank == 0:
+            (self.output / 'unreadable.txt').unlink(missing_ok=True)  # of an earlier run
         os.environ[UNREADABLE] = str(self.output / 'unreadable.txt')
         return run(command)
 

@@ -52,7 +52,8 @@ ATTENTION = {  # the layers that make logits of attention, by module
     Projector: ('key', 'query'),
 }
 HELD_OUT_BATCHES = 16  # that the result is measured on
-HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes of another seed'}
+HELD_OUT_FIRST = 1 << 31  # the first item of the scenes that are not trained on
+HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 300  # seconds
 PROSE = """\
@@ -127,8 +128,16 @@ def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) ->
     recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
     if min(recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, len(recipe.stages)) < 1:
         raise ValueError(f'{name}: classes, instances, batch_size, steps and the number of stages are 1 or more.')
-    if recipe.warmup_steps >= recipe.steps:
+    if not 0 <= recipe.warmup_steps < recipe.steps:
         raise ValueError(f'{name}: {recipe.warmup_steps} steps of warm-up leave none of {recipe.steps}.')
+    ends = [stage.until for stage in recipe.stages]
+    if ends != sorted(ends) or ends[0] <= 0 or ends[-1] != 1:
+        raise ValueError(f'{name}: the stages end at {ends}; they follow one another, and the last ends at 1.')
+    for stage in recipe.stages:
+        if stage.size < 1 or stage.size % STRIDES[-1]:
+            raise ValueError(f'{name}: scenes of {stage.size} pixels have no whole cells; use a multiple of 16.')
+        if not 1 <= stage.objects[0] <= stage.objects[1] or not 0 < stage.scale[0] <= stage.scale[1]:
+            raise ValueError(f'{name}: objects {stage.objects} and scale {stage.scale} are no ranges above 0.')
     return recipe
 
 
@@ -144,6 +153,8 @@ class Pretrainer(nn.Module):
             pretrained_cfg_overlay={'input_size': (3, size, size), 'mean': MEAN, 'std': STD, 'crop_pct': 1.0},
         )
         reductions = [level['reduction'] for level in self.model.feature_info]
+        if not set(STRIDES) <= set(reductions):
+            raise ValueError(f'{recipe.model} has maps at strides {reductions}; pretraining needs 8 and 16.')
         self.levels = [reductions.index(stride) for stride in STRIDES]
         for module in self.model.modules():
             if isinstance(module, FilterTokenizer):  # by smaller filters all tokens start alike, and stay so
@@ -239,17 +250,17 @@ class PretrainingRun:
         self.bank = fractal_bank(seed, recipe.classes, recipe.instances, recipe.bank_size, device)
         self.step, self.seconds = 0, 0.0
 
-    def scenes(self, seed: int, batch: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One batch; another seed shares no scene, and the fractals are the same."""
+    def scenes(self, batch: int, stage: Stage, first: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One batch, counted from the item `first`."""
         count = self.recipe.batch_size
-        items = torch.arange(batch * count, (batch + 1) * count, device=self.device)
-        return compose_scenes(self.bank, seed, items, stage.size, stage.objects, stage.scale, stage.spread)
+        items = first + torch.arange(batch * count, (batch + 1) * count, device=self.device)
+        return compose_scenes(self.bank, self.seed, items, stage.size, stage.objects, stage.scale, stage.spread)
 
     def train_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One step; returns loss, logits and labels."""
         self.net.train()
         self.schedule.step_update(self.step)
-        images, labels, masks = self.scenes(self.seed, self.step, self.recipe.stage(self.step))
+        images, labels, masks = self.scenes(self.step, self.recipe.stage(self.step))
         with autocast(self.device):
             loss, logits = self.net(images, labels, masks)
         loss.backward()
@@ -275,13 +286,12 @@ class PretrainingRun:
         """The averaged model, its attention softened, with its own statistics, and its hit rate on held-out scenes."""
         model, stage = self.ema.module.model, self.recipe.stages[-1]
         soften_attention(model)
-        held_out = self.seed + 1
-        batches = (normalized(self.scenes(held_out, i, stage)[0]) for i in range(RECALIBRATION))
+        batches = (normalized(self.scenes(i, stage, HELD_OUT_FIRST)[0]) for i in range(RECALIBRATION))
         update_bn(batches, model)
         model.eval()
         rates = []
         for i in range(RECALIBRATION, RECALIBRATION + HELD_OUT_BATCHES):
-            images, labels, _ = self.scenes(held_out, i, stage)
+            images, labels, _ = self.scenes(i, stage, HELD_OUT_FIRST)
             rates.append(hit_rate(model(normalized(images)), labels))
         return model, sum(rates) / len(rates)
 
@@ -352,21 +362,21 @@ def pretrain(
 
     Raises:
         FloatingPointError: The loss is not finite; the last checkpoint stays.
-        ValueError: The run in `output` has another recipe.
+        ValueError: The run in `output` has another recipe, or the model cannot be pretrained.
     """
     output = Path(output)
     settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed}))
-    if (output / 'recipe.json').exists():
-        for key, value in read_json(output / 'recipe.json').items():
-            if settings.get(key) != value:
-                raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
-    else:
-        write_result(output / 'recipe.json', settings)
+    known = read_json(output / 'recipe.json') if (output / 'recipe.json').exists() else {}
+    for key, value in known.items():
+        if settings.get(key) != value:
+            raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
     if (output / 'model').is_dir():
         return output / 'model'  # nothing is left to do
     kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     torch.backends.cudnn.benchmark = True
     run = PretrainingRun(recipe, seed, torch.device(kind))
+    if not known:  # a run that cannot start leaves nothing
+        write_result(output / 'recipe.json', settings)
     if (output / 'state.pt').exists():
         run.load(output / 'state.pt')
     train(run, output, minutes, progress)

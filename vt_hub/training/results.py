@@ -21,12 +21,19 @@ def no_progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
     return items
 
 
+def cpu_name() -> str:
+    """What Linux calls the processor; elsewhere its architecture."""
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
+
+
 def machine() -> dict[str, Any]:
     """The hardware and the versions that a figure was measured with."""
     if torch.cuda.is_available():
         hardware = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     else:
-        hardware = f'{platform.machine()} CPU, {torch.get_num_threads()} thread(s)'
+        hardware = f'{cpu_name()}, {torch.get_num_threads()} thread(s)'
     return {
         'hardware': hardware,
         'torch': torch.__version__,

@@ -98,4 +98,8 @@ def load_segmentation_recipe(name: str, changes: dict[str, Any] | None = None) -
     recipe = read_recipe(SegmentationRecipe, 'segmentation', name, changes)
     if min(recipe.batch_size, recipe.steps, recipe.eval_every) < 1:
         raise ValueError(f'{name}: batch_size, steps and eval_every are 1 or more.')
+    if min(recipe.input_size) < 1 or min(recipe.scale) <= 0 or (recipe.device_batch_size or 1) < 1:
+        raise ValueError(f'{name}: input_size and device_batch_size are 1 or more, and scale is above 0.')
+    if not 0 <= recipe.flip <= 1 or recipe.warmup_steps < 0:
+        raise ValueError(f'{name}: flip is a share from 0 to 1 and warmup_steps is 0 or more.')
     return recipe

@@ -16,7 +16,6 @@ from ..files import replaced_whole
 __all__ = ['UNREADABLE', 'find_script', 'runner', 'script_version']
 
 UNREADABLE = 'VT_HUB_UNREADABLE'  # in the environment: the file that collects the names of unreadable images
-SCRIPTS = ('train.py', 'validate.py', 'inference.py', 'benchmark.py', 'onnx_export.py')
 ADDRESS = 'https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{version}/{name}'
 
 
@@ -29,7 +28,7 @@ def find_script(name: str, given: Path | None = None) -> Path:
     """One of timm's scripts: the given one, that in VT_HUB_TIMM_SCRIPTS, that in the cache, or fetched into it.
 
     Args:
-        name: One of `SCRIPTS`.
+        name: Such as 'train.py'.
         given: A path from the user.
 
     Raises:
