@@ -19,10 +19,10 @@ def benchmark(
         list[int] | None, typer.Option(min=32, help='Height and width in pixels; may be repeated. [224, VT-FPN 512]')
     ] = None,
     dtype: Annotated[
-        Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Of weights and images; training: AMP.')
+        Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Type of weights and images; in training, of autocast.')
     ] = 'fp32',
     device: Annotated[Literal['cpu', 'cuda'], typer.Option(help='Where to run.')] = 'cpu',
-    threads: Annotated[int | None, typer.Option(min=1, help='Of the CPU.')] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help='CPU threads.')] = None,
     channels_last: Annotated[
         bool, typer.Option('--channels-last', help='Memory format of weights and images.')
     ] = False,

@@ -32,7 +32,7 @@ def shapes(
     val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
     objects: Annotated[bool, typer.Option('--objects', help='One object an image, in class folders.')] = False,
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
-    seed: Annotated[int, typer.Option(min=0, help='Of the scenes.')] = 0,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of the scenes.')] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help='Processes; without, one for each core.')] = None,
 ):
     """Scenes of shapes and textures with exact masks, for segmentation; or single objects, for classification.
@@ -52,7 +52,7 @@ def scenes(
     classes: Annotated[int, typer.Option(min=1, help='Fractals to tell apart.')] = 100,
     objects: Annotated[bool, typer.Option('--objects', help='One fractal an image, in class folders.')] = False,
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
-    seed: Annotated[int, typer.Option(min=0, help='Of the fractals and the scenes.')] = 0,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of fractals and scenes.')] = 0,
 ):
     """Scenes of coloured fractals with exact masks, for segmentation; or single fractals, for classification.
 
@@ -84,7 +84,7 @@ def train(
     device_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
     ] = None,
-    seed: Annotated[int, typer.Option(help='Of weights, order and augmentation.')] = 0,
+    seed: Annotated[int, typer.Option(help='Random seed of weights, order and augmentation.')] = 0,
     workers: Workers = 2,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the folder.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')] = False,
@@ -213,7 +213,7 @@ def pretrain(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to go on.')] = None,
     device: Annotated[str | None, typer.Option(help='cuda or cpu; without, the GPU if there is one.')] = None,
-    seed: Annotated[int, typer.Option(min=0, help='Of weights, fractals and scenes.')] = 0,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
 ):
     """Pretrain weights on scenes of fractals, composed as they are needed: no data is read or written.
 
