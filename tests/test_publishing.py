@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import vt_hub
 from vt_hub.publishing import checks, verify
+from vt_hub.publishing.card import retarget
 from vt_hub.publishing.folder import write_checksums
 
 LABELS = ['tulip', 'rose', 'daisy']
@@ -112,6 +113,25 @@ def test_files_beside_the_sums_are_found(folder, quick):
     assert 'does not list' in failures(folder)['checksums']
 
 
+def test_what_python_leaves_is_no_part_of_the_folder(folder, quick):
+    (folder / '__pycache__').mkdir()
+    (folder / '__pycache__' / 'hubconf.pyc').write_bytes(b'x')
+    assert not failures(folder)
+    assert 'pycache' not in vt_hub.push(folder, 'v1.0.0', repo_id='a/b', dry_run=True)
+
+
+def test_a_dry_run_finds_what_the_hub_would_refuse(folder, quick):
+    with pytest.raises(ValueError, match='bad name'):
+        vt_hub.push(folder, 'v1.0.0', repo_id='bad name', dry_run=True)
+    with pytest.raises(ValueError, match='A version needs a tag'):
+        vt_hub.push(folder, '', repo_id='a/b', dry_run=True)
+
+
+def test_only_the_snippets_of_a_card_follow_the_repository():
+    card = "Beside timm.create_model('resnet50').\n\n## Use it\n\nmodel = timm.create_model('x', pretrained=True)\n"
+    assert retarget(card, 'me/x') == card.replace("'x'", "'hf-hub:me/x'")
+
+
 def test_verify_from_within_the_folder(folder, quick, monkeypatch):
     monkeypatch.chdir(folder)
     assert not failures('.')
@@ -179,6 +199,12 @@ def test_the_licence_stays_with_the_weights(tmp_path):
     first = vt_hub.export(tiny(), tmp_path / 'first', license='cc-by-nc-4.0', code=False)
     second = vt_hub.export(vt_hub.load_model(str(first)), tmp_path / 'second', code=False)
     assert ModelCard.load(second / 'README.md').data.license == 'cc-by-nc-4.0'
+
+
+def test_labels_that_name_two_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='rose is there more than once'):
+        vt_hub.export(tiny(), tmp_path / 'flowers', labels=['rose', 'tulip', 'rose'])
+    assert not (tmp_path / 'flowers').exists()
 
 
 def test_export_refuses_and_leaves_nothing(tmp_path):

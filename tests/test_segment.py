@@ -201,6 +201,7 @@ def fails(result, *parts):
         (['--mask', 'mask.png', '--overlay', 'overlay.psd'], 'overlay.psd has no extension of a picture'),
         (['--mask', 'mask.png', '--overlay', 'overlay'], 'overlay has no extension of a picture'),
         (['--mask', 'same.png', '--overlay', 'same.png'], 'would overwrite each other in same.png'),
+        (['--mask', 'images/../a.png', '--overlay', 'a.png'], 'would overwrite each other in a.png'),
         (['--mask', 'images/a.png'], 'a.png would be overwritten'),
         (['--overlay', 'images'], 'a.png would be overwritten'),
     ],

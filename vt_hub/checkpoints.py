@@ -122,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: The file is missing or no JSON object.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text('utf-8'))
     except (OSError, ValueError) as error:
         raise ValueError(f'Cannot read {path}: {getattr(error, "strerror", None) or "it is not JSON"}.') from error
     if not isinstance(value, dict):

@@ -74,7 +74,7 @@ def export(
 def read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f'There is no file {path}.')
-    return path.read_text()
+    return path.read_text('utf-8')
 
 
 def read_labels(path: Path) -> list[str]:
@@ -206,6 +206,8 @@ def convert(
         print(save_timm_weights(source, target))
         return
     if Path(source).is_dir() or Path(source).name.endswith('.pth.tar'):
+        if num_classes:
+            raise typer.BadParameter('--num-classes is for a start from a ResNet; a model folder has its classes.')
         export(source, target, labels=labels)
         return
     names = read_labels(labels) if labels else None

@@ -187,9 +187,11 @@ def segment(
     from ..segment import segment as run
 
     paths = find_images(images)
-    if overlay and overlay == mask:
-        raise ValueError(f'Overlay and mask would overwrite each other in {mask}; name two.')
     targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
+    if overlay and mask:
+        written = [{path.resolve() for path in targets[option].values()} for option in (overlay, mask)]
+        for path in written[0] & written[1]:
+            raise ValueError(f'Overlay and mask would overwrite each other in {path.name}; name two places.')
     for option, check in ((overlay, check_picture), (mask, check_mask)):
         for target in targets.get(option, {}).values():
             check(target)

@@ -145,5 +145,6 @@ def build_card(
 
 def retarget(card: str, repo: str) -> str:
     """The text of a card whose snippets load a repository on the Hub, wherever they loaded from before."""
-    card = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'hf-hub:{repo}'", card)
-    return re.sub(r"(pipeline\('[a-z-]+', model=)'[^']*'", rf"\g<1>'{repo}'", card)
+    prose, heading, use = card.rpartition('\n## Use it\n')
+    use = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'hf-hub:{repo}'", use)
+    return prose + heading + re.sub(r"(pipeline\('[a-z-]+', model=)'[^']*'", rf"\g<1>'{repo}'", use)

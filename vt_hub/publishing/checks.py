@@ -139,7 +139,9 @@ def _checksums(folder: Path) -> str:
     check_folder(folder)
     listed = read_checksums(folder).keys()
     there = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
-    there = {name for name in there if not name.startswith(('.git', '.cache/'))} - {'README.md', 'SHA256SUMS'}
+    # what clones, the Hub's client and Python leave there
+    there = {name for name in there if not name.startswith(('.git', '.cache/', '__pycache__/'))}
+    there -= {'README.md', 'SHA256SUMS'}
     for name in sorted(there - listed):
         raise ValueError(f'SHA256SUMS does not list {name}')
     for name in sorted({'config.json', 'model.safetensors', 'fixture.safetensors'} - listed):

@@ -116,6 +116,8 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
     if labels is not None:
         if len(labels) != model.num_classes:
             raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f'Labels name one class each, and {", ".join(twice)} is there more than once.')
         config.id2label = dict(enumerate(labels))
     config.architectures = [kind.__name__]
     config.label2id = {name: i for i, name in config.id2label.items()}
@@ -160,7 +162,7 @@ def with_code(folder: Path, copy: Path) -> Path:
         folder: A model folder.
         copy: Where to; must not exist.
     """
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache'))  # a clone's, and the Hub client's
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache', '__pycache__'))  # no part of it
     if not (copy / 'modeling_vt.py').exists():
         copy_code(copy)
         write_checksums(copy)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from ..files import written_whole
 from ..weights import PRETRAINED, VERSION, fetch, hub_id, hub_reason, read_checksums, resolve_name
@@ -37,20 +38,24 @@ def push(
         The address of the commit or pull request; with `dry_run`, the repository and its files.
 
     Raises:
-        ValueError: The folder is not fit to be published, the tag exists, or the repository holds something else.
+        ValueError: The folder is not fit to be published, the name is none of the Hub's, the tag is empty or exists, or
+            the repository holds something else.
         OSError: The Hub refused or failed; then there is no tag, and either no commit or, if only its answer was lost
             or the tag failed, the whole one.
     """
     folder = Path(folder)
+    repo_id = repo_id or hub_id(folder.resolve().name)
+    validate_repo_id(repo_id)
+    if not tag:
+        raise ValueError('A version needs a tag, such as v1.0.0.')
     for check in verify(folder):
         if not check.passed:
             raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
-    repo_id = repo_id or hub_id(folder.resolve().name)
     api = HfApi()
     with tempfile.TemporaryDirectory() as tmp:
         copy = with_code(folder, Path(tmp) / folder.resolve().name)
         card = copy / 'README.md'
-        card.write_text(retarget(card.read_text(), repo_id))
+        card.write_text(retarget(card.read_text('utf-8'), repo_id), 'utf-8')
         names = sorted([*read_checksums(copy), 'README.md', 'SHA256SUMS'])
         if dry_run:
             return f'{repo_id}: {", ".join(names)}'
