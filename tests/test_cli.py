@@ -106,6 +106,14 @@ def test_wrong_usage_exits_2(run):
     assert run('predict', 'x.png', '--topk', 0)[0] == 2
 
 
+def test_an_output_that_cannot_be_written_is_named(run, samples, tmp_path):
+    (tmp_path / 'file').touch()
+    target = tmp_path / 'file' / 'explanation.png'
+    code, _, err = run('explain', samples / 'digit_7.png', '--out', target)
+    assert (code, err.count('\n')) == (1, 1)
+    assert err.startswith(f'error: Cannot use {tmp_path / "file"}')
+
+
 def test_traceback_only_when_asked_for(run, monkeypatch):
     monkeypatch.setenv('VT_HUB_DEBUG', '1')
     monkeypatch.setattr(sys, 'argv', ['vt-hub', 'info', 'nonsense'])

@@ -22,6 +22,8 @@ def main():
     except Exception as error:
         if os.environ.get('VT_HUB_DEBUG') == '1':
             raise
+        if isinstance(error, OSError) and error.filename is not None:  # Python's own
+            error = f'Cannot use {error.filename}: {error.strerror}.'
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
 

@@ -237,6 +237,7 @@ class VTResNetBody:
         self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
         self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.fc.train(self.training)  # timm's own tests ask for the mode
 
     def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to the map of layer3, (B, channels, H / 16, W / 16)."""
