@@ -459,6 +459,14 @@ def test_backbones_with_buffers_that_are_not_saved(tmp_path):
         assert torch.equal(loaded(x).logits, model(x).logits)
 
 
+def test_a_new_classifier_is_in_the_configuration(tmp_path, x):
+    model = vt_hub.VTFPNForSemanticSegmentation(config()).eval()
+    model.reset_classifier(7)
+    model.save_pretrained(tmp_path)
+    loaded = vt_hub.VTFPNForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x).logits, model(x).logits)
+
+
 def test_label_that_the_loss_leaves_out(segmenter, x):
     labels = torch.randint(0, 5, (len(x), 64, 64))
     labels[:, :32] = 255

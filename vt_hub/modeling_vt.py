@@ -266,6 +266,10 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         elif hasattr(module, 'init_non_persistent_buffers'):  # no checkpoint has these
             module.init_non_persistent_buffers()
 
+    def reset_classifier(self, num_classes: int):
+        super().reset_classifier(num_classes)
+        self.num_labels = self.config.num_labels = num_classes
+
     @can_return_tuple
     def forward(
         self,
