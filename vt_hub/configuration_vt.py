@@ -17,6 +17,16 @@ __all__ = ['VTConfig', 'VTFPNConfig', 'VTResNetConfig']
 DERIVED = ('num_classes', 'label_names', 'label_descriptions', 'num_features', 'global_pool', 'stage_names')
 
 
+def with_channels(cfg: dict[str, Any], channels: int) -> dict[str, Any]:
+    """timm's description of preprocessing, for images of so many channels."""
+    sizes = ('input_size', 'min_input_size', 'test_input_size')
+    cfg = cfg | {key: (channels, *cfg[key][1:]) for key in sizes if cfg.get(key)}
+    for key in ('mean', 'std'):
+        if cfg.get(key) and len(cfg[key]) != channels:
+            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * channels
+    return cfg
+
+
 class VTConfig(PreTrainedConfig):
     """What the configurations share. Their `config.json` is timm's as well: both libraries load the same folder.
 
@@ -51,13 +61,8 @@ class VTConfig(PreTrainedConfig):
         self.pretrained_cfg = dict(self.pretrained_cfg or default.to_dict(remove_source=True))
         for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
             self.pretrained_cfg.pop(key, None)
-        if in_chans := self.model_args.pop('in_chans', None):  # lives in the preprocessing alone, which has to fit
-            self.pretrained_cfg['input_size'] = (in_chans, *self.pretrained_cfg['input_size'][1:])
-            for key in ('mean', 'std'):
-                values = self.pretrained_cfg[key]
-                self.pretrained_cfg[key] = (
-                    values if len(values) == in_chans else (sum(values) / len(values),) * in_chans
-                )
+        if in_chans := self.model_args.pop('in_chans', None):  # they live in `input_size` alone
+            self.pretrained_cfg = with_channels({'input_size': default.input_size, **self.pretrained_cfg}, in_chans)
         super().__post_init__(**kwargs)
         if sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(f'id2label names the classes {sorted(self.id2label)}; they count from 0, without gaps.')

@@ -129,7 +129,13 @@ class VTResNetImageProcessor(BaseImageProcessor):
             raise ValueError('There is no image to process.')
         return found
 
-    def _transform(self, images, size, crop_pct, return_tensors) -> BatchFeature:
+    def _transform(
+        self,
+        images: list[Image.Image],
+        size: int | tuple[int, int] | dict[str, int] | None,
+        crop_pct: float | None,
+        return_tensors: str | None,
+    ) -> BatchFeature:
         cfg = self._override(self.pretrained_cfg, size, crop_pct)
         transform = timm.data.create_transform(**cfg, is_training=False)
         pixels = [transform(image) for image in images]
@@ -163,7 +169,7 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         do_reduce_labels: bool = False,
         **kwargs: Any,
     ):
-        kwargs.pop('crop_pct', None)  # written by the parent
+        kwargs.pop('crop_pct', None)  # a squashed image is not cropped
         super().__init__({**(pretrained_cfg or {}), 'crop_pct': 1.0, 'crop_mode': 'squash'}, size, **kwargs)
         self.do_reduce_labels = do_reduce_labels
 
@@ -244,9 +250,14 @@ def to_label_map(labels: Any) -> np.ndarray:
     array = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
     if array.ndim != 2:
         raise ValueError(f'A segmentation map is (height, width) of class indices, not {array.shape}.')
-    if array.dtype != np.uint8 and array.size and not 0 <= array.min() <= array.max() <= 255:
-        raise ValueError(f'A segmentation map has values from {array.min()} to {array.max()}, not from 0 to 255.')
+    check_range(array, 'A segmentation map')
     return array.astype(np.uint8)
+
+
+def check_range(array: np.ndarray, what: str):
+    """Raise ValueError where an array has values outside 0..255."""
+    if array.dtype != np.uint8 and array.size and not 0 <= array.min() <= array.max() <= 255:  # NaN is neither
+        raise ValueError(f'{what} has values from {array.min()} to {array.max()}, not from 0 to 255.')
 
 
 def reduce_labels(label_map: np.ndarray) -> np.ndarray:
@@ -277,10 +288,8 @@ def to_pil(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
         image = image / 65535
     elif image.dtype == bool:
         image = image.astype(np.float32)
-    low, high = image.min(), image.max()
-    if not 0 <= low <= high <= 255:  # NaN is neither
-        raise ValueError(f'An image has values from {low} to {high}, not from 0 to 255, or 0 to 1.')
+    check_range(image, 'An image')
     if np.issubdtype(image.dtype, np.floating):
-        image = np.rint(image * (255 if high <= 1 else 1))
+        image = np.rint(image * (255 if image.max() <= 1 else 1))
     image = image.astype(np.uint8)
     return Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[-1] == 1 else image)

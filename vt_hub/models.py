@@ -35,9 +35,13 @@ def is_ours(name: str) -> bool:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a model's source is a folder: one that has a model, or one that is called like no model of ours."""
-    names = {*list_models(), *list_pretrained()}
-    return Path(source, 'config.json').is_file() or (Path(source).is_dir() and source not in names)
+    """Whether a model's source is a folder, here or on the Hub, and no name of ours.
+
+    A folder that is called like a model of ours is one only if it holds a model.
+    """
+    if source.startswith('hf-hub:') or Path(source, 'config.json').is_file():
+        return True
+    return Path(source).is_dir() and source not in {*list_models(), *list_pretrained()}
 
 
 def find_folder(source: str) -> Path:
@@ -64,7 +68,7 @@ def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
         LookupError: No such model, or no weights for it.
         ValueError: The folder's configuration or weights are damaged.
     """
-    if source.startswith('hf-hub:') or is_folder(source):
+    if is_folder(source):
         return load_folder(find_folder(source))
     names = list_models()
     if source.split('.')[0] not in names:

@@ -125,6 +125,13 @@ def upsampled(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode='bilinear', align_corners=False)
 
 
+def make_predictor(hidden_dim: int, num_classes: int, device=None, dtype=None) -> nn.Conv2d:
+    """The last convolution, to at least one class."""
+    if num_classes < 1:
+        raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps alone use the backbone.')
+    return nn.Conv2d(hidden_dim, num_classes, 1, device=device, dtype=dtype)
+
+
 class SemanticHead(nn.Module):
     """The semantic branch of the panoptic FPN: every level is brought to the finest, and their sum is classified.
 
@@ -147,7 +154,7 @@ class SemanticHead(nn.Module):
                 for i in range(num_levels)
             ]
         )
-        self.predictor = nn.Conv2d(hidden_dim, num_classes, 1, **dd)
+        self.predictor = make_predictor(hidden_dim, num_classes, **dd)
 
     def forward(self, maps: List[torch.Tensor]) -> torch.Tensor:
         """Maps (B, dim, H / 4 .. H / 32, ...), finest first, to logits (B, num_classes, H / 4, W / 4)."""
@@ -200,8 +207,6 @@ class VTFPNBody:
                 strides.
         """
         dd = {'device': device, 'dtype': dtype}
-        if num_classes < 1:
-            raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps alone use the backbone.')
         if decoder not in ('vt', 'fpn'):
             raise ValueError(f"Unknown decoder {decoder!r}; use 'vt' or 'fpn'.")
         self.num_classes = num_classes
@@ -240,11 +245,9 @@ class VTFPNBody:
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int):
         """Replace the last convolution by a new one for other classes, at least one."""
-        if num_classes < 1:
-            raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps alone use the backbone.')
         weight = self.head.predictor.weight
+        self.head.predictor = make_predictor(self.hidden_dim, num_classes, weight.device, weight.dtype)
         self.num_classes = num_classes
-        self.head.predictor = nn.Conv2d(self.hidden_dim, num_classes, 1, device=weight.device, dtype=weight.dtype)
 
     def forward_features(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Images (B, in_chans, H, W) to the backbone's maps at strides 4, 8, 16 and 32."""

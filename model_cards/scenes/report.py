@@ -75,13 +75,11 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     runs = runs.drop_duplicates([*TUNED, 'method', 'part', 'draw'])
     tuned, frozen = runs[runs.method == 'finetune'], runs[runs.method != 'finetune']
     dev, test = tuned[tuned.part == 'dev'], tuned[tuned.part == 'test']
-    settings = pd.DataFrame([(*key, *best_setting(group)) for key, group in dev.groupby([*CELL, 'arm'])], columns=TUNED)
-    chosen = test.merge(settings)
-    cells = [*CELL, 'arm']
-    lost = test[cells].drop_duplicates().merge(chosen[cells].drop_duplicates(), how='left', indicator=True)
-    for task, shots, arm, _ in lost[lost._merge == 'left_only'].to_numpy():
+    settings = [(*key, *best_setting(group)) for key, group in dev.groupby([*CELL, 'arm'])]
+    tested = pd.MultiIndex.from_frame(test[[*CELL, 'arm']])
+    test = test.merge(pd.DataFrame(settings, columns=TUNED))
+    for task, shots, arm in tested.difference(pd.MultiIndex.from_frame(test[[*CELL, 'arm']])):
         raise ValueError(f'What the dev part chooses for {arm}, {task}, {shots} shots has no run of the test part.')
-    test = chosen
 
     accuracies = test.pivot(index=[*CELL, 'draw'], columns='arm', values='accuracy')
     differences, primary = [], []
@@ -106,13 +104,13 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def with_deviation(row: dict[str, Any]) -> str:
-    return f'{row["mean"]:.1f}' + (f' ± {row["std"]:.1f}' if row['n'] > 2 else '') + f' ({row["n"]})'
+    spread = '' if row['std'] is None else f' ± {row["std"]:.1f}'
+    return f'{row["mean"]:.1f}{spread} ({row["n"]})'
 
 
 def with_interval(row: dict[str, Any]) -> str:
-    return (
-        f'{row["mean"]:+.1f}' + (f' [{row["low"]:+.1f}, {row["high"]:+.1f}]' if row['n'] > 2 else '') + f' ({row["n"]})'
-    )
+    limits = '' if row['low'] is None else f' [{row["low"]:+.1f}, {row["high"]:+.1f}]'
+    return f'{row["mean"]:+.1f}{limits} ({row["n"]})'
 
 
 def with_setting(row: dict[str, Any]) -> str:
@@ -131,9 +129,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The tables of a report."""
     there = {row['arm'] for row in report['arms']}
     legend = [f'`{arm}`, {text}' for arm, text in ARMS.items() if arm in there]
-    parts = [
-        f'Arms: {"; ".join(legend)}.\n\n' if legend else '',
-    ]
+    parts = [f'Arms: {"; ".join(legend)}.\n\n' if legend else '']
     if report['primary']['gains']:
         parts.append(
             'Gain, in points, mean of digits, characters and shapes at 5 and 20 shots [95 % interval] (draws):\n\n'

@@ -111,14 +111,12 @@ def train(
     from ..weights import list_pretrained
 
     launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
-    if model and (model.startswith('hf-hub:') or is_folder(model)):
-        model = str(find_folder(model))
     if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
         if layout or classes or reduce_labels:
             raise typer.BadParameter('--layout, --classes and --reduce-labels are for segmentation.')
         options = ['--seed', str(seed), '--workers', str(workers)]
         if model and is_folder(model):
-            options += ['--model', f'local-dir:{model}', '--pretrained']
+            options += ['--model', f'local-dir:{find_folder(model)}', '--pretrained']
         elif model:
             options += ['--model', model, *['--pretrained'] * (model in list_pretrained())]
         options += context.args
@@ -128,12 +126,13 @@ def train(
         raise typer.BadParameter("--train-script is for classifiers; segmentation is trained by transformers' Trainer.")
     extra = [*context.args, *(['--model', model] if model else [])]
     extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
-    opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
-    if launch.processes == 1 and not dry_run:
-        from ..training.segmentation import train_segmentation
+    if dry_run or launch.processes == 1:  # else every process opens the data itself
+        opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
+        if not dry_run:
+            from ..training.segmentation import train_segmentation
 
-        print(train_segmentation(*opened, output, seed, workers, resume, progress))
-        return
+            print(train_segmentation(*opened, output, seed, workers, resume, progress))
+            return
     arguments = ['--task', 'segmentation', '--recipe', recipe, '--data-dir', data_dir, '--output', str(output)]
     arguments += ['--seed', str(seed), '--workers', str(workers), *extra]
     arguments += [*(['--layout', layout] if layout else []), *(['--classes', str(classes)] if classes else [])]

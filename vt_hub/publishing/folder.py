@@ -17,7 +17,7 @@ from timm.models import get_model_args
 from transformers import AutoConfig
 
 from ..checkpoints import find_not_finite, load_folder
-from ..configuration_vt import VTConfig
+from ..configuration_vt import VTConfig, with_channels
 from ..files import replaced_whole, written_whole
 from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
 from ..models import task_of
@@ -93,16 +93,7 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
         if not hasattr(model, 'pretrained_cfg'):
             raise ValueError('The model was not made by timm.create_model, so its architecture is not known.')
         args = get_model_args(model)
-        cfg = dict(model.pretrained_cfg)
-        data = timm.data.resolve_model_data_config(model)
-        channels = model.in_chans
-        if len(data['mean']) != channels:
-            data |= {key: (sum(data[key]) / len(data[key]),) * channels for key in ('mean', 'std')}
-        cfg |= data | {
-            key: (channels, *cfg[key][1:])
-            for key in ('input_size', 'min_input_size', 'test_input_size')
-            if cfg.get(key)
-        }
+        cfg = with_channels(model.pretrained_cfg | timm.data.resolve_model_data_config(model), model.in_chans)
         if len(cfg.get('label_names') or ()) != model.num_classes:
             cfg.pop('label_names', None)
         config = kind.config_class(

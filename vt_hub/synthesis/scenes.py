@@ -18,8 +18,9 @@ from .counters import CounterRandom
 from .folders import SPLITS
 from .fractals import fractal_bank
 
-__all__ = ['FractalScenes', 'compose_scenes']
+__all__ = ['HELD_OUT_FIRST', 'FractalScenes', 'compose_scenes']
 
+HELD_OUT_FIRST = 1 << 31  # number of the first item that is not trained on
 HALF_TURN = math.tan(math.radians(30) / 2)  # further than 30 degrees, and the network unlearns which way is up
 PARTS = 64  # of a pixel of a picture, between which it is not sampled
 OPAQUE = 16  # density from which on a fractal is, of 255
@@ -171,7 +172,7 @@ class FractalScenes(Dataset):
         part = SPLITS.index(split)
         self.bank = fractal_bank(seed, num_classes, instances, size, first=part << 16)
         self.seed, self.size, self.length, self.objects, self.scale = seed, size, length, objects, scale
-        self.first = part << 31
+        self.first = part * HELD_OUT_FIRST
 
     def __len__(self) -> int:
         return self.length

@@ -29,14 +29,16 @@ from .timm_scripts import UNREADABLE, find_script, script_version
 __all__ = ['TrainingRun', 'list_recipes']
 
 PLUGIN = 'vt_hub.training.timm_plugin'
+# what is set here; the batch may be named, and is divided
 OWN = (
     '--output',
     '--experiment',
+    '--batch-size',
     '--grad-accum-steps',
     '--data-dir',
     '--device-modules',
     '--class-map',
-)  # what is set here
+)
 OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
 
 
@@ -182,8 +184,8 @@ class TrainingRun:
                 raise ValueError(f'{script} knows no {name}, which the recipe {self.recipe} sets; use a newer one.')
         for argument in self.extra:
             name = argument.partition('=')[0]
-            short = name[:2] == '--' and name not in ('--batch-size', '--device')  # the script takes abbreviations
-            if short and any(option.startswith(name) for option in (*OWN, '--batch-size')):
+            theirs = name[:2] != '--' or name in ('--batch-size', '--device')
+            if not theirs and any(option.startswith(name) for option in OWN):  # the script takes abbreviations
                 raise ValueError(f'{name} is what vt-hub train sets, or short for it; use an option of its own.')
         if (version := script_version(script)) not in (None, timm.__version__):
             print(f'warning: {script} runs with timm {version} beside it, not {timm.__version__}.', file=sys.stderr)

@@ -30,7 +30,7 @@ from ..files import replaced_whole, written_whole
 from ..models import is_ours
 from ..publishing import export
 from ..synthesis.fractals import fractal_bank
-from ..synthesis.scenes import compose_scenes
+from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
 from ..vt_layers import FilterTokenizer, Projector, RecurrentTokenizer, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, machine, no_progress, write_result
@@ -52,7 +52,6 @@ ATTENTION = {  # the layers that make logits of attention, by module
     Projector: ('key', 'query'),
 }
 HELD_OUT_BATCHES = 16  # that the result is measured on
-HELD_OUT_FIRST = 1 << 31  # the first item of the scenes that are not trained on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
 SAVE_EVERY = 300  # seconds

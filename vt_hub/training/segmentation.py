@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..checkpoints import read_json
 from ..modeling_vt import VTFPNForSemanticSegmentation
+from ..models import find_folder, is_folder
 from ..publishing import export
 from ..publishing.folder import config_of
 from ..vt_fpn import ARCHITECTURES, VTFPN
@@ -136,8 +137,8 @@ def check_data(data: SegmentationData, workers: int, progress: Progress):
 def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
     """The model that training starts from: an architecture, or other weights with a new last convolution."""
     source, overlay, args = recipe.model, {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
-    if pretrained := Path(source).is_dir():
-        source = f'local-dir:{source}'
+    if pretrained := is_folder(source):
+        source = f'local-dir:{find_folder(source)}'
     elif source in list_pretrained():
         pretrained = True
     if pretrained:
