@@ -102,6 +102,16 @@ def test_what_cannot_be_measured_is_named(run):
     code, out, err = run('benchmark', 'resnet18')
     assert (code, out) == (1, '')
     assert err.startswith("error: There is no model 'resnet18' to measure; use one of test_vt_resnet")
-    assert 'measure training without --fuse' in run('benchmark', 'test_vt_resnet', '--fuse', '--train')[2]
+    code, _, err = run('benchmark', 'test_vt_resnet', '--fuse', '--train')
+    assert code == 2
+    assert '--fuse folds norms for inference' in err
     if not torch.cuda.is_available():
         assert 'use --device cpu' in run('benchmark', 'test_vt_resnet', '--device', 'cuda')[2]
+
+
+def test_outputs_that_cannot_be_written_are_found_before_it_runs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, 'benchmark', None)
+    for option, path in (('--plot', tmp_path / 'plot.xyz'), ('--result', tmp_path), ('--csv', tmp_path)):
+        code, out, err = run('benchmark', 'test_vt_resnet', option, path)
+        assert (code, out) == (1, '')
+        assert str(path) in err

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 import vt_hub
 from vt_hub import cli, tables
+from vt_hub.commands.train import synthesize
 
 
 def test_predict_reads_the_samples(run, samples):
@@ -89,7 +91,7 @@ def test_an_empty_folder_hides_no_model(run, samples, tmp_path, monkeypatch):
 def test_unknown_model_names_the_nearest(run, samples):
     code, _, err = run('predict', samples, '--model', 'vt_resnet05')
     assert code == 1
-    assert err.startswith("error: There is no model 'vt_resnet05'; did you mean ")
+    assert err.startswith("error: There is no model or folder 'vt_resnet05'; did you mean ")
     assert 'vt_resnet50' in err
 
 
@@ -112,6 +114,35 @@ def test_an_output_that_cannot_be_written_is_named(run, samples, tmp_path):
     code, _, err = run('explain', samples / 'digit_7.png', '--out', target)
     assert (code, err.count('\n')) == (1, 1)
     assert err.startswith(f'error: Cannot use {tmp_path / "file"}')
+
+
+def test_a_picture_of_no_format_is_refused_at_once(run, samples, tmp_path):
+    code, _, err = run('explain', samples, '--model', 'no_model', '--out', tmp_path / 'x.xyz', '--json')
+    assert code == 1
+    assert 'There is no model' in err  # a folder of pictures has no format
+    code, _, err = run('explain', samples / 'digit_7.png', '--model', 'no_model', '--out', tmp_path / 'x.xyz')
+    assert code == 1
+    assert 'x.xyz has no extension of a picture that can be written' in err
+
+
+def test_pictures_keep_the_folders_of_their_images(run, samples, tmp_path):
+    for name in ('train/a', 'train/b', 'val/a'):
+        (tmp_path / 'images' / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(samples / 'digit_3.png', tmp_path / 'images' / f'{name}.jpg.png')
+    images = [tmp_path / 'images' / 'train' / '..' / 'train', tmp_path / 'images' / 'val']
+    assert run('explain', *images, '--out', tmp_path / 'out')[0] == 0
+    found = sorted(path.relative_to(tmp_path / 'out').as_posix() for path in (tmp_path / 'out').rglob('*.*'))
+    assert found == ['train/a.jpg.png', 'train/b.jpg.png', 'val/a.jpg.png']
+
+
+def test_version(run):
+    assert run('--version') == (0, f'{vt_hub.__version__}\n', '')
+
+
+def test_what_was_not_foreseen_is_named_as_such(run, monkeypatch):
+    monkeypatch.setattr(tables, 'markdown', lambda: [][0])
+    code, _, err = run('tables', '--markdown')
+    assert (code, err) == (1, 'error: IndexError: list index out of range. VT_HUB_DEBUG=1 shows where.\n')
 
 
 def test_traceback_only_when_asked_for(run, monkeypatch):
@@ -165,8 +196,12 @@ def test_a_closed_pipe_is_no_error(samples):
     assert result.stderr == ''
 
 
-@pytest.mark.parametrize('command', [c.name or c.callback.__name__ for c in cli.app.registered_commands])
+COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
+COMMANDS += [f'synthesize {c.callback.__name__}' for c in synthesize.registered_commands]
+
+
+@pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_help_with_an_example(run, command):
-    code, out, _ = run(command, '--help')
+    code, out, _ = run(*command.split(), '--help')
     assert code == 0
     assert f'vt-hub {command}' in out.split('Example')[1]

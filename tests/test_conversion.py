@@ -1,8 +1,11 @@
 import argparse
+import runpy
+import sys
 
 import pytest
 import timm
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 import vt_hub
@@ -89,6 +92,14 @@ def test_folder_to_a_timm_file(tmp_path, run):
     assert all(v.dtype != torch.float16 for v in load_file(tmp_path / 'plain.safetensors').values())
 
 
+def test_a_training_checkpoint_of_a_resnet_is_a_start(tmp_path, run):
+    torch.save({'arch': 'resnet18', 'state_dict': timm.create_model('resnet18').state_dict()}, tmp_path / 'r.pth.tar')
+    code, out, _ = run('convert', tmp_path / 'r.pth.tar', tmp_path / 'start', '--num-classes', 4)
+    assert code == 0
+    assert 'copied 90 tensors' in out
+    assert load_folder(tmp_path / 'start').num_classes == 4
+
+
 @pytest.mark.parametrize('depth', [18, 34, 50, 101])
 def test_warm_start_takes_the_trunk(tmp_path, depth):
     resnet = timm.create_model(f'resnet{depth}').eval()
@@ -106,13 +117,18 @@ def test_warm_start_takes_the_trunk(tmp_path, depth):
     assert len(start.copied) + len(start.new) == len(start.model.state_dict())
 
 
-def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, monkeypatch, run):
+@pytest.fixture
+def offline(monkeypatch):
+    """timm without downloads, which are its own."""
     create = timm.create_model
 
-    def offline(name, pretrained=False, **kwargs):  # the download itself is timm's
+    def random(name, pretrained=False, **kwargs):
         return create(name, pretrained=pretrained and name.startswith('vt_'), **kwargs)
 
-    monkeypatch.setattr(timm, 'create_model', offline)
+    monkeypatch.setattr(timm, 'create_model', random)
+
+
+def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, offline, run):
     code, out, _ = run('convert', 'resnet18.a1_in1k', tmp_path / 'start', '--num-classes', 4)
     assert code == 0
     assert 'copied 90 tensors (2.79 M values)' in out
@@ -121,3 +137,35 @@ def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, monkeypat
     model = load_folder(tmp_path / 'start')
     assert model.num_classes == 4
     assert model.pretrained_cfg['crop_pct'] == timm.get_pretrained_cfg('resnet18.a1_in1k').crop_pct
+
+
+def script(name):
+    return runpy.run_path(str(ROOT / 'conversion' / f'{name}.py'))
+
+
+def test_the_script_that_starts_all_of_them(tmp_path, offline, monkeypatch, capsys):
+    main = script('warm_start_all')['main']
+    assert [name.split('.')[0] for name in main.__globals__['RESNETS']] == [f'resnet{n}' for n in (18, 34, 50, 101)]
+    monkeypatch.setitem(main.__globals__, 'RESNETS', ('resnet18.a1_in1k',))
+    monkeypatch.setattr(sys, 'argv', ['warm_start_all.py', str(tmp_path)])
+    main()
+    assert 'copied 90 tensors' in capsys.readouterr().out
+    assert load_folder(tmp_path / 'vt_resnet18').num_classes == 1000
+
+
+def test_the_script_that_publishes_goes_on_after_a_failure(monkeypatch, capsys):
+    pushed = []
+
+    def push(folder, tag, dry_run):
+        pushed.append((folder.name, tag, dry_run))
+        if 'digits' in folder.name:
+            raise OSError('the Hub is down')
+        return folder.name
+
+    monkeypatch.setattr(vt_hub, 'push', push)
+    monkeypatch.setattr(sys, 'argv', ['publish_pretrained.py', '--tag', 'v2', '--dry-run'])
+    assert script('publish_pretrained')['main']() == 1
+    assert pushed == [(name, 'v2', True) for name in vt_hub.list_pretrained()]
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [name for name in vt_hub.list_pretrained() if 'digits' not in name]
+    assert err == 'error: the Hub is down\n'

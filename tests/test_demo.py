@@ -260,3 +260,8 @@ def test_a_taken_port(run, url):
     port = url.strip('/').rsplit(':', 1)[1]
     code, out, err = run('demo', '--model', DIGITS, '--port', port)
     assert (code, out, err) == (1, '', f'error: Cannot listen on 127.0.0.1, port {port}; name another.\n')
+
+
+def test_an_address_of_another_machine(run):
+    code, out, err = run('demo', '--model', DIGITS, '--host', '192.0.2.1')
+    assert (code, out, err) == (1, '', 'error: Cannot listen on 192.0.2.1, port 7860 to 7959; name another.\n')

@@ -13,6 +13,7 @@ from conftest import ROOT
 from PIL import Image
 from timm.data.dataset_factory import _search_split
 
+from vt_hub.training import classification_eval
 from vt_hub.training.classification_eval import evaluate_classifier, open_for_model
 from vt_hub.training.image_folders import open_image_folder
 
@@ -169,6 +170,17 @@ def test_what_does_not_fit_is_refused(evaluate, digits, tmp_path):
     code, _, err = evaluate(digits, '--task', 'segmentation')
     assert (code, err) == (1, 'error: vt_resnet10 does classification, not segmentation.\n')
     assert evaluate(digits, '--task', 'classification')[0] == 0
+    code, _, err = evaluate(digits, '--reduce-labels')
+    assert code == 2
+    assert 'are for segmentation' in ' '.join(err.replace('│', ' ').split())
+
+
+def test_a_result_that_cannot_be_written_is_found_before_the_images_are_read(evaluate, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(classification_eval, 'evaluate_classifier', None)
+    for path in (tmp_path, digits / 'val' / '4' / 'digit_4.png' / 'result.json'):
+        code, _, err = evaluate(digits, '--result', path)
+        assert (code, err.count('\n')) == (1, 1)
+        assert err.startswith('error: Cannot use ')
 
 
 def test_the_result_file_is_what_cards_are_made_of(evaluate, run, digits, tmp_path):

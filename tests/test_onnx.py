@@ -158,12 +158,9 @@ def test_a_graph_that_computes_something_else_is_not_kept(folder, tmp_path, monk
     ('args', 'reason'),
     [
         (['there.onnx'], 'there.onnx exists already'),
-        (['new.onnx', '--labels', '.'], '--labels, --result, --prose, --license and --dtype go with a model folder'),
         (['new.onnx', '--int8', 'nothing'], 'Cannot read nothing as an image: No such file'),
         (['new.onnx', '--int8', 'empty'], 'Cannot read empty as an image: it is a folder without images'),
         (['new.onnx', '--int8', 'broken'], 'Cannot read broken/digit.png as an image: it is not an image'),
-        (['new', '--int8', 'broken'], '--int8 goes with a .onnx file'),
-        (['new', '--attention'], '--attention goes with --onnx'),
     ],
 )
 def test_wrong_calls_say_so_and_write_nothing(args, reason, tmp_path, run, monkeypatch):
@@ -179,6 +176,24 @@ def test_wrong_calls_say_so_and_write_nothing(args, reason, tmp_path, run, monke
     assert reason in err
     assert err.count('\n') == 1
     assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    ('args', 'reason'),
+    [
+        (['new.onnx', '--labels', '.'], '--labels, --result, --prose, --license and --dtype go with a model folder'),
+        (['new', '--int8', 'broken'], '--int8 goes with a .onnx file'),
+        (['new', '--attention'], '--attention goes with --onnx'),
+        (['new', '--weights', 'raw'], '--model and --weights go with a checkpoint file'),
+        (['new.onnx', '--model', 'vt_resnet10'], '--model and --weights go with a checkpoint file'),
+    ],
+)
+def test_options_that_do_not_go_together(args, reason, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run('export', 'vt_resnet10.digits', *args)
+    assert code == 2
+    assert reason in ' '.join(err.replace('│', ' ').split())
+    assert not list(tmp_path.iterdir())
 
 
 def fill_disk(*_, **__):

@@ -102,14 +102,16 @@ def test_only_panels_with_figures(tmp_path):
 def test_the_name_says_the_format(timm_run, run):
     assert run('plot', timm_run, '--out', timm_run / 'new' / 'plot.svg')[0] == 0
     assert '<svg' in (timm_run / 'new' / 'plot.svg').read_text()
-    assert run('plot', timm_run, '--out', timm_run / 'plot.xyz')[0] == 1
+    code, _, err = run('plot', timm_run, '--out', timm_run / 'plot.xyz')
+    assert code == 1
+    assert err.startswith(f'error: {timm_run / "plot.xyz"} has no extension of a picture that can be written')
     assert sorted(path.name for path in timm_run.iterdir()) == ['new', 'summary.csv']
 
 
 def test_without_matplotlib(timm_run, run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     code, out, err = run('plot', timm_run)
-    assert (code, out, err) == (1, '', 'error: Plots need matplotlib: pip install "vt_hub[train]".\n')
+    assert (code, out, err) == (1, '', 'error: Pictures need matplotlib: pip install "vt_hub[explain]".\n')
 
 
 @pytest.mark.parametrize(

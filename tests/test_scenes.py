@@ -114,6 +114,11 @@ def scenes_digest(bank, batch_size, threads):
     return digest(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_fractal_has_the_same_pixels_on_a_gpu():
+    assert digest(fractal_bank(seed=0, num_classes=6, instances=2, size=48, device='cuda').cpu()) == FRACTALS
+
+
 @pytest.mark.parametrize(('batch_size', 'threads'), [(30, 1), (30, 2), (7, 1), (1, 1)])
 def test_scenes_have_the_same_bits_in_any_batch_and_number_of_threads(bank, batch_size, threads):
     assert scenes_digest(bank, batch_size, threads) == SCENES

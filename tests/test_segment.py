@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from test_vt_fpn_transformers import LABELS, image_of, tiny
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vt_hub
-from vt_hub.segment import colours, draw_overlay, save_picture
+from vt_hub.segment import colours, draw_overlay, largest_class, save_picture
 
 
 @pytest.fixture(scope='module')
@@ -212,6 +213,15 @@ def test_wrong_outputs_leave_nothing(run, folder, images, tmp_path, monkeypatch,
     fails(run('segment', 'images/a.png', '--model', folder, *options), message)
     assert files(tmp_path) == ['images/a.png', 'images/b.jpg']
     assert (images / 'a.png').read_bytes() == before
+
+
+def test_classes_are_enlarged_in_parts_as_they_would_be_together():
+    logits = torch.randn(1, 21, 5, 7).round(decimals=1)
+    logits[:, 20] = logits[:, 3]  # of equal logits the first counts
+    enlarged = F.interpolate(logits, size=(33, 40), mode='bilinear', align_corners=False)
+    mask = largest_class(logits, (33, 40))
+    assert mask.dtype == torch.uint8
+    assert torch.equal(mask.long(), enlarged[0].argmax(0))
 
 
 def test_images_of_the_same_name(run, folder, images, tmp_path):

@@ -9,6 +9,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -23,14 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .figures import new_figure, save_figure
 from .files import replaced_whole
 from .models import list_models, task_of
+from .predict import DTYPES
 from .training.results import Progress, no_progress
 from .vt_resnet import fuse_norms
 
-__all__ = ['DTYPES', 'Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
+__all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
 
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 RESNETS = {f'vt_resnet{depth}': f'resnet{depth}' for depth in (18, 34, 50, 101)}
 WARM_UP = 2  # rounds before those that count
 SHORTEST = 0.05  # seconds; what is faster is run several times in a round
@@ -147,6 +149,7 @@ class Runner:
             self.step()
             torch.cuda.synchronize()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
+        os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # else it prints a log
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.step()
         with tempfile.NamedTemporaryFile(suffix='.json') as file:
@@ -244,18 +247,11 @@ def plot(rows: list[dict[str, Any]], path: str | Path):
 
     Args:
         rows: Of `benchmark`.
-        path: Picture to write, PNG, SVG or PDF by its name.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        path: Picture to write; see `save_figure`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Plots need matplotlib: pip install "vt_hub[train]".') from error
     over = 'size' if len({row['size'] for row in rows}) > 1 else 'batch_size'
     fixed = [key for key in ('model', 'size', 'batch_size') if key != over]
-    figure = Figure(figsize=(9.5, 3.6), layout='constrained')
+    figure = new_figure(figsize=(9.5, 3.6))
     times, ratios = figure.subplots(1, 2)
     for key in dict.fromkeys(tuple(row[name] for name in fixed) for row in rows):
         line = sorted((row for row in rows if tuple(row[name] for name in fixed) == key), key=lambda row: row[over])
@@ -274,6 +270,8 @@ def plot(rows: list[dict[str, Any]], path: str | Path):
             spread = [[abs(ratio['median'] - ratio['quartiles'][side]) for ratio in found] for side in (0, 1)]
             ratios.errorbar(x, middle, spread, marker='o', markersize=3, capsize=3, label=f'{label} / {NAMES[name]}')
     times.set(ylabel='ms per image', yscale='log')
+    times.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    times.yaxis.set_major_formatter('{x:g}')
     ratios.set(ylabel='speed of VT, relative')
     ratios.axhline(1, color='0.35', linewidth=0.8)
     for axes in (times, ratios):
@@ -284,5 +282,4 @@ def plot(rows: list[dict[str, Any]], path: str | Path):
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
         axes.legend(frameon=False, fontsize='x-small')
-    with replaced_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    save_figure(figure, path)

@@ -8,6 +8,8 @@ from huggingface_hub.utils import disable_progress_bars
 from .commands import use, measure, train, publish  # isort: skip  # noqa: F401  they add themselves, in this order
 from .commands.common import app
 
+SAID = (FloatingPointError, LookupError, ModuleNotFoundError, OSError, ValueError)  # raised with a sentence
+
 
 def main():
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
@@ -24,6 +26,8 @@ def main():
             raise
         if isinstance(error, OSError) and error.filename is not None:  # Python's own
             error = f'Cannot use {error.filename}: {error.strerror}.'
+        elif not isinstance(error, SAID) or isinstance(error, (IndexError, KeyError)):
+            error = f'{type(error).__name__}: {str(error).rstrip(".")}. VT_HUB_DEBUG=1 shows where.'
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
 

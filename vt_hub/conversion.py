@@ -12,7 +12,7 @@ from .checkpoints import load_folder, load_into, read_foreign, read_json
 from .files import replaced_whole
 from .models import list_models, load_model
 
-__all__ = ['WarmStart', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
+__all__ = ['WarmStart', 'is_vt_checkpoint', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
 WARM_START_PROSE = """\
@@ -51,6 +51,15 @@ def is_trunk(name: str) -> bool:
     return not name.startswith(('vt.', 'fc.'))
 
 
+def has_vt_stage(state_dict: dict[str, torch.Tensor]) -> bool:
+    return any(name.startswith('vt.') for name in state_dict)
+
+
+def is_vt_checkpoint(source: str | Path) -> bool:
+    """Whether a source is a file with the weights of a VT-ResNet; see `read_foreign` for what it raises."""
+    return Path(source).is_file() and has_vt_stage(read_foreign(source)[0])
+
+
 def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:
     """The paper's VT-ResNet whose trunk has exactly the stem..layer3 of a ResNet's state dict."""
     trunk = {
@@ -82,7 +91,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         state_dict, cfg = resnet.state_dict(), resnet.pretrained_cfg
     else:
         raise ValueError(f'{source} is neither a file nor a model of timm.')
-    if any(name.startswith('vt.') for name in state_dict):
+    if has_vt_stage(state_dict):
         raise ValueError(f'{source} is a VT-ResNet already; `vt-hub export` makes a folder of it.')
     architecture = fitting_architecture(state_dict)
     if architecture is None:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .files import replaced_whole
-from .predict import label_names
+from .figures import new_figure, save_figure
+from .predict import eval_transform, label_names
 from .vt_resnet import VTResNetBody
 
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
@@ -67,7 +67,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     if not isinstance(model, VTResNetBody) or model.num_classes == 0 or model.pruned:
         raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
     config = timm.data.resolve_model_data_config(model)
-    pixels = timm.data.create_transform(**config, is_training=False)(image)
+    pixels = eval_transform(model)(image)
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)
 
@@ -97,17 +97,13 @@ def draw_explanation(explanation: Explanation) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Pictures of tokens need matplotlib: pip install "vt_hub[explain]".') from error
     maps = explanation.attention
     num_tokens = len(maps[0])
     columns, rows = min(COLUMNS, num_tokens), -(-num_tokens // COLUMNS)
     height, width = explanation.image.shape[:2]
     tile = 1.35  # inches
     tall = (rows * len(maps) * height / width + 2) * tile + 0.4 * len(maps)
-    figure = Figure(figsize=(columns * tile + 0.9, tall), layout='constrained')
+    figure = new_figure(figsize=(columns * tile + 0.9, tall))
     top, *parts = figure.subfigures(1 + len(maps), 1, height_ratios=[2.3] + [rows + 0.3] * len(maps))
 
     image_axes, class_axes, token_axes = top.subplots(1, 3, width_ratios=[1, 1.2, 2])
@@ -144,7 +140,5 @@ def draw_explanation(explanation: Explanation) -> Any:
 
 
 def save_explanation(explanation: Explanation, path: str | Path):
-    """Draw an explanation into a file, PNG, SVG or PDF by its name; an older one is replaced when the new is whole."""
-    figure = draw_explanation(explanation)
-    with replaced_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    """Draw an explanation into a file; see `save_figure`."""
+    save_figure(draw_explanation(explanation), path)

@@ -1,5 +1,6 @@
 """Files and folders that are written as a whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -7,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ['replaced_whole', 'written_whole']
+__all__ = ['check_place', 'replaced_whole', 'written_whole']
+
+
+def check_place(path: Path):
+    """Make the folder of a file that is to be written after long work; raise OSError where it could not be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 @contextmanager

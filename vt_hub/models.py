@@ -44,16 +44,27 @@ def is_folder(source: str) -> bool:
     return Path(source).is_dir() and source not in {*list_models(), *list_pretrained()}
 
 
+def check_name(source: str):
+    """Raise LookupError, with the nearest names, where a source that is no folder is no model of ours either."""
+    names = list_models()
+    if source.split('.')[0] not in names:
+        near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4) or names
+        raise LookupError(f'There is no model or folder {source!r}; did you mean {" or ".join(near)}?')
+
+
 def find_folder(source: str) -> Path:
     """The local folder of published weights (`vt_resnet10.digits`), of a path, or of `hf-hub:ID`, checked.
 
     Raises:
-        LookupError: Nothing is published under that name.
+        LookupError: There is no such folder, and nothing is published under that name.
         OSError: It is damaged, or cannot be had.
     """
     if source.startswith('hf-hub:'):
         return fetch(source.removeprefix('hf-hub:'))
-    return Path(source) if is_folder(source) else pretrained_folder(source)
+    if is_folder(source):
+        return Path(source)
+    check_name(source)
+    return pretrained_folder(source)
 
 
 def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
@@ -70,10 +81,7 @@ def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
     """
     if is_folder(source):
         return load_folder(find_folder(source))
-    names = list_models()
-    if source.split('.')[0] not in names:
-        near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4) or names
-        raise LookupError(f'There is no model {source!r}; did you mean {" or ".join(near)}?')
+    check_name(source)
     return timm.create_model(resolve_name(source) if pretrained else source, pretrained=pretrained).eval()
 
 

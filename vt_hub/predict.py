@@ -1,17 +1,18 @@
 """Classify image files with a model's own preprocessing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from PIL import Image
 
 from .images import read_image
 
-__all__ = ['DTYPES', 'Classifier', 'ImageReader', 'is_segmenter', 'label_names', 'predict']
+__all__ = ['DTYPES', 'Classifier', 'ImageReader', 'eval_transform', 'is_segmenter', 'label_names', 'predict']
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -30,6 +31,17 @@ def is_segmenter(model: torch.nn.Module) -> bool:
     return hasattr(model, 'forward_maps')
 
 
+def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Callable[[Image.Image], torch.Tensor]:
+    """timm's transform for evaluation, from an image to pixels (C, H, W) as the model takes them.
+
+    Args:
+        model: A timm model.
+        use_test_size: To the size that timm evaluates the model at, where it has another.
+    """
+    data = timm.data.resolve_model_data_config(model, use_test_size=use_test_size)
+    return timm.data.create_transform(**data, is_training=False)
+
+
 class ImageReader(torch.utils.data.Dataset):
     """Reads image files by a model's own preprocessing; indexed by a list of paths, for the workers of a DataLoader.
 
@@ -39,9 +51,8 @@ class ImageReader(torch.utils.data.Dataset):
     """
 
     def __init__(self, model: torch.nn.Module, use_test_size: bool = False):
-        data = timm.data.resolve_model_data_config(model, use_test_size=use_test_size)
         self.channels = model.in_chans
-        self.transform = timm.data.create_transform(**data, is_training=False)
+        self.transform = eval_transform(model, use_test_size)
 
     def __getitem__(self, paths: Sequence[Path | str]) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
         return self.read(paths, [None] * len(paths))

@@ -249,7 +249,9 @@ class Workers:
         deadly = {path for path in paths if self.alone([path]) is None}
         others = [path for path in paths if path not in deadly]
         if (results := self.alone(others) if others else []) is None:
-            raise RuntimeError(f'The process that reads {others[0]} and the images after it dies; it may lack memory.')
+            raise ChildProcessError(
+                f'The process that reads {others[0]} and the images after it dies; it may lack memory.'
+            )
         rest = iter(results)
         reason = 'the process that read it died'
         return [

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import replaced_whole
 from .images import read_image
-from .predict import is_segmenter, label_names
+from .predict import eval_transform, is_segmenter, label_names
 
 __all__ = [
     'check_mask',
@@ -26,8 +25,23 @@ __all__ = [
 ]
 
 MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
+ENLARGED = 8  # classes at a time
 MAX_SIDE = 4096  # pixels, up to which a picture is enlarged for that
 GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
+
+
+def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The class of the largest logit, (H, W) uint8, where logits (1, classes, h, w) are enlarged bilinearly.
+
+    Some classes are enlarged at a time: all of them would take gigabytes for a photograph and 150 classes.
+    """
+    best, mask = torch.full(size, -torch.inf), torch.zeros(size, dtype=torch.uint8)
+    for first in range(0, logits.shape[1], ENLARGED):
+        some = F.interpolate(logits[:, first : first + ENLARGED], size=size, mode='bilinear', align_corners=False)
+        value, index = some[0].max(0)
+        mask = torch.where(value > best, (index + first).to(torch.uint8), mask)
+        best = torch.maximum(best, value)
+    return mask
 
 
 @torch.inference_mode()
@@ -41,10 +55,8 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
     Returns:
         The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
     """
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    size = image.height, image.width
-    logits = F.interpolate(model(transform(image)[None]), size=size, mode='bilinear', align_corners=False)
-    mask = logits[0].argmax(0).to(torch.uint8).numpy()
+    logits = model(eval_transform(model)(image)[None])
+    mask = largest_class(logits, (image.height, image.width)).numpy()
     labels = label_names(model)
     counts = np.bincount(mask.ravel(), minlength=len(labels))
     order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]

@@ -22,6 +22,23 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
 
+def print_version(wanted: bool):
+    if wanted:
+        from .. import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option('--version', help='Print the version.', callback=print_version, is_eager=True)
+    ] = False,
+):
+    pass
+
+
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()):
     """An aligned table; cut to the width of a terminal only, never in a pipe or file."""
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)

@@ -44,9 +44,17 @@ def benchmark(
     import torch
 
     from .. import benchmark as run
+    from ..figures import check_figure
+    from ..files import check_place
     from ..models import task_of
     from ..training.results import machine, write_result
 
+    if fuse and train:
+        raise typer.BadParameter('--fuse folds norms for inference; leave it out with --train.')
+    if plot:
+        check_figure(plot)
+    for path in filter(None, (result, csv, plot)):
+        check_place(path)
     if threads:
         torch.set_num_threads(threads)
     settings = [

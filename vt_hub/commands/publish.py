@@ -39,20 +39,22 @@ def export(
     from ..publishing import export_onnx
     from ..publishing.folder import DEFAULT_PROSE
 
+    if (model or weights == 'raw') and not Path(source).is_file():
+        raise typer.BadParameter('--model and --weights go with a checkpoint file.')
     if target.suffix == '.onnx':
         if labels or result or prose or license_ or dtype != 'fp32':
-            raise ValueError(
+            raise typer.BadParameter(
                 '--labels, --result, --prose, --license and --dtype go with a model folder, not with a .onnx file.'
             )
         calibration = find_images([str(int8)]) if int8 else []
         print(export_onnx(load_source(source, model, weights)[0], target, attention, calibration))
         return
     if int8:
-        raise ValueError(f'--int8 goes with a .onnx file; {target} would be a model folder.')
+        raise typer.BadParameter(f'--int8 goes with a .onnx file; {target} would be a model folder.')
     if attention and not onnx:
-        raise ValueError('--attention goes with --onnx, or with a .onnx file.')
+        raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
-    origin = ''
+    origin = f'These are the weights of {source if source.startswith("hf-hub:") else Path(source).name}.'
     if facts:
         epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
         origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
@@ -74,7 +76,10 @@ def export(
 def read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f'There is no file {path}.')
-    return path.read_text('utf-8')
+    try:
+        return path.read_text('utf-8')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is no text in UTF-8.') from error
 
 
 def read_labels(path: Path) -> list[str]:
@@ -102,7 +107,7 @@ def read_results(paths: list[Path]) -> list[dict[str, Any]]:
 
 @app.command()
 def verify(
-    source: Annotated[str, typer.Argument(help='Model folder, or hf-hub:ID.')],
+    source: Annotated[str, typer.Argument(help='Model folder, model.tag or hf-hub:ID.')],
     trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
     as_json: Json = False,
 ):
@@ -141,7 +146,9 @@ def card(
     elif repo and not prose and not result:
         print(save_card(folder, retarget(read_text(readme), repo)))
     else:
-        raise ValueError(f'{readme} would lose its text or its figures; name --prose and --result, or only --repo.')
+        raise typer.BadParameter(
+            f'{readme} would lose its text or its figures; name --prose and --result, or only --repo.'
+        )
 
 
 @app.command()
@@ -192,20 +199,20 @@ def convert(
 ):
     """Start a VT-ResNet from a ResNet's stem..layer3; make a folder of a checkpoint; a plain timm file of a folder.
 
-    A checkpoint of timm's train script (.pth.tar) or a folder of transformers becomes a model folder as by
+    A VT-ResNet's checkpoint of timm's train script or a folder of transformers becomes a model folder as by
     `vt-hub export`, which has more options.
 
     Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
     """
-    from ..conversion import save_timm_weights, warm_start
+    from ..conversion import is_vt_checkpoint, save_timm_weights, warm_start
     from ..publishing import export as run
 
     if target.suffix == '.safetensors':
         if num_classes or labels:
-            raise ValueError('--num-classes and --labels go with a model folder, not with a plain timm file.')
+            raise typer.BadParameter('--num-classes and --labels go with a model folder, not with a plain timm file.')
         print(save_timm_weights(source, target))
         return
-    if Path(source).is_dir() or Path(source).name.endswith('.pth.tar'):
+    if Path(source).is_dir() or is_vt_checkpoint(source):
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a model folder has its classes.')
         export(source, target, labels=labels)

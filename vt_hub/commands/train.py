@@ -237,7 +237,7 @@ def evaluate(
     task: Annotated[Task | None, typer.Option(help='What the model must do; without, what it does.')] = None,
     split: Annotated[Literal['train', 'val'], typer.Option(help='Part of the data.')] = 'val',
     batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
-    layout: Layout = 'folders',
+    layout: Layout = None,
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
     shortest_edge: Annotated[
@@ -256,6 +256,7 @@ def evaluate(
     Example: vt-hub evaluate run/model --data-dir flowers --result result.json
     """
     from ..checkpoints import load_folder
+    from ..files import check_place
     from ..models import find_folder, task_of
     from ..publishing.card import METRICS
     from ..training.classification_eval import evaluate_classifier, open_for_model
@@ -266,15 +267,19 @@ def evaluate(
 
     folder = find_folder(model)
     network = load_folder(folder)
+    if result:
+        check_place(result)
     does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
     if task and task != does:
         raise ValueError(f'{model} does {does}, not {task}.')
+    if does == 'classification' and (layout or classes or reduce_labels or shortest_edge):
+        raise typer.BadParameter('--layout, --classes, --reduce-labels and --shortest-edge are for segmentation.')
     with processes() as (rank, device):
         if does == 'classification':
             data = open_for_model(network, data_dir, split)
             found, total = evaluate_classifier(network, data, device, batch_size, workers, progress), len(data.files)
         else:
-            data = open_data(data_dir, split, layout, classes, reduce_labels)
+            data = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
             edges = (shortest_edge, longest_edge) if shortest_edge else None
             found = evaluate_segmentation(load_segmenter(folder).to(device), data, edges, workers, progress)
             total = len(data)

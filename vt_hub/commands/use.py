@@ -1,6 +1,7 @@
 """Commands that describe and use models: list, info, predict, segment, explain, demo, tables."""
 
 import json
+import os
 import signal
 import sys
 from datetime import timedelta
@@ -84,7 +85,10 @@ def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or 
         return
     weights = entry.pop('weights', None)
     if weights:
-        entry |= weights | {'metrics': format_metrics(weights['metrics'])}
+        entry |= weights | {
+            'size': f'{weights["size"] / 1e6:.1f} MB',
+            'metrics': format_metrics(weights['metrics']),
+        }
     print_table(['', ''], ([key, ', '.join(map(str, v)) if isinstance(v, list) else v] for key, v in entry.items()))
 
 
@@ -232,6 +236,7 @@ def explain(
     """
     from ..explanation import explain as run
     from ..explanation import save_explanation
+    from ..figures import check_figure
     from ..images import find_images, read_image
     from ..models import load_model
 
@@ -239,6 +244,8 @@ def explain(
     if not out and not as_json:
         out = Path('explanation.png' if len(paths) == 1 else 'explanations')
     targets = output_paths(out, paths) if out else {}
+    for target in targets.values():
+        check_figure(target)
     network = load_model(model)
     failed = []
     for path in progress(paths, len(paths), 'Explaining'):
@@ -260,9 +267,16 @@ def explain(
 
 
 def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
-    """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it."""
+    """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it.
+
+    Where names of several folders are the same, the PNGs are in such folders, too.
+    """
     single = len(paths) == 1 and not target.is_dir()
     outputs = {path: target if single else target / f'{path.stem}.png' for path in paths}
+    if len(set(outputs.values())) < len(paths):
+        places = {path: Path(os.path.abspath(path)) for path in paths}
+        common = os.path.commonpath([place.parent for place in places.values()])
+        outputs = {path: target / place.relative_to(common).with_suffix('.png') for path, place in places.items()}
     if len(set(outputs.values())) < len(paths):
         raise ValueError(f'Images of the same name would overwrite each other in {target}; name them one by one.')
     for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
@@ -288,6 +302,7 @@ def demo(
     """
     from ..demo import build, start
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and leaves no files
     app = build(model)
     print(start(app, host, port, browser), flush=True)
     app.block_thread()

@@ -1,6 +1,7 @@
 """The page: Gradio's components around the answers."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,9 +134,12 @@ def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open
         The page's address.
 
     Raises:
-        OSError: The port is taken.
+        OSError: The port is taken, or the address is not this machine's.
     """
     try:
+        if host:  # Gradio would wait for ever
+            with socket.create_server((host, 0), family=socket.AF_INET6 if ':' in host else socket.AF_INET):
+                pass
         _, url, _ = app.launch(
             server_name=host,
             server_port=port,

@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ..checkpoints import load_folder, read_json
-from ..predict import label_names
-from ..weights import check_folder, fetch, read_checksums
+from ..models import find_folder
+from ..predict import eval_transform, label_names
+from ..weights import check_folder, read_checksums
 from .folder import code_files, with_code
 from .onnx_file import ONNX_FILE, open_onnx
 
@@ -71,19 +72,17 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     """Check a model folder: sums, card, fixture, and that every loader computes the same logits.
 
     Args:
-        source: A folder, or `hf-hub:ID` for one on the Hub.
+        source: A folder, published weights (`vt_resnet10.digits`), or `hf-hub:ID` for a folder on the Hub.
         trust_remote_code: Run the folder's own code even if it is not what this version of the package writes.
 
     Returns:
         The checks in order. Where the checksums or the first loader fail, nothing more is loaded.
 
     Raises:
-        OSError: The folder does not exist or cannot be downloaded.
+        LookupError: There is no such folder, and nothing is published under that name.
+        OSError: The folder cannot be downloaded.
     """
-    source = str(source)
-    folder = fetch(source.removeprefix('hf-hub:')) if source.startswith('hf-hub:') else Path(source)
-    if not folder.is_dir():
-        raise FileNotFoundError(f'There is no folder {folder}.')
+    folder = find_folder(str(source))
     checks: list[Check] = []
 
     def check(name: str, function: Callable[[], str]) -> bool:
@@ -212,9 +211,8 @@ def _timm_logits(folder: Path) -> tuple[torch.nn.Module, Image.Image, torch.Tens
     """The folder's model, an image, and the logits for it through timm's own transform."""
     model = load_folder(folder)
     image = Image.effect_noise((157, 123), 100).convert('L' if model.in_chans == 1 else 'RGB')
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     with torch.inference_mode():
-        return model, image, model(transform(image)[None])
+        return model, image, model(eval_transform(model)(image)[None])
 
 
 def _segments(folder: Path) -> str:

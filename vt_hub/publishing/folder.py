@@ -21,6 +21,7 @@ from ..configuration_vt import VTConfig, with_channels
 from ..files import replaced_whole, written_whole
 from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
 from ..models import task_of
+from ..predict import DTYPES
 from ..vt_fpn import VTFPN
 from ..vt_resnet import VTResNet
 from ..weights import file_sha256
@@ -71,7 +72,6 @@ OLD_KEYS = (
 START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone')  # arguments that are not the structure's
 MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
 Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
-DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
 
 

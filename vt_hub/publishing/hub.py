@@ -38,12 +38,15 @@ def push(
         The address of the commit or pull request; with `dry_run`, the repository and its files.
 
     Raises:
+        FileNotFoundError: There is no such folder.
         ValueError: The folder is not fit to be published, the name is none of the Hub's, the tag is empty or exists, or
             the repository holds something else.
         OSError: The Hub refused or failed; then there is no tag, and either no commit or, if only its answer was lost
             or the tag failed, the whole one.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'There is no folder {folder}.')
     repo_id = repo_id or hub_id(folder.resolve().name)
     validate_repo_id(repo_id)
     if not tag:

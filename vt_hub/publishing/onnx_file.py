@@ -20,6 +20,7 @@ import torch.nn as nn
 
 from ..files import replaced_whole
 from ..images import read_image
+from ..predict import eval_transform
 from ..vt_fpn import VTFPN
 from ..vt_resnet import VTResNet
 
@@ -201,7 +202,7 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
 
 def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Tensor]:
     """Some of the images, spread over all, which may be sorted by class; each as the model takes it, (1, C, H, W)."""
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    transform = eval_transform(model)
     step = -(-len(images) // CALIBRATION_IMAGES) or 1
     return [transform(read_image(image, model.in_chans))[None] for image in images[::step]]
 

@@ -81,7 +81,7 @@ class TrainingRun:
         if not isinstance(self.settings, dict):
             raise ValueError(f'{self.recipe_path} is no recipe: it is not a mapping of arguments.')
         self.output = Path(self.output)
-        self.extra = [{'-b': '--batch-size', '-j': '--workers'}.get(argument, argument) for argument in self.extra]
+        self.extra = [{'-b': '--batch-size'}.get(argument, argument) for argument in self.extra]
         self.classes: list[str] = []
         self.needs_map = False  # timm numbers the classes of each split by itself
 

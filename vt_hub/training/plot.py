@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from ..checkpoints import read_json
-from ..files import replaced_whole
+from ..figures import new_figure, save_figure
 
 __all__ = ['plot_run', 'read_curves']
 
@@ -54,20 +54,15 @@ def plot_run(run: str | Path, path: str | Path):
 
     Args:
         run: See `read_curves`.
-        path: Picture to write, PNG, SVG or PDF by its name.
+        path: Picture to write; see `save_figure`.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
         ValueError: The folder holds no figures.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Plots need matplotlib: pip install "vt_hub[train]".') from error
     unit, curves = read_curves(run)
     panels = {title: [c for c in columns if c in curves] for title, columns in PANELS.items()}
     panels = {title: columns for title, columns in panels.items() if columns}
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout='constrained')
+    figure = new_figure(figsize=(4.2 * len(panels), 3.2))
     for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for column in columns:
             axes.plot(*curves[column], marker='o' if len(curves[column][0]) < 30 else '', markersize=3, label=column)
@@ -76,5 +71,4 @@ def plot_run(run: str | Path, path: str | Path):
         axes.spines[['top', 'right']].set_visible(False)
         if len(columns) > 1:
             axes.legend(frameon=False)
-    with replaced_whole(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    save_figure(figure, path)
