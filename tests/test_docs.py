@@ -124,7 +124,21 @@ def speed_table():
     return '\n'.join(lines)
 
 
-@pytest.mark.parametrize(('name', 'table'), [('comparison', comparison_table), ('speed', speed_table)])
+def sizes_table():
+    """How cost grows with the image, as `vt-hub benchmark` wrote it."""
+    lines = ['| pixels | FPN (s) | VT-FPN (s) | ratio, quartiles | FPN (MB) | VT-FPN (MB) |']
+    lines.append('|---:|---:|---:|---|---:|---:|')
+    for row in read_json(ROOT / 'docs' / 'benchmarks' / 'vt_fpn_sizes_cpu.json')['rows']:
+        speed, peak, ratio = row['images_per_second'], row['peak_mb'], row['ratios']['fpn']
+        low, high = ratio['quartiles']
+        times = f'{1 / speed["fpn"]:.3f} | {1 / speed["vt"]:.3f} | {ratio["median"]:.2f} ({low:.2f} to {high:.2f})'
+        lines.append(f'| {row["size"]} x {row["size"]} | {times} | {peak["fpn"]:.0f} | {peak["vt"]:.0f} |')
+    return '\n'.join(lines)
+
+
+@pytest.mark.parametrize(
+    ('name', 'table'), [('comparison', comparison_table), ('speed', speed_table), ('sizes', sizes_table)]
+)
 def test_segmentation_page_has_the_measured_figures(name, table):
     page = (ROOT / 'docs' / 'segmentation.md').read_text()
     assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
@@ -246,6 +260,40 @@ def test_benchmarks_page_has_the_measured_figures(path):
     text = f'`{found["command"]}`: {found["hardware"]}, torch {found["torch"]}.'
     block = f'<!-- {path.stem} -->\n\n{text}\n\n{networks_table(found["rows"])}\n\n<!-- /{path.stem} -->'
     assert block in (ROOT / 'docs' / 'benchmarks.md').read_text()
+
+
+def loading_table():
+    """Time and memory of `pretrained=True`, as tests/benchmark_load.py wrote them."""
+    found = read_json(ROOT / 'docs' / 'benchmarks' / 'load_cpu.json')
+    seconds = found['seconds']
+    lines = ['| | ms | memory at the peak, of the model | kept, of the model |', '|---|---:|---:|---:|']
+    lines.append(f'| the file read and copied once | {1000 * seconds["read"]:.0f} | | |')
+    memory = f'{found["peak_memory_over_model"]} | {found["kept_memory_over_model"]}'
+    lines.append(f'| `{found["model"]}`, `pretrained=True` | {1000 * seconds["pretrained"]:.0f} | {memory} |')
+    lines.append(f'| `{found["model"]}`, random weights | {1000 * seconds["random"]:.0f} | | |')
+    return '\n'.join(lines)
+
+
+def test_benchmarks_page_has_the_figures_of_loading():
+    block = f'<!-- loading -->\n\n{loading_table()}\n\n<!-- /loading -->'
+    assert block in (ROOT / 'docs' / 'benchmarks.md').read_text()
+
+
+def predict_table():
+    """`vt-hub predict --output` at scale, as tests/benchmark_predict.py wrote it."""
+    found = read_json(ROOT / 'docs' / 'benchmarks' / 'predict_cpu.json')
+    assert found['restart_equal']
+    lines = ['| images | images/s | cores busy (%) | main process (MB) | largest worker (MB) |']
+    lines.append('|---:|---:|---:|---:|---:|')
+    for row in found['rows']:
+        keys = 'images', 'images_per_second', 'busy_percent', 'main_peak_mb', 'worker_peak_mb'
+        lines.append(f'| {" | ".join(str(row[key]) for key in keys)} |')
+    return '\n'.join(lines)
+
+
+def test_predict_page_has_the_measured_figures():
+    block = f'<!-- scale -->\n\n{predict_table()}\n\n<!-- /scale -->'
+    assert block in (ROOT / 'docs' / 'predict.md').read_text()
 
 
 def test_links_lead_somewhere():
