@@ -48,8 +48,9 @@ def check_name(source: str):
     """Raise LookupError, with the nearest names, where a source that is no folder is no model of ours either."""
     names = list_models()
     if source.split('.')[0] not in names:
-        near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4) or names
-        raise LookupError(f'There is no model or folder {source!r}; did you mean {" or ".join(near)}?')
+        near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4)
+        hint = f'did you mean {" or ".join(near)}?' if near else '`vt-hub list` names the models.'
+        raise LookupError(f'There is no model or folder {source!r}; {hint}')
 
 
 def find_folder(source: str) -> Path:

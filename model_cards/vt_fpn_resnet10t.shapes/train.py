@@ -3,6 +3,13 @@
     python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR     # and the others
     python model_cards/vt_fpn_resnet10t.shapes/train.py publish --work DIR --out FOLDER
 
+VT-FPN that starts from scenes of fractals, by the same recipe; nothing of it is published but its figures:
+
+    vt-hub synthesize scenes --out scenes --train 4000 --val 300
+    vt-hub train --task segmentation --recipe shapes --data-dir scenes --output pretrained
+    python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR --start pretrained/model
+    python model_cards/vt_fpn_resnet10t.shapes/train.py compare-start --work DIR
+
 Data: `vt-hub synthesize shapes`, drawn into DIR on the first run. Scenes of seed 0 train and choose the checkpoint;
 every setting of the recipe was chosen on them. Those of seed 1 are held out: they were only ever used for the result
 files. The model that is published is VT-FPN of seed 0, whatever its figure.
@@ -56,8 +63,9 @@ def evaluate(model: VTFPNForSemanticSegmentation, work: Path) -> dict:
 
 def run(args: argparse.Namespace):
     draw(args.work)
-    folder = args.work / f'{args.arm}_{args.seed}'
-    recipe = load_segmentation_recipe('shapes', {'model_args': ARMS[args.arm]})
+    folder = args.work / '_'.join([args.arm, *['started'] * bool(args.start), str(args.seed)])
+    start = {'model': args.start} if args.start else {'model_args': ARMS[args.arm]}
+    recipe = load_segmentation_recipe('shapes', start)
     data = [open_data(args.work / 'shapes', split) for split in ('train', 'val')]
     started = time.time()
     train_segmentation(recipe, *data, folder, seed=args.seed, workers=1, resume=args.resume)
@@ -67,22 +75,32 @@ def run(args: argparse.Namespace):
     print(folder, result['metrics'])
 
 
+def figures(arm: str, work: Path) -> dict:
+    """Those of all runs of an arm."""
+    folders = [work / f'{arm}_{seed}' for seed in SEEDS]
+    folders = [folder for folder in folders if (folder / 'held_out.json').exists()]
+    results = [read_json(folder / 'held_out.json') for folder in folders]
+    miou = [result['metrics']['miou'] for result in results]
+    return {
+        'miou': miou,
+        'mean': round(statistics.mean(miou), 2),
+        'stdev': round(statistics.stdev(miou), 2) if len(miou) > 1 else None,
+        **{name: [mean_iou(result, classes) for result in results] for name, classes in KINDS.items()},
+        'pixel_accuracy': [result['metrics']['pixel_accuracy'] for result in results],
+        'val_miou': [read_json(folder / 'result.json')['metrics']['miou'] for folder in folders],
+    }
+
+
+def compare_start(args: argparse.Namespace):
+    """The figures of the runs that began with --start."""
+    training = read_json(args.work / 'vt_started_0' / 'held_out.json')['training']
+    training['model'] = Path(training['model']).name  # where it was is of no interest
+    write_result(ROOT / 'started.json', {'vt_started': figures('vt_started', args.work), 'training': training})
+
+
 def publish(args: argparse.Namespace):
     """The figures of all runs, and the folder of one."""
-    comparison: dict = {'seeds': SEEDS}
-    for arm in ARMS:
-        folders = [args.work / f'{arm}_{seed}' for seed in SEEDS]
-        folders = [folder for folder in folders if (folder / 'held_out.json').exists()]
-        results = [read_json(folder / 'held_out.json') for folder in folders]
-        miou = [result['metrics']['miou'] for result in results]
-        comparison[arm] = {
-            'miou': miou,
-            'mean': round(statistics.mean(miou), 2),
-            'stdev': round(statistics.stdev(miou), 2) if len(miou) > 1 else None,
-            **{name: [mean_iou(result, classes) for result in results] for name, classes in KINDS.items()},
-            'pixel_accuracy': [result['metrics']['pixel_accuracy'] for result in results],
-            'val_miou': [read_json(folder / 'result.json')['metrics']['miou'] for folder in folders],
-        }
+    comparison: dict = {'seeds': SEEDS} | {arm: figures(arm, args.work) for arm in ARMS}
     result = read_json(args.work / 'vt_0' / 'held_out.json')
     training = result['training']
     write_result(ROOT / 'comparison.json', {**comparison, 'dataset': result['dataset'], 'training': training})
@@ -111,7 +129,10 @@ def main():
     command.add_argument('--arm', choices=ARMS, required=True)
     command.add_argument('--seed', type=int, required=True)
     command.add_argument('--resume', action='store_true')
+    command.add_argument('--start', help='model folder to start from, not random weights')
     command.set_defaults(function=run)
+    command = commands.add_parser('compare-start', help='write started.json')
+    command.set_defaults(function=compare_start)
     command = commands.add_parser('publish', help='write comparison.json, result.json and the model folder')
     command.add_argument('--out', type=Path, required=True)
     command.set_defaults(function=publish)
