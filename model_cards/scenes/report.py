@@ -50,7 +50,9 @@ def interval(values: pd.Series) -> dict[str, Any]:
 
 def intervals(table: pd.DataFrame, keys: list[str]) -> list[dict[str, Any]]:
     """The accuracies of each group of rows."""
-    return [{**dict(zip(keys, key, strict=True)), **interval(group.accuracy)} for key, group in table.groupby(keys)]
+    # a Series gives plain values: NumPy's integers, which pandas 2 has as keys, are none of JSON
+    groups = ((pd.Series(key, keys, dtype=object).to_dict(), group) for key, group in table.groupby(keys))
+    return [{**names, **interval(group.accuracy)} for names, group in groups]
 
 
 def check_same(runs: pd.DataFrame, names: list[str], fields: list[str]):
