@@ -275,7 +275,8 @@ class Projector(nn.Module):
     """Equation 5 (section 3.3): X_out = X + BN(softmax_L((X W_Q)(T W_K)^T / sqrt(D)) (T W_V)).
 
     (X W_Q)(T W_K)^T is computed as X (T W_K W_Q^T)^T: W_Q then runs on L tokens and not on every pixel. `value` (W_V)
-    narrows the tokens from D to C, which section 4 needs where C != CT.
+    narrows the tokens from D to C, which section 4 needs where C != CT. A norm in place of `norm` must have fixed
+    statistics in evaluation mode, too.
     """
 
     def __init__(self, dim: int, token_dim: int, drop_path: float = 0.0, device=None, dtype=None):
