@@ -3,6 +3,8 @@
 import csv
 import json
 import statistics
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,6 +107,8 @@ def test_what_cannot_be_measured_is_named(run):
     code, _, err = run('benchmark', 'test_vt_resnet', '--fuse', '--train')
     assert code == 2
     assert '--fuse folds norms for inference' in err
+    with pytest.raises(ValueError, match='Norms are folded for inference only'):
+        Setting('test_vt_resnet', fused=True, training=True)
     if not torch.cuda.is_available():
         assert 'use --device cpu' in run('benchmark', 'test_vt_resnet', '--device', 'cuda')[2]
 
@@ -115,3 +119,9 @@ def test_outputs_that_cannot_be_written_are_found_before_it_runs(run, tmp_path, 
         code, out, err = run('benchmark', 'test_vt_resnet', option, path)
         assert (code, out) == (1, '')
         assert str(path) in err
+
+
+def test_nothing_but_the_table_is_printed():
+    command = [sys.executable, '-m', 'vt_hub.cli', 'benchmark', 'test_vt_resnet', '--size', '32', '--rounds', '1']
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (result.stderr, result.stdout.split()[:3]) == ('', ['model', 'size', 'batch'])

@@ -178,7 +178,9 @@ def test_info(run):
     assert entry['tokens'] == [16, 256]
     assert entry['weights']['sha256']
     assert json.loads(run('info', 'test_vt_resnet', '--json')[1])['pretrained'] is False
-    assert 'top-1' in run('info', 'vt_resnet10')[1]
+    text = run('info', 'vt_resnet10')[1]
+    assert 'top-1' in text
+    assert '3.4 MB' in text
 
 
 def test_tables(run):

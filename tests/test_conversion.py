@@ -92,6 +92,19 @@ def test_folder_to_a_timm_file(tmp_path, run):
     assert all(v.dtype != torch.float16 for v in load_file(tmp_path / 'plain.safetensors').values())
 
 
+def test_bare_weights_of_a_vt_resnet_need_export(tmp_path, run):
+    save_file(tiny().state_dict(), tmp_path / 'plain.safetensors')
+    code, _, err = run('convert', tmp_path / 'plain.safetensors', tmp_path / 'out')
+    assert code == 1
+    assert '`vt-hub export --model` makes a folder of it' in err
+    assert run('export', tmp_path / 'plain.safetensors', tmp_path / 'out', '--model', 'test_vt_resnet')[0] == 0
+
+
+def test_a_card_says_which_published_weights_these_are(tmp_path, run):
+    assert run('export', 'vt_resnet10', tmp_path / 'copy', '--dtype', 'fp16')[0] == 0
+    assert 'These are the weights of vt_resnet10.digits.' in (tmp_path / 'copy' / 'README.md').read_text()
+
+
 def test_a_training_checkpoint_of_a_resnet_is_a_start(tmp_path, run):
     torch.save({'arch': 'resnet18', 'state_dict': timm.create_model('resnet18').state_dict()}, tmp_path / 'r.pth.tar')
     code, out, _ = run('convert', tmp_path / 'r.pth.tar', tmp_path / 'start', '--num-classes', 4)

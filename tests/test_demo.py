@@ -1,8 +1,10 @@
 """`vt-hub demo`: the functions behind the page, and the page over loopback as a client uses it."""
 
 import base64
+import os
 import re
 import shutil
+import subprocess
 import sys
 from io import BytesIO
 
@@ -262,6 +264,16 @@ def test_a_taken_port(run, url):
     assert (code, out, err) == (1, '', f'error: Cannot listen on 127.0.0.1, port {port}; name another.\n')
 
 
+def test_sigterm_leaves_no_files(tmp_path):
+    command = [sys.executable, '-m', 'vt_hub.cli', 'demo', '--model', DIGITS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, 'TMPDIR': str(tmp_path)})
+    assert process.stdout.readline().startswith('http://')
+    assert list(tmp_path.glob('vt_hub_samples_*'))
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert not list(tmp_path.glob('vt_hub_samples_*'))
+
+
 def test_an_address_of_another_machine(run):
     code, out, err = run('demo', '--model', DIGITS, '--host', '192.0.2.1')
-    assert (code, out, err) == (1, '', 'error: Cannot listen on 192.0.2.1, port 7860 to 7959; name another.\n')
+    assert (code, out, err) == (1, '', 'error: Cannot listen on 192.0.2.1: it is no IPv4 address of this machine.\n')

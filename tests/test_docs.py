@@ -91,12 +91,18 @@ def test_readme_lists_the_models():
     assert f'<!-- models -->\n\n{model_table()}\n\n<!-- /models -->' in (ROOT / 'README.md').read_text()
 
 
-ARMS = {'fpn': 'panoptic FPN', 'vt': 'VT-FPN', 'vt_figure4': 'VT-FPN, `top_down=False`'}
+ARMS = {
+    'fpn': 'panoptic FPN',
+    'vt': 'VT-FPN',
+    'vt_figure4': 'VT-FPN, `top_down=False`',
+    'vt_started': 'VT-FPN, after scenes of fractals',
+}
 
 
 def comparison_table():
     """mIoU of the runs in comparison.json, and cost of the models that ran."""
-    found = read_json(ROOT / 'model_cards' / 'vt_fpn_resnet10t.shapes' / 'comparison.json')
+    folder = ROOT / 'model_cards' / 'vt_fpn_resnet10t.shapes'
+    found = read_json(folder / 'comparison.json') | read_json(folder / 'started.json')
     lines = ['| decoder | mIoU (%), seed 0, 1, 2 | mean, standard deviation | of shapes | of textures | MACs (G) |']
     lines.append('|---|---|---|---:|---:|---:|')
     for arm, name in ARMS.items():

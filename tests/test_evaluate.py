@@ -170,6 +170,7 @@ def test_what_does_not_fit_is_refused(evaluate, digits, tmp_path):
     code, _, err = evaluate(digits, '--task', 'segmentation')
     assert (code, err) == (1, 'error: vt_resnet10 does classification, not segmentation.\n')
     assert evaluate(digits, '--task', 'classification')[0] == 0
+    assert evaluate(digits, '--longest-edge', 9)[0] == 2
     code, _, err = evaluate(digits, '--reduce-labels')
     assert code == 2
     assert 'are for segmentation' in ' '.join(err.replace('│', ' ').split())
@@ -177,10 +178,14 @@ def test_what_does_not_fit_is_refused(evaluate, digits, tmp_path):
 
 def test_a_result_that_cannot_be_written_is_found_before_the_images_are_read(evaluate, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(classification_eval, 'evaluate_classifier', None)
-    for path in (tmp_path, digits / 'val' / '4' / 'digit_4.png' / 'result.json'):
-        code, _, err = evaluate(digits, '--result', path)
-        assert (code, err.count('\n')) == (1, 1)
-        assert err.startswith('error: Cannot use ')
+    file = digits / 'val' / '4' / 'digit_4.png'
+    for path, reason in (
+        (tmp_path, f'{tmp_path}: Is a directory'),
+        (file / 'x' / 'r.json', f'{file}: Not a directory'),
+    ):
+        assert evaluate(digits, '--result', path)[::2] == (1, f'error: Cannot use {reason}.\n')
+    assert evaluate(tmp_path, '--result', tmp_path / 'new' / 'result.json')[0] == 1
+    assert not (tmp_path / 'new').exists()
 
 
 def test_the_result_file_is_what_cards_are_made_of(evaluate, run, digits, tmp_path):
@@ -196,6 +201,15 @@ def test_the_result_file_is_what_cards_are_made_of(evaluate, run, digits, tmp_pa
     (tmp_path / 'about.md').write_text('Digits.')
     assert run('card', folder, '--result', path, '--prose', tmp_path / 'about.md')[0] == 0
     assert row in (folder / 'README.md').read_text()
+
+
+def test_a_text_that_is_no_template_is_named(run, tmp_path):
+    for text in ('{{ open', '{{ nothing.of_that }}'):
+        (tmp_path / 'about.md').write_text(text)
+        code, _, err = run('export', 'vt_resnet10', tmp_path / 'out', '--prose', tmp_path / 'about.md')
+        assert (code, err.count('\n')) == (1, 1)
+        assert err.startswith('error: The text of the card is no template that can be filled in: ')
+        assert not (tmp_path / 'out').exists()
 
 
 def test_the_printed_line(run, digits):

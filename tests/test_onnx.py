@@ -158,6 +158,8 @@ def test_a_graph_that_computes_something_else_is_not_kept(folder, tmp_path, monk
     ('args', 'reason'),
     [
         (['there.onnx'], 'there.onnx exists already'),
+        (['new', '--weights', 'raw'], 'There is no checkpoint vt_resnet10.digits; --model and --weights go with one'),
+        (['new.onnx', '--model', 'vt_resnet10'], '--model and --weights go with one'),
         (['new.onnx', '--int8', 'nothing'], 'Cannot read nothing as an image: No such file'),
         (['new.onnx', '--int8', 'empty'], 'Cannot read empty as an image: it is a folder without images'),
         (['new.onnx', '--int8', 'broken'], 'Cannot read broken/digit.png as an image: it is not an image'),
@@ -184,8 +186,6 @@ def test_wrong_calls_say_so_and_write_nothing(args, reason, tmp_path, run, monke
         (['new.onnx', '--labels', '.'], '--labels, --result, --prose, --license and --dtype go with a model folder'),
         (['new', '--int8', 'broken'], '--int8 goes with a .onnx file'),
         (['new', '--attention'], '--attention goes with --onnx'),
-        (['new', '--weights', 'raw'], '--model and --weights go with a checkpoint file'),
-        (['new.onnx', '--model', 'vt_resnet10'], '--model and --weights go with a checkpoint file'),
     ],
 )
 def test_options_that_do_not_go_together(args, reason, tmp_path, run, monkeypatch):

@@ -105,6 +105,7 @@ def test_the_name_says_the_format(timm_run, run):
     code, _, err = run('plot', timm_run, '--out', timm_run / 'plot.xyz')
     assert code == 1
     assert err.startswith(f'error: {timm_run / "plot.xyz"} has no extension of a picture that can be written')
+    assert run('plot', timm_run, '--out', timm_run / 'plot.rgba')[0] == 1
     assert sorted(path.name for path in timm_run.iterdir()) == ['new', 'summary.csv']
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import timm
@@ -157,8 +158,18 @@ def test_verify_exits_1_on_a_difference(folder, run, quick):
     assert 'FAILED' in out
 
 
+def test_a_folder_with_the_name_of_published_weights_is_the_one_that_is_checked(tmp_path, monkeypatch, run):
+    shutil.copytree(vt_hub.pretrained_folder('vt_resnet10'), tmp_path / 'vt_resnet10.digits')
+    (tmp_path / 'vt_resnet10.digits' / 'config.json').unlink()
+    monkeypatch.chdir(tmp_path)
+    assert 'config.json is missing' in failures('vt_resnet10.digits')['checksums']
+    code, _, err = run('push', 'vt_resnet10.digits', '--repo', 'me/x', '--dry-run')
+    assert code == 1
+    assert 'config.json is missing' in err
+
+
 def test_verify_names_a_missing_folder(tmp_path):
-    with pytest.raises(LookupError, match='There is no model or folder'):
+    with pytest.raises(LookupError, match=r'There is no folder .*nothing, and no weights of that name; there are vt_'):
         verify(tmp_path / 'nothing')
 
 

@@ -12,7 +12,7 @@ from test_vt_fpn_transformers import LABELS, image_of, tiny
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vt_hub
-from vt_hub.segment import colours, draw_overlay, largest_class, save_picture
+from vt_hub.segment import colours, draw_overlay, largest_class, save_picture, segment_image
 
 
 @pytest.fixture(scope='module')
@@ -222,6 +222,17 @@ def test_classes_are_enlarged_in_parts_as_they_would_be_together():
     mask = largest_class(logits, (33, 40))
     assert mask.dtype == torch.uint8
     assert torch.equal(mask.long(), enlarged[0].argmax(0))
+
+
+def test_more_classes_than_a_mask_can_name_are_refused():
+    with pytest.raises(ValueError, match='The model has 300 classes, and a mask can name 256'):
+        segment_image(timm.create_model('test_vt_fpn', num_classes=300).eval(), Image.new('RGB', (64, 64)))
+
+
+def test_an_image_that_is_named_twice_is_written_once(run, folder, images, tmp_path):
+    twice = [images / 'a.png', images / 'a.png']
+    assert run('segment', *twice, '--model', folder, '--mask', tmp_path / 'out')[0] == 0
+    assert files(tmp_path / 'out') == ['a.png']
 
 
 def test_images_of_the_same_name(run, folder, images, tmp_path):

@@ -406,6 +406,7 @@ def move_to_root(data):
         (None, ['--num-classes', 4], '{data}/train has 3 classes, not 4.'),
         (None, ['--recipe', 'nonsense'], "There is no recipe 'nonsense'; use advanced, basic, finetune, smoke or a "),
         (None, ['--recipe', '{own}'], '{own} is no recipe: it is not a mapping of arguments.'),
+        (None, ['--recipe', '{torn}'], '{torn} is no recipe: it is not YAML.'),
         (None, ['--recipe', '{bare}'], 'The recipe {bare} names no model; name one with --model.'),
         (None, ['--model', 'vt_resnet05'], "There is no model 'vt_resnet05'; `vt-hub list` names ours, and timm has "),
         (None, ['--model', 'local-dir:{data}'], 'Cannot read {data}/config.json: No such file'),
@@ -424,9 +425,10 @@ def move_to_root(data):
 )
 def test_errors_before_anything_starts(train, data, start, tmp_path, monkeypatch, prepare, args, message):
     fake_gpus(monkeypatch, 2)
-    names = {'data': data, 'own': tmp_path / 'own.yaml', 'bare': tmp_path / 'bare.yaml', 'start': start}
-    names['own'].write_text('- 1\n')
-    names['bare'].write_text('epochs: 1\n')
+    names = {'data': data, 'start': start}
+    for name, text in (('own', '- 1\n'), ('bare', 'epochs: 1\n'), ('torn', 'epochs: [1\n')):
+        names[name] = tmp_path / f'{name}.yaml'
+        names[name].write_text(text)
     if prepare:
         prepare(data)
     code, out, err = train(*(str(argument).format(**names) for argument in args))

@@ -270,7 +270,7 @@ def plot(rows: list[dict[str, Any]], path: str | Path):
             spread = [[abs(ratio['median'] - ratio['quartiles'][side]) for ratio in found] for side in (0, 1)]
             ratios.errorbar(x, middle, spread, marker='o', markersize=3, capsize=3, label=f'{label} / {NAMES[name]}')
     times.set(ylabel='ms per image', yscale='log')
-    times.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    times.yaxis.get_major_locator().set_params(subs=(1, 1.5, 2, 3, 5, 7))
     times.yaxis.set_major_formatter('{x:g}')
     ratios.set(ylabel='speed of VT, relative')
     ratios.axhline(1, color='0.35', linewidth=0.8)

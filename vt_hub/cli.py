@@ -27,7 +27,8 @@ def main():
         if isinstance(error, OSError) and error.filename is not None:  # Python's own
             error = f'Cannot use {error.filename}: {error.strerror}.'
         elif not isinstance(error, SAID) or isinstance(error, (IndexError, KeyError)):
-            error = f'{type(error).__name__}: {str(error).rstrip(".")}. VT_HUB_DEBUG=1 shows where.'
+            text = ': '.join(filter(None, (type(error).__name__, str(error).rstrip('.'))))
+            error = f'{text}. VT_HUB_DEBUG=1 shows where.'
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
 

@@ -56,8 +56,11 @@ def has_vt_stage(state_dict: dict[str, torch.Tensor]) -> bool:
 
 
 def is_vt_checkpoint(source: str | Path) -> bool:
-    """Whether a source is a file with the weights of a VT-ResNet; see `read_foreign` for what it raises."""
-    return Path(source).is_file() and has_vt_stage(read_foreign(source)[0])
+    """Whether a source is a VT-ResNet's checkpoint, which names its architecture; raises what `read_foreign` does."""
+    if not Path(source).is_file():
+        return False
+    state_dict, facts = read_foreign(source)
+    return has_vt_stage(state_dict) and 'arch' in facts
 
 
 def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:
@@ -92,7 +95,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
     else:
         raise ValueError(f'{source} is neither a file nor a model of timm.')
     if has_vt_stage(state_dict):
-        raise ValueError(f'{source} is a VT-ResNet already; `vt-hub export` makes a folder of it.')
+        raise ValueError(f'{source} is a VT-ResNet already; `vt-hub export --model` makes a folder of it.')
     architecture = fitting_architecture(state_dict)
     if architecture is None:
         raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')

@@ -23,7 +23,7 @@ def new_figure(**kwargs: Any) -> Any:
 
 def check_figure(path: str | Path):
     """Raise ValueError where no figure can be written under that name, ModuleNotFoundError without matplotlib."""
-    formats = new_figure().canvas.get_supported_filetypes()
+    formats = new_figure().canvas.get_supported_filetypes().keys() - {'pgf', 'raw', 'rgba'}  # TeX's, and bare bytes
     if Path(path).suffix[1:].lower() not in formats:
         raise ValueError(f'{path} has no extension of a picture that can be written, such as .png, .svg or .pdf.')
 

@@ -12,12 +12,15 @@ __all__ = ['check_place', 'replaced_whole', 'written_whole']
 
 
 def check_place(path: Path):
-    """Make the folder of a file that is to be written after long work; raise OSError where it could not be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+    """Raise OSError where a file that is to be written after long work could not be."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    for wrong, code, place in (
+        (path.is_dir(), errno.EISDIR, path),
+        (not folder.is_dir(), errno.ENOTDIR, folder),
+        (not os.access(folder, os.W_OK), errno.EACCES, folder),
+    ):
+        if wrong:
+            raise OSError(code, os.strerror(code), str(place))
 
 
 @contextmanager

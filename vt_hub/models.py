@@ -64,8 +64,12 @@ def find_folder(source: str) -> Path:
         return fetch(source.removeprefix('hf-hub:'))
     if is_folder(source):
         return Path(source)
-    check_name(source)
-    return pretrained_folder(source)
+    try:
+        name = resolve_name(source)
+    except LookupError as error:
+        there = ', '.join(list_pretrained())
+        raise LookupError(f'There is no folder {source}, and no weights of that name; there are {there}.') from error
+    return pretrained_folder(name)
 
 
 def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:

@@ -54,7 +54,12 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
 
     Returns:
         The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
+
+    Raises:
+        ValueError: The model has more than 256 classes, which are too many for a mask of bytes.
     """
+    if model.num_classes > 256:
+        raise ValueError(f'The model has {model.num_classes} classes, and a mask can name 256.')
     logits = model(eval_transform(model)(image)[None])
     mask = largest_class(logits, (image.height, image.width)).numpy()
     labels = label_names(model)

@@ -92,10 +92,11 @@ def figures(arm: str, work: Path) -> dict:
 
 
 def compare_start(args: argparse.Namespace):
-    """The figures of the runs that began with --start."""
+    """The figures of the runs that began with --start, and those of the run that they began with."""
     training = read_json(args.work / 'vt_started_0' / 'held_out.json')['training']
-    training['model'] = Path(training['model']).name  # where it was is of no interest
-    write_result(ROOT / 'started.json', {'vt_started': figures('vt_started', args.work), 'training': training})
+    start = read_json(Path(training.pop('model')).parent / 'result.json')
+    found = {'vt_started': figures('vt_started', args.work), 'training': training}
+    write_result(ROOT / 'started.json', found | {'start': start['metrics']})
 
 
 def publish(args: argparse.Namespace):
@@ -139,6 +140,8 @@ def main():
     for command in commands.choices.values():
         command.add_argument('--work', type=Path, required=True, help='folder of data and runs')
     args = parser.parse_args()
+    if args.function is run and args.start and args.arm != 'vt':
+        parser.error('--start is for the arm vt')
     args.function(args)
 
 

@@ -35,12 +35,14 @@ def export(
     """
     from ..conversion import load_source
     from ..images import find_images
+    from ..models import is_folder
     from ..publishing import export as run
     from ..publishing import export_onnx
     from ..publishing.folder import DEFAULT_PROSE
+    from ..weights import resolve_name
 
     if (model or weights == 'raw') and not Path(source).is_file():
-        raise typer.BadParameter('--model and --weights go with a checkpoint file.')
+        raise FileNotFoundError(f'There is no checkpoint {source}; --model and --weights go with one.')
     if target.suffix == '.onnx':
         if labels or result or prose or license_ or dtype != 'fp32':
             raise typer.BadParameter(
@@ -54,10 +56,12 @@ def export(
     if attention and not onnx:
         raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
-    origin = f'These are the weights of {source if source.startswith("hf-hub:") else Path(source).name}.'
+    origin = ''
     if facts:
         epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
         origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
+    elif not is_folder(source):
+        origin = f'These are the weights of {resolve_name(source)}.'
     written = run(
         loaded,
         target,

@@ -11,11 +11,12 @@ import typer
 
 from .common import app, print_json, print_table, progress, report_failed
 
+LONGEST_EDGE = 1333  # pixels
 DATA_HELP = 'Folder of the data, or the name of a data set on the Hub.'
 Task = Literal['classification', 'segmentation']
 Layout = Annotated[
     Literal['folders', 'coco-stuff', 'coco-panoptic', 'lip', 'datasets'] | None,
-    typer.Option(help='Arrangement of segmentation data; without, what the recipe says, else folders.'),
+    typer.Option(help='Arrangement of segmentation data; without, what a recipe says, else folders.'),
 ]
 Classes = Annotated[Path | None, typer.Option(help='File with a class name a line, if the data has none.')]
 ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
@@ -241,9 +242,11 @@ def evaluate(
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
     shortest_edge: Annotated[
-        int | None, typer.Option(help="Segment at this shorter edge instead of the model's input size.")
+        int | None, typer.Option(min=1, help="Segment at this shorter edge instead of the model's input size.")
     ] = None,
-    longest_edge: Annotated[int, typer.Option(help='With --shortest-edge, no longer than this.')] = 1333,
+    longest_edge: Annotated[
+        int | None, typer.Option(min=1, help='With --shortest-edge, no longer than this. [1333]')
+    ] = None,
     workers: Workers = 2,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the result.')] = False,
@@ -267,20 +270,22 @@ def evaluate(
 
     folder = find_folder(model)
     network = load_folder(folder)
-    if result:
-        check_place(result)
     does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
     if task and task != does:
         raise ValueError(f'{model} does {does}, not {task}.')
-    if does == 'classification' and (layout or classes or reduce_labels or shortest_edge):
-        raise typer.BadParameter('--layout, --classes, --reduce-labels and --shortest-edge are for segmentation.')
+    if does == 'classification' and (layout or classes or reduce_labels or shortest_edge or longest_edge):
+        raise typer.BadParameter('--layout, --classes, --reduce-labels and edges are for segmentation.')
+    if longest_edge and not shortest_edge:
+        raise typer.BadParameter('--longest-edge goes with --shortest-edge.')
+    if result:
+        check_place(result)
     with processes() as (rank, device):
         if does == 'classification':
             data = open_for_model(network, data_dir, split)
             found, total = evaluate_classifier(network, data, device, batch_size, workers, progress), len(data.files)
         else:
             data = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
-            edges = (shortest_edge, longest_edge) if shortest_edge else None
+            edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
             found = evaluate_segmentation(load_segmenter(folder).to(device), data, edges, workers, progress)
             total = len(data)
     if rank > 0:

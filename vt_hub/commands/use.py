@@ -273,11 +273,11 @@ def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
     """
     single = len(paths) == 1 and not target.is_dir()
     outputs = {path: target if single else target / f'{path.stem}.png' for path in paths}
-    if len(set(outputs.values())) < len(paths):
-        places = {path: Path(os.path.abspath(path)) for path in paths}
+    if len(set(outputs.values())) < len(outputs):
+        places = {path: Path(os.path.abspath(path)) for path in outputs}
         common = os.path.commonpath([place.parent for place in places.values()])
         outputs = {path: target / place.relative_to(common).with_suffix('.png') for path, place in places.items()}
-    if len(set(outputs.values())) < len(paths):
+    if len(set(outputs.values())) < len(outputs):
         raise ValueError(f'Images of the same name would overwrite each other in {target}; name them one by one.')
     for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
         raise ValueError(f'The image {path} would be overwritten; name another place than {target}.')
@@ -302,10 +302,13 @@ def demo(
     """
     from ..demo import build, start
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and leaves no files
-    app = build(model)
-    print(start(app, host, port, browser), flush=True)
-    app.block_thread()
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and leaves no files
+    try:
+        app = build(model)
+        print(start(app, host, port, browser), flush=True)
+        app.block_thread()
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
 
 
 @app.command()

@@ -137,9 +137,10 @@ def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open
         OSError: The port is taken, or the address is not this machine's.
     """
     try:
-        if host:  # Gradio would wait for ever
-            with socket.create_server((host, 0), family=socket.AF_INET6 if ':' in host else socket.AF_INET):
-                pass
+        socket.create_server((host or '127.0.0.1', 0)).close()  # Gradio would try it with a hundred ports, slowly
+    except OSError as error:
+        raise OSError(f'Cannot listen on {host}: it is no IPv4 address of this machine.') from error
+    try:
         _, url, _ = app.launch(
             server_name=host,
             server_port=port,

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import StrictUndefined
+from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 __all__ = ['build_card', 'retarget']
@@ -104,14 +104,21 @@ def build_card(
             `metrics`.
         license: Licence of the weights, as the Hub abbreviates it.
         values: What else the prose reads.
+
+    Raises:
+        ValueError: The prose is no template, or reads what there is not.
     """
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
+    try:
+        text = environment.from_string(prose).render(results=results, **values)
+    except TemplateError as error:
+        raise ValueError(f'The text of the card is no template that can be filled in: {error}.') from error
     body = environment.from_string(BODY).render(
         name=name,
         source=source,
         repo=repo,
-        prose=environment.from_string(prose).render(results=results, **values).strip(),
+        prose=text.strip(),
         origin=origin,
         task=task,
         verb='segment' if task == 'image-segmentation' else 'classify',

@@ -72,7 +72,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     """Check a model folder: sums, card, fixture, and that every loader computes the same logits.
 
     Args:
-        source: A folder, published weights (`vt_resnet10.digits`), or `hf-hub:ID` for a folder on the Hub.
+        source: A folder, else published weights (`vt_resnet10.digits`) or `hf-hub:ID` for a folder on the Hub.
         trust_remote_code: Run the folder's own code even if it is not what this version of the package writes.
 
     Returns:
@@ -82,7 +82,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
         LookupError: There is no such folder, and nothing is published under that name.
         OSError: The folder cannot be downloaded.
     """
-    folder = find_folder(str(source))
+    folder = Path(source) if Path(source).is_dir() else find_folder(str(source))
     checks: list[Check] = []
 
     def check(name: str, function: Callable[[], str]) -> bool:

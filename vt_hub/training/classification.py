@@ -11,7 +11,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 
 from ..checkpoints import load_folder, read_foreign, read_json
 from ..conversion import load_checkpoint
@@ -22,7 +21,7 @@ from ..weights import resolve_name
 from .classification_eval import evaluate_classifier
 from .image_folders import open_image_folder
 from .launch import Launch, run
-from .recipe_files import RECIPES, list_recipe_files
+from .recipe_files import RECIPES, list_recipe_files, read_mapping
 from .results import Progress, machine, no_progress, write_result
 from .timm_scripts import UNREADABLE, find_script, script_version
 
@@ -77,9 +76,7 @@ class TrainingRun:
         self.recipe_path = path if path.suffix in ('.yaml', '.yml') else RECIPES / f'{self.recipe}.yaml'
         if not self.recipe_path.is_file():
             raise LookupError(f'There is no recipe {self.recipe!r}; use {", ".join(list_recipes())} or a YAML file.')
-        self.settings = yaml.safe_load(self.recipe_path.read_text())
-        if not isinstance(self.settings, dict):
-            raise ValueError(f'{self.recipe_path} is no recipe: it is not a mapping of arguments.')
+        self.settings = read_mapping(self.recipe_path)
         self.output = Path(self.output)
         self.extra = [{'-b': '--batch-size'}.get(argument, argument) for argument in self.extra]
         self.classes: list[str] = []

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-__all__ = ['RECIPES', 'list_recipe_files', 'read_recipe']
+__all__ = ['RECIPES', 'list_recipe_files', 'read_mapping', 'read_recipe']
 
 RECIPES = Path(__file__).parent / 'recipes'
 Recipe = TypeVar('Recipe')
@@ -16,6 +16,21 @@ Recipe = TypeVar('Recipe')
 def list_recipe_files(task: str = '') -> list[str]:
     """Names of the recipes for a task that come with the package."""
     return sorted(path.stem for path in (RECIPES / task).glob('*.yaml'))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that is a mapping.
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is no recipe: it is not YAML.') from error
+    if not isinstance(values, dict):
+        raise ValueError(f'{path} is no recipe: it is not a mapping of arguments.')
+    return values
 
 
 def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any] | None = None) -> Recipe:
@@ -29,9 +44,8 @@ def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any
     if not path.is_file():
         known = ', '.join(list_recipe_files(task))
         raise LookupError(f'There is no {task} recipe {name!r}; use {known} or a YAML file.')
-    values = {**yaml.safe_load(path.read_text()), **(changes or {})}
     try:
-        return as_dataclass(values, kind, task)
+        return as_dataclass({**read_mapping(path), **(changes or {})}, kind, task)
     except TypeError as error:
         raise ValueError(f'{path} is no whole recipe: {error}.') from error
 
