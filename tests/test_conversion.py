@@ -73,6 +73,14 @@ def test_convert_takes_training_checkpoints_too(tmp_path, run, checkpoint):
     assert list(model.pretrained_cfg['mean']) == [0.5] * 3
 
 
+def test_a_start_from_published_weights_keeps_their_preprocessing(tmp_path):
+    state_dict = timm.create_model('vt_resnet18', num_classes=2).state_dict()
+    args = argparse.Namespace(pretrained=True)
+    torch.save({'arch': 'vt_resnet18', 'state_dict': state_dict, 'args': args}, tmp_path / 'c.pth.tar')
+    cfg = conversion.load_checkpoint(tmp_path / 'c.pth.tar')[0].pretrained_cfg
+    assert (tuple(cfg['input_size']), cfg['crop_pct'], list(cfg['mean'])) == ((3, 64, 64), 1.0, [0.5] * 3)
+
+
 def test_transformers_checkpoint_to_folder(tmp_path, run):
     config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', id2label={0: 'no', 1: 'yes'})
     model = vt_hub.VTResNetForImageClassification(config).eval()
