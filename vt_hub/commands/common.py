@@ -1,8 +1,10 @@
 """What the commands share: the application, tables, JSON, progress."""
 
 import json
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-__all__ = ['Json', 'app', 'print_json', 'print_table', 'progress', 'report_failed']
+__all__ = ['Json', 'app', 'print_json', 'print_table', 'progress', 'report_failed', 'sigterm_as_interrupt']
 
 app = typer.Typer(
     name='vt-hub',
@@ -58,6 +60,16 @@ def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any
     """A progress bar on stderr, where that is a terminal."""
     console = Console(stderr=True)
     return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends what runs meanwhile like Ctrl-C."""
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def report_failed(failed: list[str], total: int):

@@ -2,15 +2,15 @@
 
 import json
 import os
-import signal
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, app, print_json, print_table, progress, report_failed
+from .common import Json, app, print_json, print_table, progress, report_failed, sigterm_as_interrupt
 
 DEFAULT_MODEL = 'vt_resnet10.digits'
 DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
@@ -145,17 +145,14 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
     from ..prediction_run import check_run, predict_files
     from ..training.distributed import processes
 
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with processes(timeout=LONGEST_RUN) as (rank, device):
+        with sigterm_as_interrupt(), processes(timeout=LONGEST_RUN) as (rank, device):
             if rank == 0:
                 check_run(images, output)
             counts = predict_files(load_model(model).to(device), images, output, **options, progress=progress)
     except KeyboardInterrupt:
         print(f'{output} is not at its end; the same command goes on.', file=sys.stderr)
         raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
     if not counts:
         return
     total, failed = counts
@@ -302,13 +299,12 @@ def demo(
     """
     from ..demo import build, start
 
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and leaves no files
-    try:
+    with sigterm_as_interrupt():  # else sample images stay
         app = build(model)
-        print(start(app, host, port, browser), flush=True)
-        app.block_thread()
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
+        url = start(app, host, port, browser)
+        with suppress(KeyboardInterrupt):  # Gradio takes it only once it waits
+            print(url, flush=True)
+            app.block_thread()
 
 
 @app.command()
