@@ -20,6 +20,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from vt_hub.images import find_images, read_image
+from vt_hub.predict import eval_transform
 from vt_hub.publishing import export_onnx
 from vt_hub.training.results import machine, write_result
 
@@ -39,7 +40,7 @@ def main():
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()
     model = timm.create_model('vt_resnet10', pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    transform = eval_transform(model)
     with tempfile.TemporaryDirectory() as tmp:
         subprocess.run([sys.executable, TRAIN, '--images', tmp], check=True)
         held_out = find_images([f'{tmp}/val'])

@@ -87,8 +87,13 @@ def model_table():
     return '\n'.join(lines)
 
 
+def check_block(page, name, text):
+    """A page has the text between its comments of that name."""
+    assert f'<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->' in (ROOT / page).read_text()
+
+
 def test_readme_lists_the_models():
-    assert f'<!-- models -->\n\n{model_table()}\n\n<!-- /models -->' in (ROOT / 'README.md').read_text()
+    check_block('README.md', 'models', model_table())
 
 
 ARMS = {
@@ -146,8 +151,7 @@ def sizes_table():
     ('name', 'table'), [('comparison', comparison_table), ('speed', speed_table), ('sizes', sizes_table)]
 )
 def test_segmentation_page_has_the_measured_figures(name, table):
-    page = (ROOT / 'docs' / 'segmentation.md').read_text()
-    assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
+    check_block('docs/segmentation.md', name, table())
 
 
 def training_table():
@@ -170,8 +174,7 @@ def training_table():
 
 
 def test_training_page_has_the_measured_figures():
-    page = (ROOT / 'docs' / 'training.md').read_text()
-    assert f'<!-- comparison -->\n\n{training_table()}\n\n<!-- /comparison -->' in page
+    check_block('docs/training.md', 'comparison', training_table())
 
 
 TRANSFER = {  # tasks of the README's table
@@ -211,8 +214,7 @@ def parity_table():
 
 @pytest.mark.parametrize(('name', 'table'), [('int8', int8_table), ('parity', parity_table)])
 def test_export_page_has_the_measured_figures(name, table):
-    page = (ROOT / 'docs' / 'export.md').read_text()
-    assert f'<!-- {name} -->\n\n{table()}\n\n<!-- /{name} -->' in page
+    check_block('docs/export.md', name, table())
 
 
 def transfer_table():
@@ -240,7 +242,7 @@ def transfer_table():
 
 
 def test_readme_has_the_measured_gains():
-    assert f'<!-- transfer -->\n\n{transfer_table()}\n\n<!-- /transfer -->' in (ROOT / 'README.md').read_text()
+    check_block('README.md', 'transfer', transfer_table())
 
 
 def networks_table(rows):
@@ -264,8 +266,7 @@ def networks_table(rows):
 def test_benchmarks_page_has_the_measured_figures(path):
     found = read_json(path)
     text = f'`{found["command"]}`: {found["hardware"]}, torch {found["torch"]}.'
-    block = f'<!-- {path.stem} -->\n\n{text}\n\n{networks_table(found["rows"])}\n\n<!-- /{path.stem} -->'
-    assert block in (ROOT / 'docs' / 'benchmarks.md').read_text()
+    check_block('docs/benchmarks.md', path.stem, f'{text}\n\n{networks_table(found["rows"])}')
 
 
 def loading_table():
@@ -281,8 +282,7 @@ def loading_table():
 
 
 def test_benchmarks_page_has_the_figures_of_loading():
-    block = f'<!-- loading -->\n\n{loading_table()}\n\n<!-- /loading -->'
-    assert block in (ROOT / 'docs' / 'benchmarks.md').read_text()
+    check_block('docs/benchmarks.md', 'loading', loading_table())
 
 
 def predict_table():
@@ -298,8 +298,7 @@ def predict_table():
 
 
 def test_predict_page_has_the_measured_figures():
-    block = f'<!-- scale -->\n\n{predict_table()}\n\n<!-- /scale -->'
-    assert block in (ROOT / 'docs' / 'predict.md').read_text()
+    check_block('docs/predict.md', 'scale', predict_table())
 
 
 def test_links_lead_somewhere():

@@ -1,5 +1,6 @@
 """Weights from elsewhere: ResNet checkpoints as a start, training checkpoints and folders as models."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from .checkpoints import load_folder, load_into, read_foreign, read_json
 from .files import replaced_whole
 from .models import list_models, load_model
-from .weights import list_pretrained, resolve_name
+from .weights import resolve_name
 
 __all__ = ['WarmStart', 'is_vt_checkpoint', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
@@ -140,8 +141,9 @@ def load_checkpoint(
         architecture, model_args = config.get('architecture', ''), {**config.get('model_args', {}), **model_args}
     if architecture.split('.')[0] not in list_models():
         raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
-    if args.get('pretrained') and any(name.split('.')[0] == architecture for name in list_pretrained()):
-        architecture = resolve_name(architecture)  # the images were prepared as for the weights it began with
+    if args.get('pretrained'):  # the images were prepared as for the weights it began with
+        with suppress(LookupError):
+            architecture = resolve_name(architecture)
     if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
         raise ValueError(f'{path} has no conv1.weight or fc.weight; it is no classifier of ours.')
     overlay |= {key: args[key] for key in PREPROCESSING if args.get(key)}

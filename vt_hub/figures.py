@@ -1,5 +1,6 @@
 """Figures of matplotlib, which is imported only to draw one."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ def new_figure(**kwargs: Any) -> Any:
     return Figure(layout='constrained', **kwargs)
 
 
+@cache
+def formats() -> set[str]:
+    """Extensions that matplotlib writes a picture for."""
+    return new_figure().canvas.get_supported_filetypes().keys() - {'pgf', 'raw', 'rgba'}  # TeX's, and bare bytes
+
+
 def check_figure(path: str | Path):
     """Raise ValueError where no figure can be written under that name, ModuleNotFoundError without matplotlib."""
-    formats = new_figure().canvas.get_supported_filetypes().keys() - {'pgf', 'raw', 'rgba'}  # TeX's, and bare bytes
-    if Path(path).suffix[1:].lower() not in formats:
+    if Path(path).suffix[1:].lower() not in formats():
         raise ValueError(f'{path} has no extension of a picture that can be written, such as .png, .svg or .pdf.')
 
 

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from timm.utils import ModelEmaV3
 
+from vt_hub.predict import eval_transform
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
 from vt_hub.training.results import machine, write_result
@@ -101,7 +102,7 @@ def train(images: np.ndarray, labels: np.ndarray, seed: int, epochs: int, batch_
 @torch.inference_mode()
 def evaluate(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     """Top-1 accuracy in percent, through the model's own preprocessing."""
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    transform = eval_transform(model)
     batch = torch.stack([transform(to_pil(image).convert('RGB')) for image in images])
     return 100 * (model(batch).argmax(1).numpy() == labels).mean().item()
 
