@@ -104,13 +104,30 @@ def test_labels_are_matched_by_name(tmp_path, names):
     assert evaluate_classifier(model, data, CPU)['metrics']['top1'] == 100
 
 
-def test_other_names_are_numbered_in_timms_order(tmp_path):
+def test_without_labels_classes_are_numbered_in_timms_order(tmp_path):
     for i, name in enumerate(['2', '10', 'b']):
         draw(tmp_path, name, i)
-    model = Table(torch.eye(3), label_names=['zebra', 'ant', 'mule'])
+    model = Table(torch.eye(3))
     data = open_for_model(model, tmp_path)
     assert data.classes == ['2', '10', 'b']
     assert evaluate_classifier(model, data, CPU)['metrics']['top1'] == 100
+
+
+def test_folders_named_by_identifiers(tmp_path):
+    for i, name in enumerate(['n02', 'n10']):
+        draw(tmp_path, name, 1 - i)
+    model = Table(torch.eye(2), label_names=['n10', 'n02'], label_descriptions={'n10': 'ant', 'n02': 'mule'})
+    data = open_for_model(model, tmp_path)
+    assert data.classes == ['ant', 'mule']
+    assert evaluate_classifier(model, data, CPU)['metrics']['top1'] == 100
+
+
+def test_other_names_than_the_models_are_refused(tmp_path):
+    """Numbered in order they would give a figure, and a wrong one."""
+    for i, name in enumerate(['Ameise', 'Maultier', 'Zebra']):
+        draw(tmp_path, name, i)
+    with pytest.raises(ValueError, match=r'\(Ameise, ...\), and the model 3 \(zebra, ...\); name the class folders by'):
+        open_for_model(Table(torch.eye(3), label_names=['zebra', 'ant', 'mule']), tmp_path)
 
 
 def test_the_embedded_weights_know_the_samples(evaluate, digits):
@@ -166,7 +183,8 @@ def test_what_does_not_fit_is_refused(evaluate, digits, tmp_path):
     for i, name in enumerate('abc'):
         draw(tmp_path, name, i)
     code, _, err = evaluate(tmp_path)
-    assert (code, err) == (1, f'error: {tmp_path} has 3 classes (a, ...), and the model 10 (0, ...).\n')
+    hint = 'name the class folders by its labels.'
+    assert (code, err) == (1, f'error: {tmp_path} has 3 classes (a, ...), and the model 10 (0, ...); {hint}\n')
     code, _, err = evaluate(digits, '--task', 'segmentation')
     assert (code, err) == (1, 'error: vt_resnet10 does classification, not segmentation.\n')
     assert evaluate(digits, '--task', 'classification')[0] == 0

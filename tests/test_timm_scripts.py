@@ -136,9 +136,9 @@ def test_a_checkout_of_another_version(run, tmp_path, version):
     for split in ('train', 'val'):
         (tmp_path / 'data' / split / 'a').mkdir(parents=True)
         Image.new('RGB', (16, 16)).save(tmp_path / 'data' / split / 'a' / '0.png')
-    (tmp_path / 'bare.yaml').write_text('model: test_vt_resnet\n')
+    (tmp_path / 'bare.yaml').write_text('model: test_vt_resnet\nbatch_size: 1\n')
     script = tmp_path / 'train.py'
-    script.write_text("'--model'")
+    script.write_text("'--model' '--batch-size'")
     assert script_version(script) is None
     (tmp_path / 'timm').mkdir()
     (tmp_path / 'timm' / 'version.py').write_text(f"__version__ = '{version}'\n")

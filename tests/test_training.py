@@ -49,7 +49,7 @@ sys.exit(plan.get('exit', 0))
 NAMES = ('2', '10', 'b')  # in timm's order
 
 
-def draw(folder, names=NAMES, count=2):
+def draw(folder, names=NAMES, count=3):
     """A split of tiny images, each class of a colour."""
     for i, name in enumerate(names):
         (folder / name).mkdir(parents=True)
@@ -93,7 +93,8 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setenv('VT_HUB_UNREADABLE', '')  # which a run sets, taken back afterwards
 
     def write(without=(), **plan):
-        keys = {key for name in list_recipes() for key in TrainingRun(name, tmp_path, '').settings} - set(without)
+        keys = {key for name in list_recipes() for key in TrainingRun(name, tmp_path, '').settings}
+        keys = (keys | {'seed'}) - set(without)
         known = [f'--{key.replace("_", "-")}' for key in sorted(keys)]
         (folder / 'train.py').write_text(STAND_IN.replace('OPTION_NAMES', repr(known)))
         (folder / 'plan.json').write_text(json.dumps(plan))
@@ -201,7 +202,7 @@ def test_device(command, monkeypatch):
 def test_the_batch_is_divided(command, tmp_path, monkeypatch, args, batch, steps):
     fake_gpus(monkeypatch, 8)
     (tmp_path / 'own.yaml').write_text('model: test_vt_resnet\nbatch_size: 2048\n')
-    arguments = command(*args, recipe=tmp_path / 'own.yaml')
+    arguments = command(*args, '--num-classes', 101, recipe=tmp_path / 'own.yaml', data_dir='hfds/food101')
     assert value(arguments, '-c') == str(tmp_path / 'own.yaml')
     assert value(arguments, '--batch-size') == batch
     assert value(arguments, '--grad-accum-steps') == steps
@@ -318,6 +319,21 @@ def test_the_best_checkpoint_becomes_a_verified_folder(train, script, run, data,
     assert f'| data | val | 3 | {result["metrics"]["top1"]} |' in card
 
 
+def test_an_export_that_is_not_what_was_trained_is_reported(train, script, data, tmp_path, quick_verify):
+    shutil.rmtree(data / 'val')
+    draw(data / 'val', count=100)
+    save_checkpoint(tmp_path / 'c', 99.0, 0, 0)
+    script(checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
+    err = train()[2]
+    measured = json.loads((tmp_path / 'run' / 'result.json').read_text())['metrics']['top1']
+    assert measured < 90
+    assert f'had 99.00 % of the validation images right in training and has {measured:.2f} % as exported' in err
+    for metric, args in ((measured, ()), (measured + 0.9, ()), (0.1, ('--eval-metric', 'loss'))):
+        shutil.rmtree(tmp_path / 'run')
+        save_checkpoint(tmp_path / 'c', metric, 0, 0)
+        assert train(*args)[::2] == (0, '')
+
+
 def test_training_from_a_folder_keeps_its_structure_and_preprocessing(train, script, start, tmp_path, quick_verify):
     name = f'local-dir:{start}'
     weights = save_checkpoint(tmp_path / 'c', 1.0, 0, 1, arch=name, create='test_vt_resnet', num_tokens=8)
@@ -403,6 +419,7 @@ def move_to_root(data):
             [],
             '{data}/val has the class zebra, which is none of 3 known ones.',
         ),
+        (None, ['-b', 10], '{data}/train has 9 images, and a batch is 10; name a smaller one with --batch-size.'),
         (None, ['--num-classes', 4], '{data}/train has 3 classes, not 4.'),
         (None, ['--recipe', 'nonsense'], "There is no recipe 'nonsense'; use advanced, basic, finetune, smoke or a "),
         (None, ['--recipe', '{own}'], '{own} is no recipe: it is not a mapping of arguments.'),
@@ -412,7 +429,11 @@ def move_to_root(data):
         (None, ['--model', 'local-dir:{data}'], 'Cannot read {data}/config.json: No such file'),
         (None, ['--model', 'vt_fpn_resnet50'], 'vt_fpn_resnet50 does not classify; a recipe for segmentation trains '),
         (None, ['--recipe', 'finetune', '--model', 'vt_resnet34'], 'No pretrained weights exist for vt_resnet34; '),
-        (None, ['--recipe', 'advanced'], 'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; name'),
+        (
+            None,
+            ['--recipe', 'advanced', '-b', 8],
+            'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; ',
+        ),
         (None, ['--kd-model-name', 'local-dir:{start}'], 'The teacher local-dir:{start} knows 5 classes and the data'),
         (None, ['--kd-model-name', 'nonsense'], "There is no teacher 'nonsense' in timm."),
         (None, ['--nproc-per-node', 3], '3 processes need as many GPUs, and there are 2; '),
@@ -443,11 +464,33 @@ def test_published_weights_are_loaded(command):
     assert arguments[arguments.index('--model') :][:3] == ['--model', 'vt_resnet10.digits', '--pretrained']
 
 
+def test_the_tag_of_published_weights_is_named(command):
+    """timm's validate.py would prepare images as for ImageNet by the name that the checkpoint has."""
+    assert value(command('--model', 'vt_resnet10', '--pretrained'), '--model') == 'vt_resnet10.digits'
+    assert value(command('--pretrained', '--model', 'vt_resnet18'), '--model') == 'vt_resnet18.scenes'
+    assert value(command('-b', 8, recipe='finetune'), '--model') == 'vt_resnet50.scenes'
+    assert value(command('--model', 'vt_resnet18'), '--model') == 'vt_resnet18'
+    assert value(command('--model', 'test_resnet', '--pretrained'), '--model') == 'test_resnet'
+
+
 def test_the_users_arguments_win(command):
-    arguments = command('-j', 4, '--seed', 3)
-    assert arguments[arguments.index('-j') + 1] == '4'
+    arguments = command('-j', 4, '--workers', 1, '--seed', 3)
+    assert value(arguments, '-j') == '4'
     assert arguments.index('-j') > arguments.index('--workers')  # the last one counts
     assert arguments[arguments.index('--seed') + 1] == '3'
+
+
+def test_seed_and_workers_of_a_recipe(command, tmp_path):
+    path = tmp_path / 'own.yaml'
+    path.write_text('model: test_vt_resnet\nbatch_size: 8\nseed: 5\n')
+    arguments = command(recipe=path)
+    assert '--seed' not in arguments
+    assert value(arguments, '--workers') == '2'
+    assert value(command('--seed', 0, recipe=path), '--seed') == '0'
+    path.write_text('model: test_vt_resnet\nbatch_size: 8\nworkers: 0\n')
+    arguments = command(recipe=path)
+    assert '--workers' not in arguments
+    assert value(arguments, '--seed') == '0'
 
 
 def test_options_of_the_other_task_are_refused(train):
@@ -471,8 +514,8 @@ def test_a_full_disk(train, tmp_path, monkeypatch):
     model = timm.create_model('vt_resnet18', device='meta')
     needed = 4 * 2 * sum(4 * p.numel() for p in model.parameters())
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed - 1))
-    code, _, err = train(recipe='basic')
+    code, _, err = train('-b', 8, recipe='basic')
     gigabytes = f'{needed / 1e9:.1f} GB'
     assert (code, err) == (1, f'error: {tmp_path} has {gigabytes} left, and the checkpoints need {gigabytes}.\n')
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed))
-    assert train('--dry-run', recipe='basic')[0] == 0
+    assert train('--dry-run', '-b', 8, recipe='basic')[0] == 0

@@ -85,8 +85,10 @@ def train(
     device_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
     ] = None,
-    seed: Annotated[int, typer.Option(help='Random seed of weights, order and augmentation.')] = 0,
-    workers: Workers = 2,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the run; without, the recipe's, or 0.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read, for each device; without, the recipe's, or 2.")
+    ] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the folder.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')] = False,
     nproc_per_node: Annotated[int, typer.Option(min=1, help='Processes on each machine, one for a GPU.')] = 1,
@@ -115,7 +117,8 @@ def train(
     if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
         if layout or classes or reduce_labels:
             raise typer.BadParameter('--layout, --classes and --reduce-labels are for segmentation.')
-        options = ['--seed', str(seed), '--workers', str(workers)]
+        options = [] if seed is None else ['--seed', str(seed)]
+        options += [] if workers is None else ['--workers', str(workers)]
         if model and is_folder(model):
             options += ['--model', f'local-dir:{find_folder(model)}', '--pretrained']
         elif model:
@@ -125,6 +128,7 @@ def train(
         return
     if train_script:
         raise typer.BadParameter("--train-script is for classifiers; segmentation is trained by transformers' Trainer.")
+    seed, workers = seed or 0, 2 if workers is None else workers
     extra = [*context.args, *(['--model', model] if model else [])]
     extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
     if dry_run or launch.processes == 1:  # else every process opens the data itself

@@ -15,7 +15,7 @@ import torch
 from ..checkpoints import load_folder, read_foreign, read_json
 from ..conversion import load_checkpoint
 from ..files import replaced_whole
-from ..models import list_models, task_of
+from ..models import is_ours, list_models, task_of
 from ..publishing import export, verify
 from ..weights import resolve_name
 from .classification_eval import evaluate_classifier
@@ -38,6 +38,7 @@ OWN = (
     '--device-modules',
     '--class-map',
 )
+DEFAULTS = {'seed': '0', 'workers': '2'}  # where neither the recipe nor the user says
 OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
 
 
@@ -83,14 +84,20 @@ class TrainingRun:
         self.needs_map = False  # timm numbers the classes of each split by itself
 
     def value(self, name: str, default: Any = None) -> Any:
-        """An argument of the script, from `extra` or else the recipe."""
+        """An argument of the script, from `extra` or else the recipe; True for one without a value."""
         option = f'--{name.replace("_", "-")}'
         for i, argument in reversed(list(enumerate(self.extra))):  # the last one counts
             if argument == option:
-                return self.extra[i + 1] if i + 1 < len(self.extra) else None
+                given = ''.join(self.extra[i + 1 : i + 2])
+                return given if given and not given.startswith('--') else True
             if argument.startswith(f'{option}='):
                 return argument.partition('=')[2]
         return self.settings.get(name, default)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, of all processes."""
+        return int(self.value('batch_size', 128))
 
     def check(self):
         """Find what would fail, before a device is taken.
@@ -135,6 +142,11 @@ class TrainingRun:
             return
         train = open_image_folder(self.data_dir, 'train')
         val = open_image_folder(self.data_dir, 'val', train.classes)
+        if len(train.files) < self.batch_size:  # the script drops a batch that is not full
+            raise ValueError(
+                f'{train.root} has {len(train.files)} images, and a batch is {self.batch_size}; name a smaller one '
+                f'with --batch-size.'
+            )
         self.classes = train.classes
         self.needs_map = len(set(val.targets)) < len(self.classes)
         wanted = self.value('num_classes')
@@ -186,7 +198,7 @@ class TrainingRun:
                 raise ValueError(f'{name} is what vt-hub train sets, or short for it; use an option of its own.')
         if (version := script_version(script)) not in (None, timm.__version__):
             print(f'warning: {script} runs with timm {version} beside it, not {timm.__version__}.', file=sys.stderr)
-        batch, device_batch = int(self.value('batch_size', 128)), self.device_batch_size
+        batch, device_batch = self.batch_size, self.device_batch_size
         if batch % ((device_batch or 1) * self.launch.processes):
             raise ValueError(
                 f'A batch of {batch} images cannot be divided among {self.launch.processes} processes'
@@ -202,7 +214,11 @@ class TrainingRun:
             arguments += ['--dataset', self.data_dir]
         output = self.output.resolve()  # `.` has no name
         arguments += ['--output', str(output.parent), '--experiment', output.name]
+        for name, default in DEFAULTS.items():
+            arguments += [f'--{name}', default] if self.value(name) is None else []
         arguments += [*self.extra, '--batch-size', str(device_batch)]
+        if self.value('pretrained') and is_ours(model := self.value('model')) and not model.startswith('local-dir:'):
+            arguments += ['--model', resolve_name(model)]  # so that the checkpoint names its weights' preprocessing
         if own > device_batch:
             arguments += ['--grad-accum-steps', str(own // device_batch)]
         if not torch.cuda.is_available() and not self.value('device'):
@@ -242,6 +258,19 @@ class TrainingRun:
             raise FileNotFoundError(f'{self.output} has no checkpoint with finite weights.')
         return (min if self.value('eval_metric') == 'loss' else max)(metrics, key=metrics.__getitem__)
 
+    def compare(self, result: dict[str, Any], facts: dict[str, Any], checkpoint: Path):
+        """Warn where the accuracy of what is exported is not that of the training."""
+        measured, reported = result['metrics']['top1'], facts.get('metric')
+        images = result['dataset']['num_images']
+        if self.value('eval_metric', 'top1') != 'top1' or reported is None:
+            return
+        if abs(measured - reported) > max(1, 200 / images):  # points; some images differ by the arithmetic alone
+            print(
+                f'warning: {checkpoint} had {reported:.2f} % of the validation images right in training and has '
+                f"{measured:.2f} % as exported; compare the training's preprocessing with the folder's config.json.",
+                file=sys.stderr,
+            )
+
     def export(self, workers: int = 0, progress: Progress = no_progress) -> Path:
         """Write the best checkpoint as a model folder, OUTPUT/model, measured on the validation images and verified.
 
@@ -258,6 +287,7 @@ class TrainingRun:
             result |= {'training': {'recipe': self.recipe, 'epoch': facts['epoch']}, **machine()}
             write_result(self.output / 'result.json', result)
             results = [result]
+            self.compare(result, facts, checkpoint)
         folder = export(
             model.cpu(),
             self.output / 'model',

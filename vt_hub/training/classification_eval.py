@@ -39,20 +39,22 @@ class Batches(torch.utils.data.Dataset):
 
 
 def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
-    """A split's images with classes numbered as the model's: by its labels where the folders are named by them.
+    """A split's images with classes numbered as the model's: by its labels, or in order where it has none.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folders are neither named by the model's labels nor as many.
+        ValueError: The folders are not named by the model's labels, or are not as many as its classes.
     """
     data, labels = open_image_folder(data_dir, split), label_names(model)
-    if set(data.classes) <= set(labels):
-        number = {name: i for i, name in enumerate(labels)}
-        return replace(data, targets=[number[data.classes[target]] for target in data.targets], classes=labels)
-    if len(data.classes) != len(labels):
+    own = model.pretrained_cfg.get('label_names') or []
+    for names in (labels, own):  # they differ where labels are descriptions
+        number = {name: i for i, name in enumerate(names)}
+        if number.keys() >= set(data.classes):
+            return replace(data, targets=[number[data.classes[target]] for target in data.targets], classes=labels)
+    if own or len(data.classes) != len(labels):
         raise ValueError(
             f'{data.root} has {len(data.classes)} classes ({data.classes[0]}, ...), and the model {len(labels)} '
-            f'({labels[0]}, ...).'
+            f'({labels[0]}, ...); name the class folders by its labels.'
         )
     return data
 
