@@ -157,6 +157,7 @@ def test_list(run):
     models = {entry['model']: entry for entry in json.loads(out)}
     assert code == 0
     assert {'vt_resnet10', 'vt_resnet18', 'vt_resnet34', 'vt_resnet50', 'vt_resnet101'} <= models.keys()
+    assert not any(name.startswith('test_') for name in models)
     assert models['vt_resnet10']['pretrained'] == ['vt_resnet10.digits']
     assert 'vt_resnet50' in run('list')[1]
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,17 @@ def test_picture_shows_every_token_at_one_scale(explanation):
     assert heat[0].cmap(0.0)[2] > heat[0].cmap(0.0)[0]
     bars = next(axes for axes in figure.axes if axes.get_xlabel() == 'token').patches
     assert [bar.get_height() for bar in bars] == pytest.approx(explanation.contributions[0].tolist())
+
+
+def test_picture_of_labels_as_they_are(explanation):
+    """Not as formulas, of which matplotlib knows few, and no longer than there is room."""
+    named = [{**prediction, 'label': f'$\\nosuch$ {"x" * 90}'} for prediction in explanation.predictions]
+    figure = draw_explanation(replace(explanation, predictions=named))
+    figure.canvas.draw()
+    classes, tokens = figure.axes[1:3]
+    assert [text.get_text()[:9] for text in classes.get_yticklabels()] == ['$\\nosuch$'] * len(named)
+    assert len(tokens.get_title()) < 100
+    assert len(classes.patches) == len(named)
 
 
 def test_picture_is_a_file(explanation, tmp_path):

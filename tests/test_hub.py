@@ -495,6 +495,16 @@ def test_published_weights_that_are_not_embedded_are_downloaded(hub, published, 
     assert read_files(target) == published
 
 
+def test_embedded_weights_are_copied_without_the_hub(hub, target):
+    vt_hub.pull('vt_resnet10', target)
+    assert hub.requests == []
+    assert (target / 'modeling_vt.py').is_file()  # so that it works without this package
+    weights.check_folder(target, weights.PRETRAINED['vt_resnet10.digits'])
+    assert (target / 'README.md').is_file()
+    with pytest.raises(OSError, match=r'Cannot download org/vt_resnet10\.digits'):
+        vt_hub.pull('vt_resnet10', target.with_name('main'), revision='main')  # is asked for there
+
+
 def test_the_published_weights_themselves_load_from_the_hub(hub, tmp_path, monkeypatch):
     embedded = weights.EMBEDDED / 'vt_resnet10.digits'
     publish(hub, 'vt_resnet10.digits', read_files(embedded))
@@ -526,6 +536,14 @@ def test_the_command_tries_a_push(hub, tiny, run):
     assert out.startswith('org/flowers: README.md, ')
     assert len(out.splitlines()) == 1
     assert hub.requests == []
+
+
+def test_the_command_does_not_guess_an_organisation(hub, tiny, run, monkeypatch):
+    monkeypatch.delenv('VT_HUB_NAMESPACE')
+    code, out, err = run('push', tiny, '--dry-run')
+    assert (code, out) == (1, '')
+    assert err.startswith('error: Name a repository, such as --repo your-name/flowers, or an organisation in VT_HUB_')
+    assert run('push', tiny, '--dry-run', '--repo', REPO)[0] == 0
 
 
 def test_the_command_says_in_one_line_why_a_pull_failed(hub, target, run):

@@ -82,6 +82,14 @@ def test_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, recwarn):
     assert not recwarn.list
 
 
+def test_a_folder_is_searched_for_what_is_read_as_an_image(tmp_path):
+    for name in ('clip.mpg', 'paper.pdf', 'table.h5', '._a.png', '.thumbnails/b.png', 'c.png', 'd/e.webp', 'f.txt'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([str(tmp_path)])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ['c.png', 'd/e.webp']
+
+
 def test_find_images(tmp_path):
     (tmp_path / 'sub').mkdir()
     names = ['b.png', 'a.JPG', 'notes.txt', 'sub/c.webp']

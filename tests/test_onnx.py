@@ -105,8 +105,11 @@ def test_digits_are_read_as_by_torch_and_by_int8_nearly_so(digits, tmp_path, run
 
     # the same graph again, in no time
     monkeypatch.setattr(onnx_file, 'write', lambda *args: shutil.copy(tmp_path / 'digits.onnx', args[-1]))
-    code, out, _ = run('export', 'vt_resnet10.digits', tmp_path / 'int8.onnx', '--int8', samples)
-    assert code == 0
+    images = shutil.copytree(samples, tmp_path / 'images')
+    (images / 'torn.png').write_bytes(b'no image')
+    code, out, err = run('export', 'vt_resnet10.digits', tmp_path / 'int8.onnx', '--int8', images)
+    assert (code, err.count('warning: ')) == (0, 1)
+    assert f'warning: Cannot read {images / "torn.png"} as an image: it is not an image.\n' in err
     assert 'int8, the class of fp32 in 100.0 % of the calibration images' in out
     found = outputs(tmp_path / 'int8.onnx', pixels)['logits'].argmax(1)
     assert (found == labels).float().mean() > 0.98

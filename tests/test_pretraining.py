@@ -203,10 +203,18 @@ def test_a_signal_ends_a_run_after_its_step(smoke, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(('model', 'message'), [('nosuch', 'Unknown model'), ('test_vit', 'needs 8 and 16')])
-def test_a_run_that_cannot_start_leaves_nothing(tmp_path, model, message):
-    with pytest.raises((RuntimeError, ValueError), match=message):
-        pretrain(load_pretraining_recipe('smoke', {'model': model}), tmp_path / 'run', device='cpu')
+@pytest.mark.parametrize(
+    ('model', 'device', 'message'),
+    [
+        ('nosuch', 'cpu', "There is no model 'nosuch' in timm"),
+        ('test_vit', 'cpu', 'needs 8 and 16'),
+        ('test_vt_resnet', 'cuda', 'There is no CUDA device; use --device cpu'),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_nothing(tmp_path, monkeypatch, model, device, message):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises((LookupError, ValueError), match=message):
+        pretrain(load_pretraining_recipe('smoke', {'model': model}), tmp_path / 'run', device=device)
     assert not (tmp_path / 'run').exists()
 
 

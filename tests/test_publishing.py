@@ -71,6 +71,19 @@ def test_a_grey_model(tmp_path, quick):
     assert not failures(vt_hub.export(tiny(in_chans=1), tmp_path / 'grey'))
 
 
+def test_a_model_of_no_images(tmp_path, quick):
+    """Four channels come from no image file, so that there is nothing to ask the pipeline."""
+    found = verify(vt_hub.export(tiny(in_chans=4), tmp_path / 'radar'))
+    assert all(check.passed for check in found)
+    assert 'pipeline' not in {check.name for check in found}
+
+
+def test_logits_in_another_memory_format(tmp_path):
+    """As after a ConvNeXt; safetensors writes none that are not contiguous."""
+    model = timm.create_model('test_vt_fpn', backbone='test_convnext')
+    assert not failures(vt_hub.export(model.eval(), tmp_path / 'model'))
+
+
 def change(path, function):
     path.write_bytes(function(path.read_bytes()))
 

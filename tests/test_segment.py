@@ -215,6 +215,12 @@ def test_wrong_outputs_leave_nothing(run, folder, images, tmp_path, monkeypatch,
     assert (images / 'a.png').read_bytes() == before
 
 
+def test_one_picture_for_several_images_is_refused(run, folder, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(run('segment', 'images', '--model', folder, '--overlay', 'o.jpg'), 'o.jpg is one picture, and there are 2')
+    assert files(tmp_path) == ['images/a.png', 'images/b.jpg']
+
+
 def test_classes_are_enlarged_in_parts_as_they_would_be_together():
     logits = torch.randn(1, 21, 5, 7).round(decimals=1)
     logits[:, 20] = logits[:, 3]  # of equal logits the first counts

@@ -625,8 +625,7 @@ def test_the_first_of_many_bad_pairs_are_named(run, spoiled, tmp_path):
         (['--batch_size', 16], 'tiny shapes has 8 training pairs, a batch is 16.'),
         (['--device_batch_size', 3], 'A batch of 2 images cannot be split over 1 x 3.'),
         (['--lr', 'high'], "lr of a recipe is float, not 'high'."),
-        (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg'),
-        (['--model', 'vt_fpn_vgg', '--model_args', '{pretrained_backbone: true}'], 'Unknown model (vt_fpn_vgg)'),
+        (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg is no segmentation model; use one of '),
         (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is no segmentation model; use one of '),
         (['--model_args', '{decoder: unet}'], "Unknown decoder 'unet'"),
         (['--recipe', 'voc'], "There is no segmentation recipe 'voc'"),
@@ -636,6 +635,21 @@ def test_the_first_of_many_bad_pairs_are_named(run, spoiled, tmp_path):
 )
 def test_a_run_that_cannot_start_leaves_nothing(run, shapes, tmp_path, more, message):
     fails(run(*training(shapes, tmp_path / 'run', *more)), message)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--batch_size', 16], 'tiny shapes has 8 training pairs, a batch is 16.'),
+        (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is no segmentation model'),
+        (['--output', '{finished}'], 'holds a run already; go on with --resume'),
+    ],
+)
+def test_a_dry_run_finds_it_too(run, shapes, finished, tmp_path, more, message):
+    more = [str(argument).format(finished=finished) for argument in more]
+    fails(run(*training(shapes, tmp_path / 'run', '--dry-run', *more)), message)
+    assert run(*training(shapes, tmp_path / 'run', '--dry-run'))[0] == 0
     assert not (tmp_path / 'run').exists()
 
 

@@ -20,6 +20,7 @@ from .vt_resnet import VTResNetBody
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
 
 COLUMNS = 8  # tokens in a row
+LABEL_LENGTH = 24  # characters
 COLOURS = 'RdYlBu_r'  # red high, blue low, as in the paper
 OPACITY = 0.6  # of the attention over the image
 
@@ -88,6 +89,10 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     )
 
 
+def shortened(label: str) -> str:
+    return label if len(label) <= LABEL_LENGTH else f'{label[: LABEL_LENGTH - 1]}…'
+
+
 def draw_explanation(explanation: Explanation) -> Any:
     """A sheet with the image, its classes, what each token adds to the likeliest, and where each looks in each module.
 
@@ -99,25 +104,28 @@ def draw_explanation(explanation: Explanation) -> Any:
     """
     maps = explanation.attention
     num_tokens = len(maps[0])
-    columns, rows = min(COLUMNS, num_tokens), -(-num_tokens // COLUMNS)
+    rows = -(-num_tokens // COLUMNS)
     height, width = explanation.image.shape[:2]
     tile = 1.35  # inches
     tall = (rows * len(maps) * height / width + 2) * tile + 0.4 * len(maps)
-    figure = new_figure(figsize=(columns * tile + 0.9, tall))
+    figure = new_figure(figsize=(COLUMNS * tile + 0.9, tall))
     top, *parts = figure.subfigures(1 + len(maps), 1, height_ratios=[2.3] + [rows + 0.3] * len(maps))
 
     image_axes, class_axes, token_axes = top.subplots(1, 3, width_ratios=[1, 1.2, 2])
     image_axes.imshow(explanation.image)
     image_axes.axis('off')
-    labels = [prediction['label'] for prediction in explanation.predictions]
-    class_axes.barh(labels, [100 * prediction['score'] for prediction in explanation.predictions], color='0.35')
+    labels = [shortened(prediction['label']) for prediction in explanation.predictions]
+    places = range(len(labels))
+    class_axes.barh(places, [100 * prediction['score'] for prediction in explanation.predictions], color='0.35')
+    class_axes.set_yticks(places, labels, parse_math=False)
     class_axes.invert_yaxis()
     class_axes.set(title='probability (%)', xlim=(0, 100))
     token_axes.bar(range(1, num_tokens + 1), explanation.contributions[0].tolist(), color='0.35')
     token_axes.axhline(0, color='0.35', linewidth=0.8)
     logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()
-    title = f'what each token adds to the logit of {labels[0]} ({logit:.2f}, bias {bias:.2f})'
-    token_axes.set(title=title, xlabel='token')
+    title = f'what each token adds to the logit of\n{labels[0]} ({logit:.2f}, bias {bias:.2f})'
+    token_axes.set_title(title, parse_math=False)
+    token_axes.set(xlabel='token')
     token_axes.set_xticks(range(1, num_tokens + 1))
     for axes in (class_axes, token_axes):
         axes.spines[['top', 'right']].set_visible(False)
@@ -128,7 +136,7 @@ def draw_explanation(explanation: Explanation) -> Any:
     grey = explanation.image.mean(2)
     for number, (part, subfigure) in enumerate(zip(shares, parts, strict=True), 1):
         subfigure.suptitle(f'Module {number}: where each token looks', fontsize='medium')
-        grid = subfigure.subplots(rows, columns, squeeze=False)
+        grid = subfigure.subplots(rows, COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.axis('off')
         for token, (axes, share) in enumerate(zip(grid.flat, part, strict=False), 1):

@@ -11,23 +11,26 @@ from PIL import Image, ImageOps
 
 __all__ = ['find_images', 'read_image', 'to_channels', 'walk_images']
 
-
+NOT_IMAGES = ('MPEG', 'HDF5', 'GRIB', 'BUFR')  # which Pillow recognises, and does not read
 MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
 
 
 def walk_images(folder: str | Path) -> Iterator[Path]:
     """Image files under a folder, by file name extension and in no order; links to folders are not followed.
 
-    Links that lead nowhere are among them, so that reading them reports them.
+    Links that lead nowhere are among them, so that reading them reports them; names that begin with a dot are not.
 
     Raises:
         OSError: A folder cannot be read.
     """
-    extensions = Image.registered_extensions()
+    known = Image.registered_extensions()
+    extensions = {ext for ext, kind in known.items() if kind in Image.OPEN and kind not in NOT_IMAGES}
     folders = [os.fspath(folder)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
+                if entry.name.startswith('.'):
+                    continue  # copies of a Mac's files are called ._image.png
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif os.path.splitext(entry.name)[1].lower() in extensions and (

@@ -132,10 +132,12 @@ def train(
     extra = [*context.args, *(['--model', model] if model else [])]
     extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
     if dry_run or launch.processes == 1:  # else every process opens the data itself
-        opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
-        if not dry_run:
-            from ..training.segmentation import train_segmentation
+        from ..training.segmentation import check_run, train_segmentation
 
+        opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
+        if dry_run:
+            check_run(*opened[:2], output, seed, resume)
+        else:
             print(train_segmentation(*opened, output, seed, workers, resume, progress))
             return
     arguments = ['--task', 'segmentation', '--recipe', recipe, '--data-dir', data_dir, '--output', str(output)]

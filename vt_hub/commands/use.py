@@ -14,6 +14,7 @@ from .common import Json, app, print_json, print_table, progress, report_failed,
 
 DEFAULT_MODEL = 'vt_resnet10.digits'
 DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.svg', '.pdf')
 LONGEST_RUN = timedelta(days=30)  # processes that have done their share wait for the others
 
 
@@ -35,6 +36,8 @@ def list_(
     else:
         entries = []
         for name in list_models():
+            if name.startswith('test_'):
+                continue
             task = task_of(name)
             size = 224 if task == 'image-classification' else 512
             params, macs = cost(name, size=(size, size))
@@ -269,6 +272,8 @@ def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
     Where names of several folders are the same, the PNGs are in such folders, too.
     """
     single = len(paths) == 1 and not target.is_dir()
+    if not single and target.suffix.lower() in PICTURES and not target.is_dir():
+        raise ValueError(f'{target} is one picture, and there are {len(paths)} images; name a folder.')
     outputs = {path: target if single else target / f'{path.stem}.png' for path in paths}
     if len(set(outputs.values())) < len(outputs):
         places = {path: Path(os.path.abspath(path)) for path in outputs}

@@ -42,7 +42,7 @@ model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_c
 transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith('transformers_modules.'), type(model).__module__
 with torch.inference_mode():
-    save_file({'logits': model(load_file(inputs)['pixel_values'].float()).logits}, outputs)
+    save_file({'logits': model(load_file(inputs)['pixel_values'].float()).logits.contiguous()}, outputs)
 """
 TORCH_HUB = """
 import sys
@@ -52,7 +52,7 @@ from safetensors.torch import load_file, save_file
 folder, inputs, outputs, _ = sys.argv[1:]
 model = torch.hub.load(folder, 'model', source='local').eval()
 with torch.inference_mode():
-    save_file({'logits': model(load_file(inputs)['pixel_values'].float())}, outputs)
+    save_file({'logits': model(load_file(inputs)['pixel_values'].float()).contiguous()}, outputs)
 """
 
 
@@ -111,7 +111,8 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
         check('onnx', lambda: _fixture(folder, open_onnx(folder / ONNX_FILE)(_pixels(folder))[0]))
     with _no_progress_bars():
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
-        check('pipeline', lambda: _segments(folder) if found['logits'].ndim == 4 else _classifies(folder))
+        if _pixels(folder).shape[1] in (1, 3):  # others are of no image file
+            check('pipeline', lambda: _segments(folder) if found['logits'].ndim == 4 else _classifies(folder))
     if check('code', lambda: _code(folder, trust_remote_code)):
         with tempfile.TemporaryDirectory() as tmp:
             copy = with_code(folder, Path(tmp) / folder.resolve().name)

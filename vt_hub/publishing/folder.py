@@ -146,6 +146,13 @@ def copy_code(folder: Path):
         shutil.copy(path, folder / name)
 
 
+def add_code(folder: Path):
+    """Put the remote code into a folder that has none, as embedded ones."""
+    if not (folder / 'modeling_vt.py').exists():
+        copy_code(folder)
+        write_checksums(folder)
+
+
 def with_code(folder: Path, copy: Path) -> Path:
     """Copy a model folder, as it is to be published: with the remote code, which embedded folders leave out.
 
@@ -154,9 +161,7 @@ def with_code(folder: Path, copy: Path) -> Path:
         copy: Where to; must not exist.
     """
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache', '__pycache__'))  # no part of it
-    if not (copy / 'modeling_vt.py').exists():
-        copy_code(copy)
-        write_checksums(copy)
+    add_code(copy)
     return copy
 
 

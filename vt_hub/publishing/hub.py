@@ -1,5 +1,6 @@
 """Model folders to the Hugging Face Hub and back."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,10 +9,20 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from ..files import written_whole
-from ..weights import PRETRAINED, VERSION, fetch, hub_id, hub_reason, read_checksums, resolve_name
+from ..weights import (
+    EMBEDDED,
+    PRETRAINED,
+    VERSION,
+    fetch,
+    hub_id,
+    hub_reason,
+    pretrained_folder,
+    read_checksums,
+    resolve_name,
+)
 from .card import retarget
 from .checks import verify
-from .folder import with_code
+from .folder import add_code, with_code
 
 __all__ = ['pull', 'push']
 
@@ -29,7 +40,7 @@ def push(
     Args:
         folder: A model folder; `verify` must find no fault in it.
         tag: Version of the weights, such as 'v1.0.0'; a published one is never moved.
-        repo_id: Repository, `organisation/name`; without, the folder's name in VT_HUB_NAMESPACE.
+        repo_id: Repository, `organisation/name`; without, the folder's name in the organisation VT_HUB_NAMESPACE.
         private: Make the repository private if it is new.
         create_pr: Open a pull request instead of committing; no tag is set.
         dry_run: Only verify, and say where it would go.
@@ -47,7 +58,10 @@ def push(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder {folder}.')
-    repo_id = repo_id or hub_id(folder.resolve().name)
+    name = folder.resolve().name
+    if not repo_id and name not in PRETRAINED and 'VT_HUB_NAMESPACE' not in os.environ:
+        raise ValueError(f'Name a repository, such as --repo your-name/{name}, or an organisation in VT_HUB_NAMESPACE.')
+    repo_id = repo_id or hub_id(name)
     validate_repo_id(repo_id)
     if not tag:
         raise ValueError('A version needs a tag, such as v1.0.0.')
@@ -56,7 +70,7 @@ def push(
             raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
     api = HfApi()
     with tempfile.TemporaryDirectory() as tmp:
-        copy = with_code(folder, Path(tmp) / folder.resolve().name)
+        copy = with_code(folder, Path(tmp) / name)
         card = copy / 'README.md'
         card.write_text(retarget(card.read_text('utf-8'), repo_id), 'utf-8')
         names = sorted([*read_checksums(copy), 'README.md', 'SHA256SUMS'])
@@ -98,8 +112,8 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
     """Bring a model folder from the Hub to disk, every file checked. Offline, from the Hub client's cache.
 
     Args:
-        source: A published name (`vt_resnet10.digits`), checked against the sha256 in this package too, or a
-            repository, `organisation/name`.
+        source: A published name (`vt_resnet10.digits`), checked against the sha256 in this package too, and copied
+            from it where it is embedded; or a repository, `organisation/name`.
         folder: Where to; must not exist, and does not if this fails.
         revision: Branch, tag or commit.
 
@@ -116,14 +130,16 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
         cached = fetch(source, revision)
     else:
         name = resolve_name(source)
-        revision = revision or VERSION
-        cached = fetch(hub_id(name), revision, PRETRAINED[name] if revision == VERSION else None)
+        published = revision in (None, VERSION)
+        cached = pretrained_folder(name) if published else fetch(hub_id(name), revision)
     try:
         with written_whole(folder) as unfinished:
             card = ['README.md'] if (cached / 'README.md').is_file() else []
             for name in [*read_checksums(cached), 'SHA256SUMS', *card]:
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(cached / name, unfinished / name)
+            if cached.parent == EMBEDDED:
+                add_code(unfinished)
     except OSError as error:
         raise OSError(f'Cannot write {folder}: {error.strerror or error}; nothing was written.') from error
     return folder

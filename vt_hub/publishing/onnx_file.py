@@ -7,6 +7,7 @@ are free. Weights are fp32 and inside the file.
 import copy
 import itertools
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def export_onnx(
     Raises:
         FileExistsError: The file exists.
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: It is no such model, torch cannot export it, onnxruntime computes something else, or an image cannot
+        ValueError: It is no such model, torch cannot export it, onnxruntime computes something else, or no image can
             be read.
         OSError: The file cannot be written.
     """
@@ -201,10 +202,24 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
 
 
 def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Tensor]:
-    """Some of the images, spread over all, which may be sorted by class; each as the model takes it, (1, C, H, W)."""
+    """Some of the images, spread over all, which may be sorted by class; each as the model takes it, (1, C, H, W).
+
+    Raises:
+        ValueError: There are images, and none can be read.
+    """
     transform = eval_transform(model)
     step = -(-len(images) // CALIBRATION_IMAGES) or 1
-    return [transform(read_image(image, model.in_chans))[None] for image in images[::step]]
+    pixels, errors = [], []
+    for path in images[::step]:
+        try:
+            pixels.append(transform(read_image(path, model.in_chans))[None])
+        except ValueError as error:
+            errors.append(str(error))
+    if errors and not pixels:
+        raise ValueError(errors[0])
+    for error in errors:
+        print(f'warning: {error}', file=sys.stderr)
+    return pixels
 
 
 def quantize(path: Path, images: list[torch.Tensor]) -> float:

@@ -361,7 +361,8 @@ def pretrain(
 
     Raises:
         FloatingPointError: The loss is not finite; the last checkpoint stays.
-        ValueError: The run in `output` has another recipe, or the model cannot be pretrained.
+        LookupError: timm has no such model.
+        ValueError: The run in `output` has another recipe, the model cannot be pretrained, or there is no such device.
     """
     output = Path(output)
     settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed}))
@@ -371,6 +372,10 @@ def pretrain(
             raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
     if (output / 'model').is_dir():
         return output / 'model'  # nothing is left to do
+    if not timm.is_model(recipe.model):
+        raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` names ours.')
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('There is no CUDA device; use --device cpu.')
     kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     torch.backends.cudnn.benchmark = True
     run = PretrainingRun(recipe, seed, torch.device(kind))

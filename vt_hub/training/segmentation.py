@@ -28,7 +28,7 @@ from .segmentation_data import IGNORE, SegmentationData, find_faults
 from .segmentation_eval import evaluate_segmentation, fit_edges
 from .segmentation_recipe import SegmentationRecipe
 
-__all__ = ['train_segmentation']
+__all__ = ['check_run', 'train_segmentation']
 
 OPTIMIZERS = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}
 
@@ -168,6 +168,35 @@ def is_json(path: Path) -> bool:
         return False
 
 
+def check_run(
+    recipe: SegmentationRecipe,
+    train_data: SegmentationData,
+    output: Path,
+    seed: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Find what would fail, without reading the data; see `train_segmentation` for arguments and errors.
+
+    Returns:
+        What `recipe.json` says of the run.
+    """
+    settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed, 'classes': train_data.classes}))
+    begun = (output / 'recipe.json').exists()
+    if begun and not resume:
+        raise FileExistsError(f'{output} holds a run already; go on with --resume or name another folder.')
+    earlier = read_json(output / 'recipe.json') if begun else settings
+    for key, value in settings.items():
+        if earlier.get(key) != value:
+            raise ValueError(f'{output} was started with {key} = {earlier.get(key)}, not {value}.')
+    if (output / 'model').exists() and not begun:
+        raise FileExistsError(f'{output / "model"} exists already; move it, or name another folder.')
+    if len(train_data) < recipe.batch_size:
+        raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
+    if not is_folder(recipe.model) and recipe.model.split('.')[0] not in ARCHITECTURES:
+        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
+    return settings
+
+
 def train_segmentation(
     recipe: SegmentationRecipe,
     train_data: SegmentationData,
@@ -198,20 +227,9 @@ def train_segmentation(
         ValueError: Pairs are bad, or the run in `output` has another recipe.
     """
     output = Path(output)
-    settings = {**asdict(recipe), 'seed': seed, 'classes': train_data.classes}
-    if (output / 'recipe.json').exists():
-        if not resume:
-            raise FileExistsError(f'{output} holds a run already; go on with --resume or name another folder.')
-        earlier = read_json(output / 'recipe.json')
-        for key, value in json.loads(json.dumps(settings)).items():
-            if earlier.get(key) != value:
-                raise ValueError(f'{output} was started with {key} = {earlier.get(key)}, not {value}.')
-        if (output / 'model').is_dir():
-            return output / 'model'  # nothing is left to do
-    if len(train_data) < recipe.batch_size:
-        raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
-    if (output / 'model').exists():
-        raise FileExistsError(f'{output / "model"} exists already; move it, or name another folder.')
+    settings = check_run(recipe, train_data, output, seed, resume)
+    if (output / 'model').is_dir():
+        return output / 'model'  # nothing is left to do
     for data in (train_data, val_data):
         check_data(data, workers, progress)
 
