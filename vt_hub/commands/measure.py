@@ -49,8 +49,6 @@ def benchmark(
     from ..models import task_of
     from ..training.results import machine, write_result
 
-    if fuse and train:
-        raise typer.BadParameter('--fuse folds norms for inference; leave it out with --train.')
     if plot:
         check_figure(plot)
     for path in filter(None, (result, csv, plot)):
