@@ -90,7 +90,7 @@ def no_image(rng: random.Random) -> tuple[str, bytes]:
         b'BM',
     ]
     contents += [b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', b'<svg xmlns="http://www.w3.org/2000/svg"/>']
-    return rng.choice([*FORMATS, 'eps', 'pdf', 'psd', 'icns', 'fli', 'mpg']), rng.choice(contents)
+    return rng.choice([*FORMATS, 'eps', 'psd', 'icns', 'fli', 'dds', 'cur']), rng.choice(contents)
 
 
 def bomb(rng: random.Random) -> tuple[str, bytes]:

@@ -201,7 +201,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware does so; elsewhere bfloat16 is slower than float32."""
     if device.type != 'cpu':
         return True
-    known = getattr(torch.cpu, 'get_capabilities', dict)()  # older releases of torch cannot tell
+    known = torch.cpu.get_capabilities()
     return bool(known.get('avx512_bf16') or known.get('bf16'))
 
 
