@@ -16,6 +16,7 @@ from vt_hub.checkpoints import read_json
 PRIMARY = {'task': ['digits', 'characters', 'shapes'], 'shots': [5, 20]}  # fixed before anything was measured
 PAIRS = (
     ('vt', 'vt_scratch'),
+    ('vt_seed1', 'vt_scratch'),
     ('vt', 'resnet'),
     ('vt', 'vt_shuffled'),
     ('vt', 'vt_sharp'),
@@ -23,6 +24,7 @@ PAIRS = (
 )
 ARMS = {  # in the order of the tables' legend
     'vt': 'these weights',
+    'vt_seed1': 'weights of another seed of the same pretraining',
     'vt_scratch': 'random ones',
     'vt_shuffled': 'these, shuffled within each tensor',
     'vt_sharp': 'these, before attention was softened',
