@@ -107,6 +107,8 @@ def test_what_cannot_be_measured_is_named(run):
     code, out, err = run('benchmark', 'test_vt_resnet', '--fuse', '--train')
     assert (code, out) == (1, '')
     assert err == 'error: Norms are folded for inference only; measure training without --fuse.\n'
+    with pytest.raises(ValueError, match='Norms are folded for inference only'):
+        Setting('test_vt_resnet', fused=True, training=True)
     if not torch.cuda.is_available():
         assert 'use --device cpu' in run('benchmark', 'test_vt_resnet', '--device', 'cuda')[2]
 

@@ -26,6 +26,7 @@ from vt_hub.training.segmentation import SegmentationTrainer, TrainingPairs, col
 from vt_hub.training.segmentation_data import IGNORE, SegmentationData, open_data
 from vt_hub.training.segmentation_eval import evaluate_segmentation, fit_edges, scores
 from vt_hub.training.segmentation_recipe import list_segmentation_recipes, load_segmentation_recipe
+from vt_hub.weights import EMBEDDED
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 STEP = 40  # grey levels between the classes of images that show them
@@ -626,6 +627,10 @@ def test_the_first_of_many_bad_pairs_are_named(run, spoiled, tmp_path):
         (['--device_batch_size', 3], 'A batch of 2 images cannot be split over 1 x 3.'),
         (['--lr', 'high'], "lr of a recipe is float, not 'high'."),
         (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg is no segmentation model; use one of '),
+        (
+            ['--model', 'vt_fpn_vgg', '--model_args', '{pretrained_backbone: true}'],
+            'vt_fpn_vgg is no segmentation model',
+        ),
         (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is no segmentation model; use one of '),
         (['--model_args', '{decoder: unet}'], "Unknown decoder 'unet'"),
         (['--recipe', 'voc'], "There is no segmentation recipe 'voc'"),
@@ -643,6 +648,7 @@ def test_a_run_that_cannot_start_leaves_nothing(run, shapes, tmp_path, more, mes
     [
         (['--batch_size', 16], 'tiny shapes has 8 training pairs, a batch is 16.'),
         (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is no segmentation model'),
+        (['--model', str(EMBEDDED / 'vt_resnet10.digits')], 'vt_resnet10.digits is no segmentation model'),
         (['--output', '{finished}'], 'holds a run already; go on with --resume'),
     ],
 )

@@ -432,7 +432,7 @@ def move_to_root(data):
         (
             None,
             ['--recipe', 'advanced', '-b', 8],
-            'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; ',
+            'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; name',
         ),
         (None, ['--kd-model-name', 'local-dir:{start}'], 'The teacher local-dir:{start} knows 5 classes and the data'),
         (None, ['--kd-model-name', 'nonsense'], "There is no teacher 'nonsense' in timm."),

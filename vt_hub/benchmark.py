@@ -28,7 +28,7 @@ from .figures import new_figure, save_figure
 from .files import replaced_whole
 from .models import list_models, task_of
 from .predict import DTYPES
-from .training.results import Progress, no_progress
+from .training.results import Progress, find_device, no_progress
 from .vt_resnet import fuse_norms
 
 __all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
@@ -70,8 +70,7 @@ class Setting:
             raise ValueError(f'There is no model {self.model!r} to measure; use one of {", ".join(list_models())}.')
         if self.fused and self.training:
             raise ValueError('Norms are folded for inference only; measure training without --fuse.')
-        if self.device == 'cuda' and not torch.cuda.is_available():
-            raise ValueError('There is no CUDA device; use --device cpu.')
+        find_device(self.device)
 
 
 def build(setting: Setting) -> dict[str, nn.Module]:

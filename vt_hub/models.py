@@ -27,11 +27,16 @@ def task_of(name: str) -> str:
     return 'image-segmentation' if name in VT_FPN_ARCHITECTURES else 'image-classification'
 
 
-def is_ours(name: str) -> bool:
-    """Whether a name that timm takes is of this package's models: `arch`, `arch.tag` or `local-dir:` of a folder."""
+def architecture_of(name: str) -> str:
+    """The architecture of a name that timm takes: `arch`, `arch.tag` or `local-dir:` of a folder."""
     if name.startswith('local-dir:'):
-        name = read_json(Path(name.removeprefix('local-dir:')) / 'config.json').get('architecture', '')
-    return name.split('.')[0] in list_models()
+        return read_json(Path(name.removeprefix('local-dir:')) / 'config.json').get('architecture', '')
+    return name.split('.')[0]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name that timm takes is of this package's models; see `architecture_of`."""
+    return architecture_of(name) in list_models()
 
 
 def is_folder(source: str) -> bool:

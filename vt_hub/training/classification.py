@@ -22,7 +22,7 @@ from .classification_eval import evaluate_classifier
 from .image_folders import open_image_folder
 from .launch import Launch, run
 from .recipe_files import RECIPES, list_recipe_files, read_mapping
-from .results import Progress, machine, no_progress, write_result
+from .results import Progress, find_device, machine, no_progress, write_result
 from .timm_scripts import UNREADABLE, find_script, script_version
 
 __all__ = ['TrainingRun', 'list_recipes']
@@ -281,9 +281,8 @@ class TrainingRun:
         model, facts = load_checkpoint(checkpoint)
         results = []
         if self.classes:
-            device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
             data = open_image_folder(self.data_dir, 'val', self.classes)
-            result = evaluate_classifier(model, data, device, workers=workers, progress=progress)
+            result = evaluate_classifier(model, data, find_device(), workers=workers, progress=progress)
             result |= {'training': {'recipe': self.recipe, 'epoch': facts['epoch']}, **machine()}
             write_result(self.output / 'result.json', result)
             results = [result]

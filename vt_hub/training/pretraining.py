@@ -33,7 +33,7 @@ from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
 from ..vt_layers import FilterTokenizer, Projector, RecurrentTokenizer, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
-from .results import Progress, machine, no_progress, write_result
+from .results import Progress, find_device, machine, no_progress, write_result
 
 __all__ = ['PretrainingRecipe', 'Stage', 'autocast', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
 
@@ -374,11 +374,8 @@ def pretrain(
         return output / 'model'  # nothing is left to do
     if not timm.is_model(recipe.model):
         raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` names ours.')
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('There is no CUDA device; use --device cpu.')
-    kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     torch.backends.cudnn.benchmark = True
-    run = PretrainingRun(recipe, seed, torch.device(kind))
+    run = PretrainingRun(recipe, seed, find_device(device))
     if not known:  # a run that cannot start leaves nothing
         write_result(output / 'recipe.json', settings)
     if (output / 'state.pt').exists():

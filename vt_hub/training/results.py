@@ -1,4 +1,4 @@
-"""What training and evaluation share: result files, which model cards read, and progress."""
+"""What training and evaluation share: result files, which model cards read, the device, and progress."""
 
 import json
 import platform
@@ -12,13 +12,25 @@ import torch
 
 from ..files import replaced_whole
 
-__all__ = ['Progress', 'machine', 'no_progress', 'write_result']
+__all__ = ['Progress', 'find_device', 'machine', 'no_progress', 'write_result']
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # wraps a loop, given its length and a title
 
 
 def no_progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
     return items
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device 'cuda' or 'cpu'; without a name, the GPU if there is one.
+
+    Raises:
+        ValueError: There is no GPU.
+    """
+    there = torch.cuda.is_available()
+    if name == 'cuda' and not there:
+        raise ValueError('There is no CUDA device; use --device cpu.')
+    return torch.device(name or ('cuda' if there else 'cpu'))
 
 
 def cpu_name() -> str:

@@ -18,10 +18,10 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..checkpoints import read_json
 from ..modeling_vt import VTFPNForSemanticSegmentation
-from ..models import find_folder, is_folder
+from ..models import architecture_of, find_folder, is_folder
 from ..publishing import export
 from ..publishing.folder import config_of
-from ..vt_fpn import ARCHITECTURES, VTFPN
+from ..vt_fpn import ARCHITECTURES
 from ..weights import list_pretrained
 from .results import Progress, machine, no_progress, write_result
 from .segmentation_data import IGNORE, SegmentationData, find_faults
@@ -134,22 +134,29 @@ def check_data(data: SegmentationData, workers: int, progress: Progress):
         raise ValueError(f'{len(faults)} of {len(share)} pairs of {data.name} are bad. {" ".join(faults[:3])}{more}')
 
 
+def source_of(recipe: SegmentationRecipe) -> str:
+    """What timm is to create.
+
+    Raises:
+        ValueError: It is no segmentation model.
+    """
+    source = f'local-dir:{find_folder(recipe.model)}' if is_folder(recipe.model) else recipe.model
+    if architecture_of(source) not in ARCHITECTURES:
+        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
+    return source
+
+
 def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
     """The model that training starts from: an architecture, or other weights with a new last convolution."""
-    source, overlay, args = recipe.model, {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
-    if pretrained := is_folder(source):
-        source = f'local-dir:{find_folder(source)}'
-    elif source in list_pretrained():
-        pretrained = True
+    source, overlay, args = source_of(recipe), {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
+    pretrained = source.startswith('local-dir:') or source in list_pretrained()
     if pretrained:
         args.pop('pretrained_backbone', None)  # it is in the weights
-    elif args.get('pretrained_backbone') and source in ARCHITECTURES:
-        backbone = {**ARCHITECTURES[source], **args}['backbone']
+    elif args.get('pretrained_backbone'):
+        backbone = {**ARCHITECTURES[architecture_of(source)], **args}['backbone']
         cfg = timm.get_pretrained_cfg(backbone)
         overlay |= {'mean': cfg.mean, 'std': cfg.std}
     model = timm.create_model(source, pretrained, num_classes=len(classes), pretrained_cfg_overlay=overlay, **args)
-    if not isinstance(model, VTFPN):
-        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
     trained = VTFPNForSemanticSegmentation(config_of(model, classes))
     trained.load_state_dict(model.state_dict())
     return trained
@@ -192,8 +199,7 @@ def check_run(
         raise FileExistsError(f'{output / "model"} exists already; move it, or name another folder.')
     if len(train_data) < recipe.batch_size:
         raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
-    if not is_folder(recipe.model) and recipe.model.split('.')[0] not in ARCHITECTURES:
-        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
+    source_of(recipe)
     return settings
 
 
