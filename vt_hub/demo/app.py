@@ -96,8 +96,9 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
         parts = [about, gallery, image, scores, figure, overlay]
         answered = {'fn': answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
-        private = {'api_visibility': 'private'}
-        gr.on([image.upload, image.clear], **answered, api_name='answer')
+        waits = {'trigger_mode': 'always_last'}  # or what a hasty visitor does meanwhile would have no answer
+        private = {'api_visibility': 'private', **waits}
+        gr.on([image.upload, image.clear], **answered, **waits, api_name='answer')
         gr.on([app.load, model.change], change_model, [model, image], parts, **private).then(**answered, **private)
         gallery.click(pick, [model, gallery], image, **private).then(**answered, **private)
     return app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
