@@ -70,6 +70,7 @@ def test_stages_follow_one_another():
         ({'stages': [{'until': 1, 'pixels': 64}]}, "'pixels' is no setting of a pretraining recipe; there are objects"),
         ({'stages': []}, 'are 1 or more'),
         ({'classes': 0}, 'are 1 or more'),
+        ({'soften_every': 0}, 'are 1 or more'),
         ({'steps': 2}, '2 steps of warm-up leave none of 2'),
         ({'warmup_steps': -5}, '-5 steps of warm-up'),
         ({'stages': [STAGE | {'until': 0.5}]}, r'end at \[0.5\]'),
@@ -178,6 +179,25 @@ def test_attention_is_softened_to_that_of_a_new_model():
     soften_attention(model)  # only what is sharp
     for name, value in model.named_parameters():
         torch.testing.assert_close(value, softened[name])
+
+
+def test_attention_stays_soft_while_it_trains():
+    run = PretrainingRun(load_pretraining_recipe('smoke', {'soften_every': 2}), 0, torch.device('cpu'))
+    first, second = run.net.model.vt.blocks
+    watched = [first.mixer.k, first.mixer.q, first.projector.key, second.tokenizer.token_to_filter]
+    usual = [torch.linalg.matrix_norm(layer.weight, 2).item() for layer in watched]
+    filters = torch.linalg.matrix_norm(first.tokenizer.filters.weight, 2).item()
+    for layer in watched:
+        layer.weight.data *= 30
+    ratios = []
+    for _ in range(2):
+        run.train_step()
+        norms = [torch.linalg.matrix_norm(layer.weight, 2).item() for layer in watched]
+        ratios.append([norm / before for norm, before in zip(norms, usual, strict=True)])
+    assert min(ratios[0]) > 20
+    assert max(ratios[1]) < 1.2
+    # the filters need their size, so that tokens differ from the start
+    assert torch.linalg.matrix_norm(first.tokenizer.filters.weight, 2).item() == pytest.approx(filters, rel=0.1)
 
 
 def test_a_run_in_pieces_is_the_same_run(smoke, finished, tmp_path):

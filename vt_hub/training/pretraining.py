@@ -9,7 +9,7 @@ import csv
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ ATTENTION = {  # the layers that make logits of attention, by module
     TransformerMixer: ('k', 'q'),
     Projector: ('key', 'query'),
 }
+SOFTENED = (RecurrentTokenizer, TransformerMixer, Projector)  # while they train; filters start far larger than new ones
 HELD_OUT_BATCHES = 16  # that the result is measured on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
@@ -93,6 +94,7 @@ class PretrainingRecipe:
             attention of the recurrent tokenizers to single pixels, and the loss up again.
         weight_decay: For all weights but norms and biases.
         steps: Optimizer steps.
+        soften_every: Steps after which the layers that make logits of attention are scaled down, where they grew.
         stages: The curriculum.
     """
 
@@ -105,6 +107,7 @@ class PretrainingRecipe:
     weight_decay: float
     warmup_steps: int
     steps: int
+    soften_every: int
     stages: tuple[Stage, ...]
 
     def stage(self, step: int) -> Stage:
@@ -125,8 +128,9 @@ def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) ->
         ValueError: A key or value is none of a recipe's.
     """
     recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
-    if min(recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, len(recipe.stages)) < 1:
-        raise ValueError(f'{name}: classes, instances, batch_size, steps and the number of stages are 1 or more.')
+    counts = recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, recipe.soften_every, len(recipe.stages)
+    if min(counts) < 1:
+        raise ValueError(f'{name}: classes, instances, batch_size, steps, soften_every and stages are 1 or more.')
     if not 0 <= recipe.warmup_steps < recipe.steps:
         raise ValueError(f'{name}: {recipe.warmup_steps} steps of warm-up leave none of {recipe.steps}.')
     ends = [stage.until for stage in recipe.stages]
@@ -183,14 +187,15 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def soften_attention(model: nn.Module):
+def soften_attention(model: nn.Module, kinds: Iterable[type[nn.Module]] = tuple(ATTENTION)):
     """Scale layers that make logits of attention down to the spectral norm that they have when new, in place.
 
-    Pretraining leaves tokens that attend to single pixels and to single tokens. The hit rate does not need it, and
-    fine-tuning fails on it: the gradients of such softmaxes are far larger.
+    Left alone they grow until tokens attend to single pixels and to single tokens. A long pretraining then loses what
+    it had learnt (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and a fine-tuning
+    learns less: the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
-        for name in ATTENTION.get(type(module), ()):
+        for name in ATTENTION[type(module)] if type(module) in kinds else ():
             weight = getattr(module, name).weight
             rows, columns = weight.shape
             new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # of values from U(-1, 1) / sqrt(columns)
@@ -265,6 +270,8 @@ class PretrainingRun:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if (self.step + 1) % self.recipe.soften_every == 0:
+            soften_attention(self.net, SOFTENED)
         self.ema.update(self.net, step=self.step)
         self.step += 1
         return loss, logits, labels
