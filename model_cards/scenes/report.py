@@ -16,19 +16,27 @@ from vt_hub.checkpoints import read_json
 PRIMARY = {'task': ['digits', 'characters', 'shapes'], 'shots': [5, 20]}  # fixed before anything was measured
 PAIRS = (
     ('vt', 'vt_scratch'),
-    ('vt_seed1', 'vt_scratch'),
     ('vt', 'resnet'),
+    ('vt', 'vt_8000'),
     ('vt', 'vt_shuffled'),
     ('vt', 'vt_sharp'),
+    ('vt_8000', 'resnet'),
+    ('vt_8000', 'vt_scratch'),
+    ('vt_8000_seed1', 'vt_scratch'),
+    ('vt_8000', 'vt_8000_sharp'),
+    ('vt_8000', 'vt_8000_shuffled'),
     ('resnet', 'resnet_scratch'),
 )
 ARMS = {  # in the order of the tables' legend
     'vt': 'these weights',
-    'vt_seed1': 'weights of another seed of the same pretraining',
     'vt_scratch': 'random ones',
     'vt_shuffled': 'these, shuffled within each tensor',
     'vt_sharp': 'these, before attention was softened',
-    'resnet': 'a ResNet pretrained alike',
+    'vt_8000': 'weights of 8000 steps, their attention softened at the end alone',
+    'vt_8000_seed1': 'those of another seed',
+    'vt_8000_sharp': 'those before attention was softened',
+    'vt_8000_shuffled': 'those, shuffled within each tensor',
+    'resnet': 'a ResNet pretrained alike, for 8000 steps',
     'resnet_scratch': 'a ResNet from random weights',
 }
 CELL = ['task', 'shots']
