@@ -135,7 +135,7 @@ def test_upload(page, samples):
     for digit in ('7', '3'):
         page.upload(samples / f'digit_{digit}.png')
         page.see('#tokens .said', f'to the logit of {digit}.')
-        page.see('#scores', f'\n{digit}\n')
+        page.wait.until(lambda _, digit=digit: page.one('#scores').text.split()[1:2] == [digit], digit)
 
 
 def test_samples(page):

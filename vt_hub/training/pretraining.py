@@ -9,7 +9,7 @@ import csv
 import json
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,13 +45,12 @@ MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
 EMA_DECAY = 0.999
 MIN_LR = 1e-5
 RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
-ATTENTION = {  # the layers that make logits of attention, by module
-    FilterTokenizer: ('filters',),
+SOFTENED = {  # layers that make logits of attention, by module, which are scaled down while they train
     RecurrentTokenizer: ('token_to_filter',),
     TransformerMixer: ('k', 'q'),
     Projector: ('key', 'query'),
 }
-SOFTENED = (RecurrentTokenizer, TransformerMixer, Projector)  # while they train; filters start far larger than new ones
+ATTENTION = {FilterTokenizer: ('filters',), **SOFTENED}  # all of them; filters start far larger than new ones
 HELD_OUT_BATCHES = 16  # that the result is measured on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
@@ -187,7 +186,7 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def soften_attention(model: nn.Module, kinds: Iterable[type[nn.Module]] = tuple(ATTENTION)):
+def soften_attention(model: nn.Module, layers: dict[type[nn.Module], tuple[str, ...]] = ATTENTION):
     """Scale layers that make logits of attention down to the spectral norm that they have when new, in place.
 
     Left alone they grow until tokens attend to single pixels and to single tokens. A long pretraining then loses what
@@ -195,7 +194,7 @@ def soften_attention(model: nn.Module, kinds: Iterable[type[nn.Module]] = tuple(
     learns less: the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
-        for name in ATTENTION[type(module)] if type(module) in kinds else ():
+        for name in layers.get(type(module), ()):
             weight = getattr(module, name).weight
             rows, columns = weight.shape
             new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # of values from U(-1, 1) / sqrt(columns)
