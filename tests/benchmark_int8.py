@@ -87,7 +87,7 @@ def main():
             'rows': rows,
             'timed_size': TIMED_SIZE,
             'rounds': args.rounds,
-            **machine(),
+            **machine(torch.device('cpu')),
             **{name: version(name) for name in ('onnx', 'onnxscript', 'onnxruntime')},
         }
         write_result(args.json, result)

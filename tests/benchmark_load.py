@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import timm
+import torch
 
 import vt_hub
 from vt_hub.training.results import machine, write_result
@@ -65,7 +66,7 @@ def main():
         'time_over_reading': round(statistics.median(ratios), 2),
         'peak_memory_over_model': round(peak, 2),
         'kept_memory_over_model': round(kept, 2),
-        **machine(),
+        **machine(torch.device('cpu')),
     }
     print(
         f'{args.model}, {result["file_mb"]} MB: pretrained {seconds["pretrained"]:.3f} s, '

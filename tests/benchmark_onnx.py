@@ -44,7 +44,9 @@ def main():
         rows.append(row)
         print(' '.join([name, *kwargs.values()]), f'{row["difference"]:.1e}, {row["mb"]} MB', flush=True)
     if args.json:
-        write_result(args.json, {'rows': rows, **machine(), **{name: version(name) for name in PACKAGES}})
+        write_result(
+            args.json, {'rows': rows, **machine(torch.device('cpu')), **{name: version(name) for name in PACKAGES}}
+        )
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vt_hub.training.results import machine, write_result
@@ -126,7 +127,10 @@ def main():
     print(f'killed and started again: {"the same table" if equal else "ANOTHER TABLE"}')
     if args.json:
         settings = {name: getattr(args, name) for name in ('model', 'size', 'batch_size', 'workers')}
-        write_result(args.json, {**settings, 'cores': CORES, 'rows': rows, 'restart_equal': equal, **machine()})
+        write_result(
+            args.json,
+            {**settings, 'cores': CORES, 'rows': rows, 'restart_equal': equal, **machine(torch.device('cpu'))},
+        )
     if not equal:
         raise SystemExit(1)
 

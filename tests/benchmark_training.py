@@ -26,7 +26,7 @@ from vt_hub.checkpoints import load_into, read_foreign, read_json
 from vt_hub.tables import cost
 from vt_hub.training.classification_eval import evaluate_classifier
 from vt_hub.training.image_folders import open_image_folder
-from vt_hub.training.results import machine, write_result
+from vt_hub.training.results import find_device, machine, write_result
 
 ROOT = Path(__file__).parents[1]
 MODELS = ('resnet18', 'vt_resnet18')
@@ -132,7 +132,7 @@ def main():
             print(row['name'], split, {model: row[model][split]['top1'] for model in MODELS}, row['difference'][split])
     if args.json:
         settings = {name: getattr(args, name) for name in ('seeds', 'size')}
-        write_result(args.json, {**settings, 'rows': rows, **machine()})
+        write_result(args.json, {**settings, 'rows': rows, **machine(find_device())})
 
 
 if __name__ == '__main__':

@@ -47,6 +47,8 @@ def test_training_checkpoint_to_folder(tmp_path, run, checkpoint, weights, seed)
     classes = tmp_path / 'train'
     for name in ('rose', 'daisy', 'tulip'):
         (classes / name).mkdir(parents=True)
+        (classes / name / '1.jpg').touch()
+    (classes / '.ipynb_checkpoints').mkdir()  # holds no images, so timm counts no class
     folder = tmp_path / 'flowers'
     code, out, _ = run('export', checkpoint, folder, '--weights', weights, '--labels', classes)
     assert code == 0
@@ -59,6 +61,12 @@ def test_training_checkpoint_to_folder(tmp_path, run, checkpoint, weights, seed)
     assert (cfg['crop_pct'], cfg['interpolation'], list(cfg['std'])) == (1.0, 'bilinear', [0.25] * 3)
     assert list(cfg['label_names']) == ['daisy', 'rose', 'tulip']  # as ImageFolder numbers them
     assert f'These are the {weights} weights of epoch 7' in (folder / 'README.md').read_text()
+
+
+def test_labels_from_a_file(tmp_path, run, checkpoint):
+    (tmp_path / 'labels.txt').write_text('rose \n\ndaisy\ntulip\n', 'utf-8-sig')  # as Notepad saves it
+    assert run('export', checkpoint, tmp_path / 'm', '--labels', tmp_path / 'labels.txt')[0] == 0
+    assert list(load_folder(tmp_path / 'm').pretrained_cfg['label_names']) == ['rose', 'daisy', 'tulip']
 
 
 def test_convert_takes_training_checkpoints_too(tmp_path, run, checkpoint):

@@ -13,9 +13,11 @@ from conftest import ROOT
 from PIL import Image
 from timm.data.dataset_factory import _search_split
 
+from vt_hub.files import check_place
 from vt_hub.training import classification_eval
 from vt_hub.training.classification_eval import evaluate_classifier, open_for_model
 from vt_hub.training.image_folders import open_image_folder
+from vt_hub.training.results import machine, write_result
 
 CPU = torch.device('cpu')
 STEP = 20  # of the red that says which row of a table an image is
@@ -173,10 +175,11 @@ def test_splits(evaluate, digits, tmp_path):
 @pytest.mark.parametrize(
     'folders', [['val'], ['validation'], ['valid'], ['eval'], ['evaluation'], ['val', 'validation'], ['valid', 'eval']]
 )
-def test_splits_are_looked_for_as_timm_does(tmp_path, folders):
+@pytest.mark.parametrize('split', ['val', 'validation'])
+def test_splits_are_looked_for_as_timm_does(tmp_path, folders, split):
     for name in folders:
         draw(tmp_path / name, 'a', 0)
-    assert str(open_image_folder(tmp_path, 'val').root) == _search_split(str(tmp_path), 'validation')
+    assert str(open_image_folder(tmp_path, split).root) == _search_split(str(tmp_path), split)
 
 
 def test_what_does_not_fit_is_refused(evaluate, digits, tmp_path):
@@ -204,6 +207,18 @@ def test_a_result_that_cannot_be_written_is_found_before_the_images_are_read(eva
         assert evaluate(digits, '--result', path)[::2] == (1, f'error: Cannot use {reason}.\n')
     assert evaluate(tmp_path, '--result', tmp_path / 'new' / 'result.json')[0] == 1
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_result_goes_where_a_link_leads_and_replaces_no_device(tmp_path):
+    (tmp_path / 'link.json').symlink_to(tmp_path / 'result.json')
+    write_result(tmp_path / 'link.json', {'n': 1})
+    assert (tmp_path / 'link.json').is_symlink()
+    assert json.loads((tmp_path / 'result.json').read_text()) == {'n': 1}
+    os.mkfifo(tmp_path / 'pipe')
+    for write in (check_place, lambda path: write_result(path, {})):
+        with pytest.raises(OSError, match='Not a regular file'):
+            write(tmp_path / 'pipe')
+    assert (tmp_path / 'pipe').is_fifo()
 
 
 def test_the_result_file_is_what_cards_are_made_of(evaluate, run, digits, tmp_path):
@@ -259,3 +274,11 @@ def test_two_processes_measure_the_same(evaluate, digits, tmp_path):
     assert found['metrics'] == expected['metrics']
     assert found['metrics']['top1'] == round(1000 / 11, 2)
     assert (found['dataset'], found['errors']) == (expected['dataset'], expected['errors'])
+
+
+def test_the_hardware_is_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert machine(torch.device('cuda'))['hardware'] == '1 x a GPU'
+    assert machine(CPU)['hardware'].endswith('thread(s)')

@@ -16,10 +16,12 @@ import torch
 from hub_server import HubServer, damage, drop, lose_reply, refuse, scramble, shorten, truncate
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
+from safetensors.torch import load_file
 
 import vt_hub
 from vt_hub import weights
 from vt_hub.checkpoints import load_folder
+from vt_hub.publishing import checks
 from vt_hub.publishing import hub as publishing
 from vt_hub.publishing.checks import Check, verify
 from vt_hub.publishing.folder import with_code, write_checksums
@@ -52,7 +54,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setenv('HF_TOKEN', 'hf_test')
         monkeypatch.setenv('NO_PROXY', '127.0.0.1')
         monkeypatch.setenv('VT_HUB_NAMESPACE', 'org')
-        monkeypatch.setattr(publishing, 'verify', lambda folder: [])
+        monkeypatch.setattr(publishing, 'verify', lambda *args: [])
         (tmp_path / 'tmp').mkdir()
         monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'tmp'))
         _http.close_session()
@@ -211,8 +213,8 @@ def test_a_private_repository_is_asked_for(hub, tiny):
 
 
 def test_a_folder_that_fails_verify_is_refused_before_any_request(hub, tiny, monkeypatch):
-    checks = [Check('card', True, 'fine'), Check('fixture', False, 'the logits differ.')]
-    monkeypatch.setattr(publishing, 'verify', lambda folder: checks)
+    found = [Check('card', True, 'fine'), Check('fixture', False, 'the logits differ.')]
+    monkeypatch.setattr(publishing, 'verify', lambda *args: found)
     with one_sentence(ValueError, 'is not published: fixture: the logits differ'):
         vt_hub.push(tiny, 'v1.0.0', repo_id=REPO)
     assert hub.requests == []
@@ -536,6 +538,19 @@ def test_the_command_tries_a_push(hub, tiny, run):
     assert out.startswith('org/flowers: README.md, ')
     assert len(out.splitlines()) == 1
     assert hub.requests == []
+
+
+def test_the_command_publishes_code_of_another_version_if_told_to(hub, tiny, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, 'verify', verify)
+    monkeypatch.setattr(checks, '_subprocess', lambda _, folder: load_file(folder / 'fixture.safetensors')['logits'])
+    folder = with_code(tiny, tmp_path / 'flowers')
+    with open(folder / 'images.py', 'a') as file:
+        file.write('# an earlier version\n')
+    write_checksums(folder)
+    code, _, err = run('push', folder, '--dry-run')
+    assert code == 1
+    assert 'images.py is not the code of this version of vt_hub; read it, then pass --trust-remote-code' in err
+    assert run('push', folder, '--dry-run', '--trust-remote-code')[0] == 0
 
 
 def test_the_command_does_not_guess_an_organisation(hub, tiny, run, monkeypatch):

@@ -256,16 +256,24 @@ def test_another_recipe_does_not_go_on(smoke, finished, tmp_path):
     assert pretrain(smoke, finished) == finished / 'model'  # nothing is left to do
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(smoke, tmp_path, monkeypatch):
-    def train_step(run):
-        run.step += 1
-        return torch.tensor(float('nan')), torch.zeros(16, 8), torch.zeros(16, 8)
+@pytest.mark.parametrize(
+    ('bad', 'found', 'minutes'),
+    [(3, 4, None), (5, 6, None), (1, 2, 0)],
+    ids=['before softening', 'at the end', 'before it is saved'],
+)
+def test_weights_that_are_not_finite_end_the_run(smoke, tmp_path, monkeypatch, bad, found, minutes):
+    def scenes(run, batch, *args):
+        images, labels, masks = compose(run, batch, *args)
+        return images * float('nan' if batch == bad else 1), labels, masks
 
     assert pretrain(smoke, tmp_path, minutes=0, device='cpu') is None
-    monkeypatch.setattr(PretrainingRun, 'train_step', train_step)
-    with pytest.raises(FloatingPointError, match=r'not finite at step 6; start again in another folder'):
-        pretrain(smoke, tmp_path, device='cpu')
-    assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == 1
+    compose = PretrainingRun.scenes
+    monkeypatch.setattr(PretrainingRun, 'scenes', scenes)
+    with pytest.raises(FloatingPointError, match=f'not finite by step {found}; start again in another folder'):
+        pretrain(smoke, tmp_path, minutes=minutes, device='cpu')
+    state = torch.load(tmp_path / 'state.pt', weights_only=True)
+    assert state['step'] == 1
+    assert all(weight.isfinite().all() for weight in state['net'].values())
     assert not (tmp_path / 'summary.csv').exists()
 
 

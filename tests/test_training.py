@@ -94,7 +94,7 @@ def script(tmp_path, monkeypatch):
 
     def write(without=(), **plan):
         keys = {key for name in list_recipes() for key in TrainingRun(name, tmp_path, '').settings}
-        keys = (keys | {'seed'}) - set(without)
+        keys = (keys | {'seed', 'grad_accum_steps', 'class_map'}) - set(without)
         known = [f'--{key.replace("_", "-")}' for key in sorted(keys)]
         (folder / 'train.py').write_text(STAND_IN.replace('OPTION_NAMES', repr(known)))
         (folder / 'plan.json').write_text(json.dumps(plan))
@@ -179,6 +179,21 @@ def test_data_sets_of_timms_other_readers(command):
     assert '--data-dir' not in arguments
 
 
+def test_data_sets_of_readers_that_need_a_folder(command, data, tmp_path, monkeypatch):
+    arguments = command('--dataset', 'wds/', '--num-classes', 101)
+    assert (value(arguments, '--dataset'), value(arguments, '--data-dir')) == ('wds/', str(data))
+    monkeypatch.chdir(tmp_path)
+    data.rename('hfds')
+    arguments = command(data_dir='hfds/')  # a folder that is there is no name
+    assert (value(arguments, '--data-dir'), value(arguments, '--num-classes')) == ('hfds/', '3')
+
+
+def test_what_a_recipe_says_of_what_is_set_here_is_overridden(command, tmp_path):
+    (tmp_path / 'own.yaml').write_text('model: test_vt_resnet\nbatch_size: 8\ngrad_accum_steps: 4\nclass_map: x.txt\n')
+    arguments = command(recipe=tmp_path / 'own.yaml')
+    assert (value(arguments, '--grad-accum-steps'), value(arguments, '--class-map')) == ('1', '')
+
+
 def test_device(command, monkeypatch):
     fake_gpus(monkeypatch, 1)
     assert '--device' not in command()  # a GPU is timm's default
@@ -194,7 +209,9 @@ def test_device(command, monkeypatch):
         (['--nproc-per-node', 8, '--nnodes', 2], '128', None),
         (['--device-batch-size', 64], '64', '32'),
         (['--nproc-per-node', 4, '--device-batch-size', 128], '128', '4'),
+        (['--device-batch-size', 4096], '2048', None),
         (['-b', 512], '512', None),
+        (['-b512'], '512', None),
         (['--batch-size=512', '--nproc-per-node', 2], '256', None),
         (['-b', 64, '--batch-size', 512, '--device-batch-size', 128], '128', '4'),
     ],
@@ -227,6 +244,8 @@ def test_exit_codes_of_a_command():
     assert launch.run([sys.executable, '-c', 'raise SystemExit(3)']) == 3
     assert launch.run([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)']) == 128 + 9
     assert launch.run([sys.executable, '-c', '']) == 0
+    # a session of its own, so that the terminal's Ctrl-C reaches it once
+    assert launch.run([sys.executable, '-c', 'import os; raise SystemExit(os.getsid(0) != os.getpid())']) == 0
     assert [signal.getsignal(number) for number in launch.SIGNALS] == before
 
 
@@ -273,7 +292,7 @@ def test_the_exit_code_is_passed_on(train, script, tmp_path, monkeypatch):
     assert not (tmp_path / 'run' / 'model').exists()
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGHUP'])
 def test_a_signal_reaches_the_script_and_ends_both(data, script, tmp_path, name):
     save_checkpoint(tmp_path / 'c', 50.0, 0, 0)
     script(wait=name, checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
@@ -365,6 +384,21 @@ def test_a_model_that_is_not_ours_is_not_exported(train, script, tmp_path):
     assert code == 0
     assert 'checkpoint-0.pth.tar: test_resnet is not one of our models and is not exported' in out
     assert not (tmp_path / 'run' / 'model').exists()
+
+
+def test_the_validation_data_is_that_of_timm(train, script, data, tmp_path, quick_verify):
+    (data / 'val').rename(data / 'test')
+    draw(data / 'valid', count=2)
+    save_checkpoint(tmp_path / 'c', 1.0, 0, 0)
+    script(checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
+    assert train('--val-split', 'test')[0] == 0
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert (result['dataset']['split'], result['dataset']['num_images']) == ('test', 3)
+
+
+def test_names_of_unreadable_images_are_any_bytes(tmp_path):
+    (tmp_path / 'unreadable.txt').write_bytes(b'b.png\na\xff.png\nb.png\n')
+    assert TrainingRun('smoke', tmp_path, '').unreadable() == [os.fsdecode(b'a\xff.png'), 'b.png']
 
 
 def test_the_best_loss_is_the_lowest(tmp_path):

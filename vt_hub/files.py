@@ -11,9 +11,18 @@ from pathlib import Path
 __all__ = ['check_place', 'replaced_whole', 'written_whole']
 
 
+def resolved(path: str | Path) -> Path:
+    """The file that a link leads to, so that the link stays. Raises OSError for a device, which no file may replace."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, 'Not a regular file', str(path))
+    return path
+
+
 def check_place(path: Path):
     """Raise OSError where a file that is to be written after long work could not be."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    path = resolved(path)
+    folder = next(parent for parent in path.parents if parent.exists())
     for wrong, code, place in (
         (path.is_dir(), errno.EISDIR, path),
         (not folder.is_dir(), errno.ENOTDIR, folder),
@@ -26,7 +35,7 @@ def check_place(path: Path):
 @contextmanager
 def replaced_whole(path: str | Path) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` at once if all goes well; if not, the old one stays."""
-    path = Path(path)
+    path = resolved(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix='.', suffix=path.name, dir=path.parent)
     os.close(handle)

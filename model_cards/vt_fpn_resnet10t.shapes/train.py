@@ -27,7 +27,7 @@ from vt_hub.modeling_vt import VTFPNForSemanticSegmentation
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
 from vt_hub.synthesis.shapes import SHAPES, TEXTURES, scene, write_shapes
-from vt_hub.training.results import machine, write_result
+from vt_hub.training.results import find_device, machine, write_result
 from vt_hub.training.segmentation import train_segmentation
 from vt_hub.training.segmentation_data import open_data
 from vt_hub.training.segmentation_eval import evaluate_segmentation
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace):
     train_segmentation(recipe, *data, folder, seed=args.seed, workers=1, resume=args.resume)
     result = evaluate(VTFPNForSemanticSegmentation.from_pretrained(folder / 'model'), args.work)
     settings = read_json(folder / 'recipe.json') | {'num_images': len(data[0]), 'seconds': round(time.time() - started)}
-    write_result(folder / 'held_out.json', {**result, 'training': settings | machine()})
+    write_result(folder / 'held_out.json', {**result, 'training': settings | machine(find_device())})
     print(folder, result['metrics'])
 
 

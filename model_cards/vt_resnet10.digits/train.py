@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3
 from vt_hub.predict import eval_transform
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
-from vt_hub.training.results import machine, write_result
+from vt_hub.training.results import find_device, machine, write_result
 from vt_hub.weights import hub_id
 
 ROOT = Path(__file__).parent
@@ -156,7 +156,7 @@ def main():
                 'epochs': args.epochs,
                 'seed': args.seed,
                 'seconds': round(seconds),
-                **machine(),
+                **machine(find_device()),
             },
         }
         export(

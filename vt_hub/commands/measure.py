@@ -63,7 +63,7 @@ def benchmark(
         )
     ]
     rows = run.benchmark(settings, rounds, progress)
-    found = {'command': shlex.join(['vt-hub', *sys.argv[1:]]), 'rows': rows, **machine()}
+    found = {'command': shlex.join(['vt-hub', *sys.argv[1:]]), 'rows': rows, **machine(torch.device(device))}
     if result:
         write_result(result, found)
     if csv:

@@ -81,7 +81,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f'There is no file {path}.')
     try:
-        return path.read_text('utf-8')
+        return path.read_text('utf-8-sig')  # without the mark that some editors begin a file with
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is no text in UTF-8.') from error
 
@@ -92,7 +92,7 @@ def read_labels(path: Path) -> list[str]:
 
     if path.is_dir():
         return class_names(path)
-    return [line for line in read_text(path).splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_results(paths: list[Path]) -> list[dict[str, Any]]:
@@ -165,6 +165,7 @@ def push(
     private: Annotated[bool, typer.Option('--private', help='Make a new repository private.')] = False,
     create_pr: Annotated[bool, typer.Option('--create-pr', help='Open a pull request instead.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only verify, and say what would be published.')] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
 ):
     """Verify a model folder and publish it on the Hub: one commit and a tag. Prints the address.
 
@@ -174,7 +175,7 @@ def push(
     """
     from ..publishing import push as run
 
-    print(run(folder, tag, repo_id=repo, private=private, create_pr=create_pr, dry_run=dry_run))
+    print(run(folder, tag, repo, private, create_pr, dry_run, trust_remote_code))
 
 
 @app.command()

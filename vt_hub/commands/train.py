@@ -296,7 +296,7 @@ def evaluate(
             total = len(data)
     if rank > 0:
         return
-    found |= {'model': model, **machine()}
+    found |= {'model': model, **machine(device)}
     if result:
         write_result(result, found)
     if as_json:

@@ -34,6 +34,7 @@ def push(
     private: bool = False,
     create_pr: bool = False,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
 ) -> str:
     """Verify a model folder and publish it: one commit with all its files and nothing else, and a tag.
 
@@ -44,6 +45,7 @@ def push(
         private: Make the repository private if it is new.
         create_pr: Open a pull request instead of committing; no tag is set.
         dry_run: Only verify, and say where it would go.
+        trust_remote_code: As for `verify`.
 
     Returns:
         The address of the commit or pull request; with `dry_run`, the repository and its files.
@@ -65,7 +67,7 @@ def push(
     validate_repo_id(repo_id)
     if not tag:
         raise ValueError('A version needs a tag, such as v1.0.0.')
-    for check in verify(folder):
+    for check in verify(folder, trust_remote_code):
         if not check.passed:
             raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
     api = HfApi()

@@ -1,6 +1,7 @@
 """Training of classifiers by timm's train script: its arguments, its start, and the model folder at the end."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..models import is_ours, list_models, task_of
 from ..publishing import export, verify
 from ..weights import resolve_name
 from .classification_eval import evaluate_classifier
-from .image_folders import open_image_folder
+from .image_folders import ImageFolder, open_image_folder
 from .launch import Launch, run
 from .recipe_files import RECIPES, list_recipe_files, read_mapping
 from .results import Progress, find_device, machine, no_progress, write_result
@@ -38,6 +39,7 @@ OWN = (
     '--device-modules',
     '--class-map',
 )
+NAMED = 'hfds/', 'tfds/'  # readers of data sets that need no folder
 DEFAULTS = {'seed': '0', 'workers': '2'}  # where neither the recipe nor the user says
 OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
 
@@ -54,8 +56,8 @@ class TrainingRun:
     Args:
         recipe: Name of a recipe of this package, or a YAML file of the script's arguments.
         output: Folder of the run.
-        data_dir: Folder with train/ and val/ of class folders, or a data set of timm's: `hfds/NAME`, `wds/NAME`,
-            `tfds/NAME`.
+        data_dir: Folder with train/ and val/ of class folders, or one that another reader of timm reads, which `extra`
+            names (`--dataset wds/`); or a data set by name, `hfds/NAME` or `tfds/NAME`.
         extra: Further arguments of the script; they win over the recipe's.
         launch: Processes and machines.
         device_batch_size: Images that fit on one device; gradients are accumulated to the recipe's batch.
@@ -79,7 +81,7 @@ class TrainingRun:
             raise LookupError(f'There is no recipe {self.recipe!r}; use {", ".join(list_recipes())} or a YAML file.')
         self.settings = read_mapping(self.recipe_path)
         self.output = Path(self.output)
-        self.extra = [{'-b': '--batch-size'}.get(argument, argument) for argument in self.extra]
+        self.extra = [re.sub(r'^-b(?=\d)', '--batch-size=', {'-b': '--batch-size'}.get(x, x)) for x in self.extra]
         self.classes: list[str] = []
         self.needs_map = False  # timm numbers the classes of each split by itself
 
@@ -98,6 +100,11 @@ class TrainingRun:
     def batch_size(self) -> int:
         """Images of a step, of all processes."""
         return int(self.value('batch_size', 128))
+
+    @property
+    def named(self) -> bool:
+        """Whether the data is a data set by name, and no folder."""
+        return self.data_dir.startswith(NAMED) and not Path(self.data_dir).is_dir()
 
     def check(self):
         """Find what would fail, before a device is taken.
@@ -136,12 +143,12 @@ class TrainingRun:
             raise LookupError(f'There is no model {model!r}; `vt-hub list` names ours, and timm has more.')
 
     def check_data(self):
-        if '/' in self.data_dir and self.data_dir.split('/')[0] in ('hfds', 'wds', 'tfds', 'torch'):
+        if self.named or self.value('dataset'):
             if not self.value('num_classes'):
                 raise ValueError(f'How many classes {self.data_dir} has is not known; say so with --num-classes.')
             return
-        train = open_image_folder(self.data_dir, 'train')
-        val = open_image_folder(self.data_dir, 'val', train.classes)
+        train = open_image_folder(self.data_dir, self.value('train_split', 'train'))
+        val = self.open_val(train.classes)
         if len(train.files) < self.batch_size:  # the script drops a batch that is not full
             raise ValueError(
                 f'{train.root} has {len(train.files)} images, and a batch is {self.batch_size}; name a smaller one '
@@ -152,6 +159,10 @@ class TrainingRun:
         wanted = self.value('num_classes')
         if wanted and int(wanted) != len(self.classes):
             raise ValueError(f'{train.root} has {len(self.classes)} classes, not {wanted}.')
+
+    def open_val(self, classes: list[str]) -> ImageFolder:
+        """The images that timm validates on."""
+        return open_image_folder(self.data_dir, self.value('val_split', 'validation'), classes)
 
     def check_teacher(self):
         """timm re-initialises a teacher's classifier without a word where its classes are not the data's."""
@@ -198,29 +209,29 @@ class TrainingRun:
                 raise ValueError(f'{name} is what vt-hub train sets, or short for it; use an option of its own.')
         if (version := script_version(script)) not in (None, timm.__version__):
             print(f'warning: {script} runs with timm {version} beside it, not {timm.__version__}.', file=sys.stderr)
-        batch, device_batch = self.batch_size, self.device_batch_size
-        if batch % ((device_batch or 1) * self.launch.processes):
+        own, rest = divmod(self.batch_size, self.launch.processes)
+        device_batch = min(self.device_batch_size or own, own)
+        if rest or own % device_batch:
             raise ValueError(
-                f'A batch of {batch} images cannot be divided among {self.launch.processes} processes'
-                f'{f" in steps of {device_batch}" if device_batch else ""}.'
+                f'A batch of {self.batch_size} images cannot be divided among {self.launch.processes} processes'
+                f'{f" in steps of {device_batch}" if self.device_batch_size else ""}.'
             )
-        own = batch // self.launch.processes
-        device_batch = device_batch or own
         arguments = ['-c', str(self.recipe_path), '--device-modules', PLUGIN]
         if self.classes:
             arguments += ['--data-dir', self.data_dir, '--num-classes', str(len(self.classes))]
-            arguments += ['--class-map', str(self.output / 'classes.txt')] * self.needs_map
+            if self.needs_map or self.value('class_map'):  # a recipe's own might number otherwise
+                arguments += ['--class-map', str(self.output / 'classes.txt') if self.needs_map else '']
         else:
-            arguments += ['--dataset', self.data_dir]
+            arguments += ['--dataset' if self.named else '--data-dir', self.data_dir]
         output = self.output.resolve()  # `.` has no name
         arguments += ['--output', str(output.parent), '--experiment', output.name]
         for name, default in DEFAULTS.items():
             arguments += [f'--{name}', default] if self.value(name) is None else []
         arguments += [*self.extra, '--batch-size', str(device_batch)]
+        if own > device_batch or self.value('grad_accum_steps'):
+            arguments += ['--grad-accum-steps', str(own // device_batch)]
         if self.value('pretrained') and is_ours(model := self.value('model')) and not model.startswith('local-dir:'):
             arguments += ['--model', resolve_name(model)]  # so that the checkpoint names its weights' preprocessing
-        if own > device_batch:
-            arguments += ['--grad-accum-steps', str(own // device_batch)]
         if not torch.cuda.is_available() and not self.value('device'):
             arguments += ['--device', 'cpu']
         last = self.output / 'last.pth.tar'
@@ -242,7 +253,8 @@ class TrainingRun:
     def unreadable(self) -> list[str]:
         """The images that were passed over, each once."""
         path = self.output / 'unreadable.txt'
-        return sorted(set(path.read_text().splitlines())) if path.is_file() else []
+        names = path.read_bytes().splitlines() if path.is_file() else []
+        return sorted(set(map(os.fsdecode, names)))
 
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best validation metric; the script forgets which when it is resumed.
@@ -281,9 +293,9 @@ class TrainingRun:
         model, facts = load_checkpoint(checkpoint)
         results = []
         if self.classes:
-            data = open_image_folder(self.data_dir, 'val', self.classes)
-            result = evaluate_classifier(model, data, find_device(), workers=workers, progress=progress)
-            result |= {'training': {'recipe': self.recipe, 'epoch': facts['epoch']}, **machine()}
+            device = find_device()
+            result = evaluate_classifier(model, self.open_val(self.classes), device, workers=workers, progress=progress)
+            result |= {'training': {'recipe': self.recipe, 'epoch': facts['epoch']}, **machine(device)}
             write_result(self.output / 'result.json', result)
             results = [result]
             self.compare(result, facts, checkpoint)

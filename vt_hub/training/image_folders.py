@@ -8,10 +8,10 @@ from timm.utils.misc import natural_key
 
 __all__ = ['ImageFolder', 'open_image_folder']
 
-SPLITS = {  # in the order in which timm's train script looks for them
-    'train': ('train', 'training'),
-    'val': ('validation', 'val', 'valid', 'eval', 'evaluation'),
-}
+SYNONYMS = (  # after the name itself, in the order in which timm looks for them
+    ('train', 'training'),
+    ('val', 'valid', 'validation', 'eval', 'evaluation'),
+)
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,17 @@ class ImageFolder:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the class folders in timm's order, in which 2 comes before 10."""
-    return sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
+    """Names of the class folders with images, in timm's order, in which 2 comes before 10."""
+    images, _ = find_images_and_targets(str(folder))
+    return sorted({Path(name).parent.name for name, _ in images}, key=natural_key)
 
 
 def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | None = None) -> ImageFolder:
-    """The images under DIR/train or DIR/val, or under DIR itself where there is no such folder and val is asked for.
+    """The images of a split, DIR/train or DIR/val; or those of DIR itself where there are no such folders.
 
     Args:
         data_dir: DIR.
-        split: 'train' or 'val'.
+        split: Name of the folder, or one that timm takes for the same, such as 'val' or 'validation'.
         classes: Classes to number by; without, those that are there.
 
     Raises:
@@ -42,10 +43,11 @@ def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | Non
         ValueError: It has no class folders with images, or classes other than those given.
     """
     data_dir = Path(data_dir)
-    root = next((data_dir / name for name in SPLITS[split] if (data_dir / name).is_dir()), None)
+    names = next((names for names in SYNONYMS if split in names), (split,))
+    root = next((data_dir / name for name in (split, *names) if (data_dir / name).is_dir()), None)
     if root is None:
-        if split == 'train' or not data_dir.is_dir() or (data_dir / 'train').is_dir():
-            raise FileNotFoundError(f'There is no folder {data_dir / split} of class folders.')
+        if split in SYNONYMS[0] or not data_dir.is_dir() or (data_dir / 'train').is_dir():
+            raise FileNotFoundError(f'There is no folder {data_dir / names[0]} of class folders.')
         root = data_dir
     images, _ = find_images_and_targets(str(root))
     files = [Path(name) for name, _ in images]

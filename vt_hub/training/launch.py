@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ['Launch', 'run']
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 @dataclass
@@ -45,14 +45,16 @@ def run(command: Sequence[str]) -> int:
     Returns:
         Its exit code; 128 and the signal's number where a signal ended it, even if it called that a success.
     """
-    process = subprocess.Popen(command)
+    # in a session of its own: the terminal would send Ctrl-C to it, and to what it starts, a second time
+    process = subprocess.Popen(command, start_new_session=True)
     received: list[int] = []
 
     def forward(number: int, _: Any):
         received.append(number)
         process.send_signal(number)
 
-    handlers = {number: signal.signal(number, forward) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    handlers = {number: signal.signal(number, forward) for number in heeded}
     try:
         code = process.wait()
     finally:

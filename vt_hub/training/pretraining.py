@@ -270,12 +270,21 @@ class PretrainingRun:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if (self.step + 1) % self.recipe.soften_every == 0:
+            self.check_finite()
             soften_attention(self.net, SOFTENED)
         self.ema.update(self.net, step=self.step)
         self.step += 1
         return loss, logits, labels
 
+    def check_finite(self):
+        """Raise FloatingPointError if a weight is not finite."""
+        if not all(weight.isfinite().all() for weight in self.net.parameters()):
+            raise FloatingPointError(
+                f'The weights are not finite by step {self.step}; start again in another folder with a lower lr.'
+            )
+
     def save(self, path: Path):
+        self.check_finite()
         state = {name: getattr(self, name).state_dict() for name in ('net', 'optimizer', 'ema')}
         with replaced_whole(path) as unfinished:
             torch.save({**state, 'step': self.step, 'seconds': self.seconds}, unfinished)
@@ -311,10 +320,7 @@ def train(run: PretrainingRun, output: Path, minutes: float | None, progress: Pr
             now = time.monotonic()
             run.seconds = earlier + now - started
             if run.step % LOG_EVERY == 0 or run.step == steps:
-                if not loss.isfinite():
-                    raise FloatingPointError(
-                        f'The loss is not finite at step {run.step}; start again in another folder with a lower lr.'
-                    )
+                run.check_finite()
                 log(
                     output / 'summary.csv',
                     step=run.step,
@@ -366,7 +372,7 @@ def pretrain(
         `model.safetensors`; None if the run was stopped before its end.
 
     Raises:
-        FloatingPointError: The loss is not finite; the last checkpoint stays.
+        FloatingPointError: The weights are not finite; the last checkpoint, whose weights are, stays.
         LookupError: timm has no such model.
         ValueError: The run in `output` has another recipe, the model cannot be pretrained, or there is no such device.
     """
@@ -399,7 +405,7 @@ def pretrain(
             'num_images': recipe.steps * recipe.batch_size,
             'precision': 'bfloat16' if multiplies_bfloat16(run.device) else 'float32',
             'seconds': round(run.seconds),
-            **machine(),
+            **machine(run.device),
         },
     }
     write_result(output / 'result.json', result)

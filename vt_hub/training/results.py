@@ -40,9 +40,9 @@ def cpu_name() -> str:
     return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """The hardware and the versions that a figure was measured with."""
-    if torch.cuda.is_available():
+    if device.type == 'cuda':
         hardware = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     else:
         hardware = f'{cpu_name()}, {torch.get_num_threads()} thread(s)'

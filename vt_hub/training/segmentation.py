@@ -242,7 +242,8 @@ def train_segmentation(
     set_seed(seed)
     model = start_model(recipe, train_data.classes)
     world = int(os.environ.get('WORLD_SIZE', 1))
-    per_device = recipe.device_batch_size or max(recipe.batch_size // world, 1)
+    own = max(recipe.batch_size // world, 1)
+    per_device = min(recipe.device_batch_size or own, own)
     if recipe.batch_size % (per_device * world):
         raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
     cuda = torch.cuda.is_available()
@@ -274,6 +275,7 @@ def train_segmentation(
         report_to='none',
         disable_tqdm=not sys.stderr.isatty(),
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch, in this process
     mean, std = (model.config.pretrained_cfg[key] for key in ('mean', 'std'))
     trainer = SegmentationTrainer(
         recipe,
@@ -292,7 +294,7 @@ def train_segmentation(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # figures are those of fp32
     result = evaluate_segmentation(model, val_data, recipe.eval_edges, workers, progress)
     if arguments.should_save:
-        result['training'] = {**settings, 'num_images': len(train_data), **machine()}
+        result['training'] = {**settings, 'num_images': len(train_data), **machine(model.device)}
         write_result(output / 'result.json', result)
         export(model, output / 'model', metrics=[result])
     return output / 'model'
