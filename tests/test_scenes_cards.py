@@ -13,6 +13,7 @@ from test_transfer import made_up
 from vt_hub.models import load_folder
 from vt_hub.publishing import verify
 from vt_hub.training.pretraining import load_pretraining_recipe, pretrain
+from vt_hub.weights import file_sha256
 
 sys.path.append(str(ROOT / 'model_cards' / 'scenes'))
 
@@ -59,12 +60,24 @@ def test_a_run_becomes_a_folder_and_an_evaluation_its_card(command, tmp_path):
         for draw in (0, 1, 2)
         for part in ('dev', 'test')
     ]
-    (tmp_path / 'report.json').write_text(json.dumps(report.summarise(runs)))
     weights = (folder / 'model.safetensors').read_bytes()
-    command('--report', tmp_path / 'report.json', '--out', folder)
+    found = report.summarise(runs)
+    path = tmp_path / 'report.json'
+    path.write_text(json.dumps(found))
+    with pytest.raises(SystemExit):  # of other weights
+        command('--report', path, '--out', folder)
+    assert not (tmp_path / f'{NAME}.transfer.json').exists()
+    arm = next(arm for arm in found['arms'] if arm['arm'] == 'vt')
+    arm['init'] = file_sha256(folder / 'model.safetensors')[:16]
+    path.write_text(json.dumps(found))
+    command('--report', path, '--out', folder)
     text = (folder / 'README.md').read_text()
     assert 'Not measured yet' not in text
     assert '| digits | 5 | +10.0 [+10.0, +10.0] (3) |' in text
     assert {entry.metric_value for entry in ModelCard(text).data.eval_results} == {result['metrics']['hit_rate'], 80.0}
     assert (folder / 'model.safetensors').read_bytes() == weights
     assert all(check.passed for check in verify(folder))
+
+    pretrain(load_pretraining_recipe('smoke', {'steps': 4}), tmp_path / 'other', device='cpu')
+    command('--run', tmp_path / 'other', '--out', tmp_path / 'other' / NAME)
+    assert 'Not measured yet' in (tmp_path / 'other' / NAME / 'README.md').read_text()

@@ -21,7 +21,7 @@ from vt_hub.checkpoints import read_json
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import write_card
 from vt_hub.training.results import write_result
-from vt_hub.weights import hub_id
+from vt_hub.weights import file_sha256, hub_id
 
 ROOT = Path(__file__).parent
 DATA = {  # of the transfer evaluation
@@ -45,6 +45,11 @@ def transfer_results(report: dict) -> list[dict]:
     return results
 
 
+def is_of(report: dict, weights: Path) -> bool:
+    """Whether a report's arm `vt` began with these weights."""
+    return ('vt', file_sha256(weights)[:16]) in {(arm['arm'], arm['init']) for arm in report['arms']}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='such as vt_resnet18.scenes')
@@ -57,11 +62,14 @@ def main():
         model = timm.create_model(f'local-dir:{args.run / "model"}', pretrained=True)
         export(model, args.out, dtype='fp16', code=False)
         write_result(stored, read_json(args.run / 'result.json'))
+    weights = args.out / 'model.safetensors'
     if args.report:
-        write_result(evaluated, read_json(args.report))
+        report = read_json(args.report)
+        if not is_of(report, weights):
+            parser.exit(1, f'error: The arm vt of {args.report} is not {weights}.\n')
+        write_result(evaluated, report)
     results = [read_json(stored)]
-    if evaluated.exists():
-        report = read_json(evaluated)
+    if evaluated.exists() and is_of(report := read_json(evaluated), weights):  # and not of weights before these
         results[0]['tables'] = markdown(report)
         results += transfer_results(report)
     prose = (ROOT / 'card.md').read_text()
