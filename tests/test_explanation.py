@@ -71,6 +71,17 @@ def test_grey_images():
     assert (found.image == found.image[..., :1]).all()
 
 
+def test_a_model_that_was_made_grey():
+    model = timm.create_model('vt_resnet10', pretrained=True, in_chans=1).eval()  # timm leaves it three means
+    assert vt_hub.explain(model, image_of(64, 64, 'L')).image.shape == (64, 64, 3)
+
+
+def test_in_the_models_precision(explanation):
+    found = vt_hub.explain(network().bfloat16(), image_of(120, 100), topk=4)
+    assert torch.allclose(found.contributions, explanation.contributions, atol=0.02)
+    assert found.attention[0].dtype == torch.float32
+
+
 def test_fewer_classes_than_asked_for():
     assert len(vt_hub.explain(network(num_classes=2), image_of(96, 96)).predictions) == 2
 

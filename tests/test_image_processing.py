@@ -82,6 +82,19 @@ def test_size_and_crop_for_one_call():
     assert processor(image)['pixel_values'].shape == (1, 3, 64, 64)
 
 
+def test_crop_when_loading(tmp_path):
+    vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG).save_pretrained(tmp_path)
+    processor = vt_hub.VTResNetImageProcessor.from_pretrained(tmp_path, crop_pct=1.0)
+    other = vt_hub.VTResNetImageProcessor(pretrained_cfg={**CFG, 'crop_pct': 1.0})
+    assert processor.crop_pct == 1
+    assert torch.equal(processor(picture(200, 100))['pixel_values'], other(picture(200, 100))['pixel_values'])
+
+
+def test_without_a_description_it_is_the_architectures():
+    assert vt_hub.VTResNetImageProcessor().size == {'height': 224, 'width': 224}
+    assert vt_hub.VTFPNImageProcessor().size == {'height': 512, 'width': 512}
+
+
 def test_squash_is_timms():
     cfg = {**CFG, 'crop_mode': 'squash', 'crop_pct': 1.0}
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)

@@ -230,6 +230,12 @@ def test_classes_are_enlarged_in_parts_as_they_would_be_together():
     assert torch.equal(mask.long(), enlarged[0].argmax(0))
 
 
+def test_in_the_models_precision():
+    model, image = timm.create_model('test_vt_fpn').eval(), image_of(96, 96)
+    expected = segment_image(model, image)[0]
+    assert (segment_image(model.bfloat16(), image)[0] == expected).mean() > 0.9
+
+
 def test_more_classes_than_a_mask_can_name_are_refused():
     with pytest.raises(ValueError, match='The model has 300 classes, and a mask can name 256'):
         segment_image(timm.create_model('test_vt_fpn', num_classes=300).eval(), Image.new('RGB', (64, 64)))

@@ -360,6 +360,29 @@ def test_registration_does_not_depend_on_the_order_of_imports(tmp_path, first):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    'load',
+    [
+        "AutoModelForImageClassification.from_pretrained('m', trust_remote_code=True)",
+        "torch.hub.load('m', 'model', source='local')",
+    ],
+)
+def test_a_folders_own_code_yields_to_the_package(tmp_path, load):
+    vt_hub.export(timm.create_model('test_vt_resnet', num_classes=3).eval(), tmp_path / 'm')
+    code = (
+        'import timm, torch\nfrom transformers import AutoModelForImageClassification\n'
+        f'{load}\nimport vt_hub\n'
+        "assert type(timm.create_model('vt_resnet10', pretrained=True)) is vt_hub.VTResNet\n"
+        "assert type(timm.create_model('test_vt_fpn')) is vt_hub.VTFPN\n"
+        f'{load}\n'
+        "assert type(timm.create_model('vt_resnet10')) is vt_hub.VTResNet"
+    )
+    environment = os.environ | {'HF_MODULES_CACHE': str(tmp_path / 'modules')}
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 'Overwriting' not in result.stderr
+
+
 def test_image_processor_is_found(tmp_path):
     classifier().save_pretrained(tmp_path)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is vt_hub.VTResNetImageProcessor
@@ -402,6 +425,15 @@ def test_a_new_classifier_is_in_the_configuration(tmp_path, x):
     model.save_pretrained(tmp_path)
     loaded = vt_hub.VTResNetForImageClassification.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(x).logits, model(x).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('cls', [vt_hub.VTResNetModel, vt_hub.VTResNetForImageClassification, vt_hub.VTResNetBackbone])
+def test_replicas_of_data_parallel_run(x, cls):
+    model = cls(config()).eval()
+    expected = model(x).to_tuple()[0]
+    model.parameters = lambda recurse=True: iter(())  # as theirs
+    torch.testing.assert_close(model(x).to_tuple()[0], expected, rtol=0, atol=0)
 
 
 def test_gradient_checkpointing_is_told():

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from test_layers import (
@@ -142,6 +143,16 @@ def test_wrong_arguments_are_named():
         tiny('vt', num_classes=0)
     with pytest.raises(ValueError, match='Segmentation needs classes, not 0'):
         tiny('vt').reset_classifier(0)
+
+
+def test_a_folder_of_timms_own(tmp_path):
+    model = timm.create_model('test_vt_fpn', num_classes=3).eval()
+    model.reset_classifier(4, None)
+    timm.models.save_for_hf(model, tmp_path, model_args={'num_classes': 4})
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
 
 
 def test_checkpointing_of_a_wrapped_backbone():

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .images import with_channels
 from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .vt_fpn import default_cfgs as vt_fpn_default_cfgs
 from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
@@ -15,16 +16,6 @@ __all__ = ['VTConfig', 'VTFPNConfig', 'VTResNetConfig']
 
 # written for timm on every save, from the labels and the architecture
 DERIVED = ('num_classes', 'label_names', 'label_descriptions', 'num_features', 'global_pool', 'stage_names')
-
-
-def with_channels(cfg: dict[str, Any], channels: int) -> dict[str, Any]:
-    """timm's description of preprocessing, for images of so many channels."""
-    sizes = ('input_size', 'min_input_size', 'test_input_size')
-    cfg = cfg | {key: (channels, *cfg[key][1:]) for key in sizes if cfg.get(key)}
-    for key in ('mean', 'std'):
-        if cfg.get(key) and len(cfg[key]) != channels:
-            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * channels
-    return cfg
 
 
 class VTConfig(PreTrainedConfig):

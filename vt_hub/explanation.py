@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .figures import new_figure, save_figure
+from .images import with_channels
 from .predict import eval_transform, label_names
 from .vt_resnet import VTResNetBody
 
@@ -67,14 +68,14 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     """
     if not isinstance(model, VTResNetBody) or model.num_classes == 0 or model.pruned:
         raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
-    config = timm.data.resolve_model_data_config(model)
-    pixels = eval_transform(model)(image)
+    config = with_channels(timm.data.resolve_model_data_config(model), model.in_chans)
+    pixels, weight = eval_transform(model)(image), model.fc.weight
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)
 
-    trunk = model.forward_trunk(pixels[None])
+    trunk = model.forward_trunk(pixels[None].to(weight.device, weight.dtype))
     _, tokens, attns = model.vt.forward_tokens(trunk, with_map=False)
-    logits = model.forward_head(tokens)[0]
+    logits = model.forward_head(tokens)[0].float().cpu()
     scores, classes = logits.softmax(0).topk(min(topk, model.num_classes))
     labels = label_names(model)
     return Explanation(
@@ -83,9 +84,9 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
             {'label': labels[c], 'score': round(score, 6), 'logit': logits[c].item()}
             for score, c in zip(scores.tolist(), classes.tolist(), strict=True)
         ],
-        attention=[attn[0].unflatten(1, trunk.shape[-2:]) for attn in attns],
-        contributions=model.fc.weight[classes] @ tokens[0].T / tokens.shape[1],
-        biases=model.fc.bias[classes],
+        attention=[attn[0].unflatten(1, trunk.shape[-2:]).float().cpu() for attn in attns],
+        contributions=weight.float().cpu()[classes] @ tokens[0].float().cpu().T / tokens.shape[1],
+        biases=model.fc.bias.float().cpu()[classes],
     )
 
 

@@ -37,6 +37,7 @@ class VTResNetImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ['pixel_values']
+    default_size = 224
 
     def __init__(
         self,
@@ -50,7 +51,8 @@ class VTResNetImageProcessor(BaseImageProcessor):
         if steps := [key for key, value in kwargs.items() if key.startswith('do_') and not value]:
             raise ValueError(f'{", ".join(steps)} cannot be turned off; normalise tensors of your own without this.')
         super().__init__()
-        cfg = {key: value for key, value in (pretrained_cfg or {}).items() if key in DATA_KEYS}
+        cfg = {'input_size': (3, self.default_size, self.default_size), **(pretrained_cfg or {})}
+        cfg = {key: value for key, value in cfg.items() if key in DATA_KEYS}
         cfg |= {key: value for key, value in (('mean', image_mean), ('std', image_std)) if value is not None}
         self.pretrained_cfg = timm.data.resolve_data_config(pretrained_cfg=self._override(cfg, size, crop_pct))
         self.pretrained_cfg = {key: self.pretrained_cfg[key] for key in DATA_KEYS}
@@ -98,6 +100,12 @@ class VTResNetImageProcessor(BaseImageProcessor):
             pass
         kwargs['image_processor_filename'] = 'config.json'
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        if 'crop_pct' in kwargs:  # transformers would set the attribute, past what follows from it
+            image_processor_dict = {**image_processor_dict, 'crop_pct': kwargs.pop('crop_pct')}
+        return super().from_dict(image_processor_dict, **kwargs)
 
     def preprocess(
         self,
@@ -161,6 +169,8 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Label 0 of the maps means "not labelled" and becomes 255; every other is lowered by one.
     """
+
+    default_size = 512
 
     def __init__(
         self,

@@ -6,10 +6,11 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
-__all__ = ['find_images', 'read_image', 'to_channels', 'walk_images']
+__all__ = ['find_images', 'read_image', 'to_channels', 'walk_images', 'with_channels']
 
 NOT_IMAGES = ('MPEG', 'HDF5', 'GRIB', 'BUFR')  # which Pillow recognises, and does not read
 MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
@@ -79,6 +80,16 @@ def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
     elif 'transparency' in image.info:
         image = image.convert('RGBA')  # a palette with transparency is not to be read any other way
     return image.convert('L' if channels == 1 else 'RGB')
+
+
+def with_channels(cfg: dict[str, Any], channels: int) -> dict[str, Any]:
+    """timm's description of preprocessing, for images of so many channels."""
+    sizes = ('input_size', 'min_input_size', 'test_input_size')
+    cfg = cfg | {key: (channels, *cfg[key][1:]) for key in sizes if cfg.get(key)}
+    for key in ('mean', 'std'):
+        if cfg.get(key) and len(cfg[key]) != channels:
+            cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * channels
+    return cfg
 
 
 def read_image(path: Path | str, channels: int = 3, content: bytes | None = None) -> Image.Image:

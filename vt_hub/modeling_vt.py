@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vt import VTFPNConfig, VTResNetConfig
 from .vt_fpn import VTFPNBody
-from .vt_layers import TransformerMixer
+from .vt_layers import MapFilters, TransformerMixer
 from .vt_resnet import VTResNetBody
 
 __all__ = [
@@ -40,7 +40,7 @@ class VTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule', 'VTDecoder']
+    _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule', 'VTDecoder', 'SemanticHead']
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -60,7 +60,8 @@ class VTPreTrainedModel(PreTrainedModel):
                 f'it does not fit {model.config.architecture}.'
             )
         for name, value in model.state_dict().items():
-            if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
+            plain = type(value) is torch.Tensor and not value.is_meta  # neither quantised nor elsewhere
+            if plain and value.is_floating_point() and not value.isfinite().all():
                 raise ValueError(
                     f'The checkpoint {pretrained_model_name_or_path} has values that are not finite in {name}.'
                 )
@@ -85,9 +86,9 @@ class VTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """torch's own initialisation, through functions that leave loaded tensors alone."""
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, MapFilters)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
-            if module.bias is not None:
+            if getattr(module, 'bias', None) is not None:
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
         else:
@@ -124,7 +125,7 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        x, maps = pixel_values.to(self.dtype), []
+        x, maps = pixel_values.to(self.conv1.weight.dtype), []  # replicas of DataParallel have no self.dtype
         if output_hidden_states:
             x, maps = self.forward_intermediates(x, indices=[0, 1, 2, 3], stop_early=True)
         else:
@@ -237,7 +238,10 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         last = max(index % 5 for index in self.out_indices)
         maps = self.forward_intermediates(
-            pixel_values.to(self.dtype), indices=list(range(last + 1)), stop_early=True, intermediates_only=True
+            pixel_values.to(self.conv1.weight.dtype),
+            indices=list(range(last + 1)),
+            stop_early=True,
+            intermediates_only=True,
         )
         return BackboneOutput(
             feature_maps=tuple(maps[index % 5] for index in self.out_indices),
@@ -266,8 +270,8 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         elif hasattr(module, 'init_non_persistent_buffers'):  # no checkpoint has these
             module.init_non_persistent_buffers()
 
-    def reset_classifier(self, num_classes: int):
-        super().reset_classifier(num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
+        super().reset_classifier(num_classes, global_pool)
         self.num_labels = self.config.num_labels = num_classes
 
     @can_return_tuple
@@ -294,7 +298,8 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        maps, attns = self.forward_maps(self.forward_features(pixel_values.to(self.dtype)), output_attentions)
+        dtype = self.head.predictor.weight.dtype
+        maps, attns = self.forward_maps(self.forward_features(pixel_values.to(dtype)), output_attentions)
         logits, loss = self.head(maps), None
         if labels is not None:
             upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode='bilinear', align_corners=False)

@@ -58,13 +58,14 @@ def check_name(source: str):
         raise LookupError(f'There is no model or folder {source!r}; {hint}')
 
 
-def find_folder(source: str) -> Path:
+def find_folder(source: str | Path) -> Path:
     """The local folder of published weights (`vt_resnet10.digits`), of a path, or of `hf-hub:ID`, checked.
 
     Raises:
         LookupError: There is no such folder, and nothing is published under that name.
         OSError: It is damaged, or cannot be had.
     """
+    source = str(source)
     if source.startswith('hf-hub:'):
         return fetch(source.removeprefix('hf-hub:'))
     if is_folder(source):
@@ -77,7 +78,7 @@ def find_folder(source: str) -> Path:
     return pretrained_folder(name)
 
 
-def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
+def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
     """Load a model in evaluation mode.
 
     Args:
@@ -89,6 +90,7 @@ def load_model(source: str, pretrained: bool = True) -> torch.nn.Module:
         LookupError: No such model, or no weights for it.
         ValueError: The folder's configuration or weights are damaged.
     """
+    source = str(source)
     if is_folder(source):
         return load_folder(find_folder(source))
     check_name(source)

@@ -10,7 +10,7 @@ import timm
 import torch
 from PIL import Image
 
-from .images import read_image
+from .images import read_image, with_channels
 
 __all__ = ['DTYPES', 'Classifier', 'ImageReader', 'eval_transform', 'is_segmenter', 'label_names', 'predict']
 
@@ -39,7 +39,7 @@ def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Calla
         use_test_size: To the size that timm evaluates the model at, where it has another.
     """
     data = timm.data.resolve_model_data_config(model, use_test_size=use_test_size)
-    return timm.data.create_transform(**data, is_training=False)
+    return timm.data.create_transform(**with_channels(data, model.in_chans), is_training=False)
 
 
 class ImageReader(torch.utils.data.Dataset):
@@ -94,12 +94,15 @@ class Classifier(torch.utils.data.Dataset):
     def __init__(self, model: torch.nn.Module, topk: int = 5, dtype: str = 'fp32'):
         if is_segmenter(model):
             raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
+        if model.num_classes < 1:
+            raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify: it was made with no classes.')
         self.model = model
         self.reader = ImageReader(model)
         self.labels = label_names(model)
         self.topk = min(topk, len(self.labels))
         self.dtype = dtype
-        self.device = next(model.parameters()).device
+        parameter = next(model.parameters())
+        self.device, self.weight_dtype = parameter.device, parameter.dtype
 
     def __getitem__(self, paths: Sequence[Path | str]) -> list[dict[str, Any]]:
         return self.classify(*self.reader[paths])
@@ -111,7 +114,7 @@ class Classifier(torch.utils.data.Dataset):
             return results
         dtype = DTYPES[self.dtype]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.model(images.to(self.device, non_blocking=True))
+            logits = self.model(images.to(self.device, self.weight_dtype, non_blocking=True))
         scores, classes = logits.float().softmax(dim=-1).topk(self.topk)
         good = (result for result in results if 'error' not in result)
         for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):

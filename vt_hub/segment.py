@@ -60,8 +60,9 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
     """
     if model.num_classes > 256:
         raise ValueError(f'The model has {model.num_classes} classes, and a mask can name 256.')
-    logits = model(eval_transform(model)(image)[None])
-    mask = largest_class(logits, (image.height, image.width)).numpy()
+    weight = model.head.predictor.weight
+    logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
+    mask = largest_class(logits.float().cpu(), (image.height, image.width)).numpy()
     labels = label_names(model)
     counts = np.bincount(mask.ravel(), minlength=len(labels))
     order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]

@@ -6,7 +6,7 @@ Paper: `Visual Transformers: Token-based Image Representation and Processing for
 The baseline is the panoptic FPN, https://arxiv.org/abs/1901.02446, with the same backbone and the same semantic head.
 """
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import timm
 import torch
@@ -211,7 +211,7 @@ class VTFPNBody:
             raise ValueError(f"Unknown decoder {decoder!r}; use 'vt' or 'fpn'.")
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.hidden_dim = hidden_dim
+        self.num_features = self.head_hidden_size = hidden_dim
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained_backbone, features_only=True, in_chans=in_chans, **dd
         )
@@ -243,10 +243,10 @@ class VTFPNBody:
         return fuse_norms(self)
 
     @torch.jit.ignore
-    def reset_classifier(self, num_classes: int):
-        """Replace the last convolution by a new one for other classes, at least one."""
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
+        """Replace the last convolution by a new one for other classes, at least one; nothing is pooled."""
         weight = self.head.predictor.weight
-        self.head.predictor = make_predictor(self.hidden_dim, num_classes, weight.device, weight.dtype)
+        self.head.predictor = make_predictor(self.num_features, num_classes, weight.device, weight.dtype)
         self.num_classes = num_classes
 
     def forward_features(self, x: torch.Tensor) -> List[torch.Tensor]:

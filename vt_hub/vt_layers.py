@@ -49,7 +49,8 @@ def project_tokens(tokens: torch.Tensor, weight: torch.Tensor, bias: Optional[to
     """F.linear, with the weights as the left factor where tokens are few: CPUs then read them without rearranging."""
     if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
         columns = tokens.flatten(0, -2).t()
-        if columns.device.type == 'cpu' and columns.shape[1] <= FEW_ROWS:
+        plain = type(weight) in (torch.Tensor, nn.Parameter)  # and not quantised
+        if plain and columns.device.type == 'cpu' and columns.shape[1] <= FEW_ROWS:
             out = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
             return out.t().unflatten(0, tokens.shape[:-1])
     return F.linear(tokens, weight, bias)
@@ -129,8 +130,16 @@ class Tokenizer(nn.Module):
         return self.proj(pool_map(attn, x, added)), attn
 
 
-class MapFilters(nn.Linear):
-    """A linear layer on the pixels of a map (B, C, H, W), to (B, L, P)."""
+class MapFilters(nn.Module):
+    """A linear layer on the pixels of a map (B, C, H, W), to (B, L, P); no nn.Linear, which tools call with one map."""
+
+    def __init__(self, dim: int, num_tokens: int, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tokens, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
     def forward(self, x: torch.Tensor, added: Added, scale: float) -> torch.Tensor:
         return filter_map(self.weight * scale, x, added)
@@ -142,7 +151,7 @@ class FilterTokenizer(Tokenizer):
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
         super().__init__(dim, token_dim, device=device, dtype=dtype)
         self.scale = dim**-0.5
-        self.filters = MapFilters(dim, num_tokens, bias=False, device=device, dtype=dtype)
+        self.filters = MapFilters(dim, num_tokens, device=device, dtype=dtype)
 
     def logits(self, x: torch.Tensor, tokens: Optional[torch.Tensor], added: Added) -> torch.Tensor:
         return self.filters(x, added, self.scale)

@@ -8,6 +8,7 @@ as it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate 
 classifier reads the mean of the last tokens; the map after the last projector is the last feature level.
 """
 
+import warnings
 from itertools import pairwise
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -103,7 +104,7 @@ class VTStage(nn.Module):
         attns: List[torch.Tensor] = []
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, tokens, attn, added = checkpoint(block, x, tokens, added)
+                x, tokens, attn, added = checkpoint(block, x, tokens, added, use_reentrant=False)  # `added` is nested
             else:
                 x, tokens, attn, added = block(x, tokens, added)
             attns.append(attn)
@@ -522,8 +523,12 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
 
 
 def register(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """timm's register_model, once: the copy of this file in a model folder leaves the package's models in place."""
-    return fn if is_model(fn.__name__) else register_model(fn)
+    """timm's register_model. A copy of this file in a model folder leaves the package's models in place, and yields."""
+    if is_model(fn.__name__) and not __name__.startswith('vt_hub.'):
+        return fn
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of a copy that came first
+        return register_model(fn)
 
 
 @register

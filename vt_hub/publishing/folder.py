@@ -17,8 +17,9 @@ from timm.models import get_model_args
 from transformers import AutoConfig
 
 from ..checkpoints import find_not_finite, load_folder
-from ..configuration_vt import VTConfig, with_channels
+from ..configuration_vt import VTConfig
 from ..files import replaced_whole, written_whole
+from ..images import with_channels
 from ..modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
 from ..models import task_of
 from ..predict import DTYPES
