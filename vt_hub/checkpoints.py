@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # damaged pickles raise almost anything
-        reason = str(error).splitlines()[0].rstrip('.') if str(error) else type(error).__name__
-        raise ValueError(f'{path} cannot be read safely as a checkpoint: {reason}.') from error
+        found = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
+        reason = f'it holds a {found[1]}' if found else 'it is damaged, or something else'
+        raise ValueError(f'{path} is no checkpoint of tensors and plain values: {reason}.') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint.')
     keys = ['state_dict_ema'] * (weights == 'ema') + ['state_dict', 'model']

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from .checkpoints import load_folder, load_into, read_foreign, read_json
 from .files import replaced_whole
 from .models import list_models, load_model
-from .weights import resolve_name
+from .weights import hub_reason, resolve_name
 
 __all__ = ['WarmStart', 'is_vt_checkpoint', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
@@ -92,12 +92,16 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
     if Path(source).is_file():
         state_dict, _ = read_foreign(source)
     elif timm.is_model(source):
-        resnet = timm.create_model(source, pretrained=True)
+        try:
+            resnet = timm.create_model(source, pretrained=True)
+        except OSError as error:
+            raise OSError(f'Cannot download {source}: {hub_reason(error)}.') from error
         state_dict, cfg = resnet.state_dict(), resnet.pretrained_cfg
     else:
         raise ValueError(f'{source} is neither a file nor a model of timm.')
     if has_vt_stage(state_dict):
-        raise ValueError(f'{source} is a VT-ResNet already; `vt-hub export --model` makes a folder of it.')
+        how = '`vt-hub export --model`' if Path(source).is_file() else '`vt-hub export`'
+        raise ValueError(f'{source} is a VT-ResNet already; {how} makes a folder of it.')
     architecture = fitting_architecture(state_dict)
     if architecture is None:
         raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')

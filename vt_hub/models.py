@@ -109,7 +109,12 @@ def describe_pretrained(name: str) -> dict[str, Any]:
         'license': card.license,
         'sha256': PRETRAINED[name],
         'metrics': [
-            {'name': result.metric_name, 'value': result.metric_value, 'dataset': result.dataset_name}
+            {
+                'name': result.metric_name,
+                'value': result.metric_value,
+                'dataset': result.dataset_name,
+                'split': result.dataset_split,
+            }
             for result in card.eval_results or []
         ],
     }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import replaced_whole
-from .images import read_image
+from .images import read_image, to_channels
 from .predict import eval_transform, is_segmenter, label_names
 
 __all__ = [
@@ -50,7 +50,7 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
 
     Args:
         model: A segmentation model in evaluation mode, through timm.
-        image: Of as many channels as the model reads; `vt_hub.images.read_image` opens one.
+        image: Of any mode; it is turned upright.
 
     Returns:
         The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
@@ -60,7 +60,7 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
     """
     if model.num_classes > 256:
         raise ValueError(f'The model has {model.num_classes} classes, and a mask can name 256.')
-    weight = model.head.predictor.weight
+    image, weight = to_channels(image, model.in_chans), model.head.predictor.weight
     logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
     mask = largest_class(logits.float().cpu(), (image.height, image.width)).numpy()
     labels = label_names(model)

@@ -59,7 +59,7 @@ def resolve_name(name: str) -> str:
             return published
     raise LookupError(
         f'No pretrained weights exist for {name}; they exist for {", ".join(list_pretrained())}. '
-        f'Use pretrained=False for random weights, `vt-hub pretrain` or `vt-hub convert` to make a start.'
+        f'`vt-hub pretrain` or `vt-hub convert` makes a start; in Python, pretrained=False gives random weights.'
     )
 
 

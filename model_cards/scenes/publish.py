@@ -21,7 +21,7 @@ from vt_hub.checkpoints import read_json
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import write_card
 from vt_hub.training.results import write_result
-from vt_hub.weights import file_sha256, hub_id
+from vt_hub.weights import file_sha256
 
 ROOT = Path(__file__).parent
 DATA = {  # of the transfer evaluation
@@ -38,7 +38,8 @@ def transfer_results(report: dict) -> list[dict]:
     results = []
     for row in report['finetuned']:
         if row['arm'] == 'vt':
-            split = f'{row["shots"]} images a class to fine-tune on, mean of {row["n"]} draws'
+            images = 'image' if row['shots'] == 1 else 'images'
+            split = f'{row["shots"]} {images} a class to fine-tune on, mean of {row["n"]} draws'
             dataset = {**DATA[row['task']], 'split': split, 'num_images': report['scored']}
             metrics = {'few_shot_top1': row['mean']}
             results.append({'task': 'image-classification', 'dataset': dataset, 'metrics': metrics})
@@ -73,7 +74,7 @@ def main():
         results[0]['tables'] = markdown(report)
         results += transfer_results(report)
     prose = (ROOT / 'card.md').read_text()
-    write_card(args.out, results, prose, source=args.name, repo=hub_id(args.name), name=args.name)
+    write_card(args.out, results, prose, source=args.name, name=args.name)
 
 
 if __name__ == '__main__':

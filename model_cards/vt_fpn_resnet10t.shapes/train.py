@@ -32,7 +32,6 @@ from vt_hub.training.segmentation import train_segmentation
 from vt_hub.training.segmentation_data import open_data
 from vt_hub.training.segmentation_eval import evaluate_segmentation
 from vt_hub.training.segmentation_recipe import load_segmentation_recipe
-from vt_hub.weights import hub_id
 
 ROOT = Path(__file__).parent
 NAME = 'vt_fpn_resnet10t.shapes'
@@ -118,7 +117,6 @@ def publish(args: argparse.Namespace):
         dtype='fp16',
         code=False,
         source=NAME,
-        repo=hub_id(NAME),
     )
     Image.fromarray(scene(2, 14, 256)[0]).save(ROOT.parents[1] / 'samples' / 'scene.png')
 

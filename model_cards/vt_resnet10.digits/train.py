@@ -22,7 +22,6 @@ from vt_hub.predict import eval_transform
 from vt_hub.publishing import export
 from vt_hub.publishing.folder import convert_dtype
 from vt_hub.training.results import find_device, machine, write_result
-from vt_hub.weights import hub_id
 
 ROOT = Path(__file__).parent
 SIZE = 64
@@ -167,7 +166,6 @@ def main():
             dtype='fp16',
             code=False,
             source='vt_resnet10.digits',
-            repo=hub_id('vt_resnet10.digits'),
         )
         write_samples(test_images, test_labels)
         write_result(ROOT / 'result.json', result)

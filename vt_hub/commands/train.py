@@ -1,6 +1,7 @@
 """Commands that make data, train and evaluate: synthesize, train, pretrain, evaluate, plot, timm."""
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -12,7 +13,6 @@ import typer
 from .common import app, print_json, print_table, progress, report_failed
 
 LONGEST_EDGE = 1333  # pixels
-DATA_HELP = 'Folder of the data, or the name of a data set on the Hub.'
 Task = Literal['classification', 'segmentation']
 Layout = Annotated[
     Literal['folders', 'coco-stuff', 'coco-panoptic', 'lip', 'datasets'] | None,
@@ -76,7 +76,9 @@ def draw(written: Iterable[Path], total: int, out: Path):
 def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')],
-    data_dir: Annotated[str, typer.Option(help=DATA_HELP)],
+    data_dir: Annotated[
+        str, typer.Option(help='Folder of the data; or hfds/NAME, for segmentation NAME, of a data set on the Hub.')
+    ],
     output: Annotated[Path, typer.Option(help='Folder of the run.')],
     task: Annotated[
         Task | None, typer.Option(help="What is trained; needed with a YAML file of segmentation's.")
@@ -176,6 +178,8 @@ def train_classifier(
         images = 'image' if len(unreadable) == 1 else 'images'
         print(f'{len(unreadable)} {images} could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
     if code:
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            print(f'{output} is not at its end; the same command with --resume goes on.', file=sys.stderr)
         raise typer.Exit(code)
     if launch.node_rank > 0:
         return
@@ -218,7 +222,9 @@ def pretrain(
     model: Annotated[str | None, typer.Option(help="timm architecture, not the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to go on.')] = None,
-    device: Annotated[str | None, typer.Option(help='cuda or cpu; without, the GPU if there is one.')] = None,
+    device: Annotated[
+        Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; without, on the GPU if there is one.')
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
 ):
     """Pretrain weights on scenes of fractals, composed as they are needed: no data is read or written.
@@ -240,7 +246,7 @@ def pretrain(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')],
-    data_dir: Annotated[str, typer.Option(help=DATA_HELP)],
+    data_dir: Annotated[str, typer.Option(help='Folder of the data; for segmentation also a data set on the Hub.')],
     task: Annotated[Task | None, typer.Option(help='What the model must do; without, what it does.')] = None,
     split: Annotated[Literal['train', 'val'], typer.Option(help='Part of the data.')] = 'val',
     batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
@@ -337,9 +343,13 @@ def timm_(
 
     Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
     """
+    from ..models import list_models, task_of
     from ..training.launch import run
     from ..training.timm_scripts import find_script, runner
 
+    named = {argument.rpartition('=')[2].split('.')[0] for argument in context.args}
+    if others := sorted(name for name in named & set(list_models()) if task_of(name) != 'image-classification'):
+        raise ValueError(f"{others[0]} does not classify, as timm's scripts expect; `vt-hub evaluate` measures it.")
     command = runner(find_script(f'{script}.py'), context.args)
     print(shlex.join(command), flush=True)
     if code := run(command):

@@ -57,7 +57,7 @@ def list_(
         print_table(
             ['weights', 'MB', 'licence', 'measured', 'sha256'],
             (  # `info` and --json have all that was measured
-                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metrics(e['metrics'][:1]), e['sha256']]
+                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metric(e['metrics'][0]), e['sha256']]
                 for e in entries
             ),
             ['MB'],
@@ -70,8 +70,8 @@ def list_(
         )
 
 
-def format_metrics(metrics: list[dict[str, Any]]) -> str:
-    return ', '.join(f'{m["name"]} {m["value"]:g} on {m["dataset"]}' for m in metrics)
+def format_metric(metric: dict[str, Any]) -> str:
+    return f'{metric["name"]} {metric["value"]:g} on {metric["dataset"]}'
 
 
 @app.command()
@@ -90,7 +90,7 @@ def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or 
     if weights:
         entry |= weights | {
             'size': f'{weights["size"] / 1e6:.1f} MB',
-            'metrics': format_metrics(weights['metrics']),
+            'metrics': '\n'.join(f'{format_metric(metric)}, {metric["split"]}' for metric in weights['metrics']),
         }
     print_table(['', ''], ([key, ', '.join(map(str, v)) if isinstance(v, list) else v] for key, v in entry.items()))
 

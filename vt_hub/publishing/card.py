@@ -47,7 +47,7 @@ import vt_hub
 model = timm.create_model('{{ source }}', pretrained=True).eval()
 ```
 
-In transformers; without vt_hub, `trust_remote_code` runs the code that is in the published folder:
+In transformers; without vt_hub, `trust_remote_code` runs the code that is in the folder, which `vt-hub pull` brings:
 
 ```python
 from transformers import pipeline
@@ -55,7 +55,7 @@ from transformers import pipeline
 {{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
 ```
 
-In torch.hub, from the published folder on disk (`vt-hub pull` brings it there):
+In torch.hub, from that folder on disk:
 
 ```python
 import torch
