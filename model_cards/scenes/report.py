@@ -20,12 +20,13 @@ PAIRS = (
     ('vt', 'vt_8000'),
     ('vt', 'vt_shuffled'),
     ('vt', 'vt_sharp'),
-    ('vt_8000', 'resnet'),
+    ('vt_8000', 'resnet_8000'),
     ('vt_8000', 'vt_scratch'),
     ('vt_8000_seed1', 'vt_scratch'),
     ('vt_8000', 'vt_8000_sharp'),
     ('vt_8000', 'vt_8000_shuffled'),
     ('resnet', 'resnet_scratch'),
+    ('resnet', 'resnet_8000'),
 )
 ARMS = {  # in the order of the tables' legend
     'vt': 'these weights',
@@ -36,8 +37,9 @@ ARMS = {  # in the order of the tables' legend
     'vt_8000_seed1': 'those of another seed',
     'vt_8000_sharp': 'those before attention was softened',
     'vt_8000_shuffled': 'those, shuffled within each tensor',
-    'resnet': 'a ResNet pretrained alike, for 8000 steps',
+    'resnet': 'a ResNet pretrained alike',
     'resnet_scratch': 'a ResNet from random weights',
+    'resnet_8000': 'a ResNet pretrained for 8000 steps',
 }
 CELL = ['task', 'shots']
 TUNED = [*CELL, 'arm', 'steps', 'lr']
