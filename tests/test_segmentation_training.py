@@ -624,7 +624,7 @@ def test_the_first_of_many_bad_pairs_are_named(run, spoiled, tmp_path):
     ('more', 'message'),
     [
         (['--batch_size', 16], 'tiny shapes has 8 training pairs, a batch is 16.'),
-        (['--device_batch_size', 3], 'A batch of 2 images cannot be split over 1 x 3.'),
+        (['--batch_size', 4, '--device_batch_size', 3], 'A batch of 4 images cannot be split over 1 x 3.'),
         (['--lr', 'high'], "lr of a recipe is float, not 'high'."),
         (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg is no segmentation model; use one of '),
         (
