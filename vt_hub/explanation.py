@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from .figures import new_figure, save_figure
-from .images import to_channels, with_channels
-from .predict import eval_transform, label_names
+from .images import to_channels
+from .predict import data_config, eval_transform, label_names
 from .vt_resnet import VTResNetBody
 
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
@@ -68,7 +67,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     """
     if not isinstance(model, VTResNetBody) or model.num_classes == 0 or model.pruned:
         raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
-    config = with_channels(timm.data.resolve_model_data_config(model), model.in_chans)
+    config = data_config(model)
     pixels, weight = eval_transform(model)(to_channels(image, model.in_chans)), model.fc.weight
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)

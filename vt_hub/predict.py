@@ -12,7 +12,16 @@ from PIL import Image
 
 from .images import read_image, with_channels
 
-__all__ = ['DTYPES', 'Classifier', 'ImageReader', 'eval_transform', 'is_segmenter', 'label_names', 'predict']
+__all__ = [
+    'DTYPES',
+    'Classifier',
+    'ImageReader',
+    'data_config',
+    'eval_transform',
+    'is_segmenter',
+    'label_names',
+    'predict',
+]
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -31,6 +40,11 @@ def is_segmenter(model: torch.nn.Module) -> bool:
     return hasattr(model, 'forward_maps')
 
 
+def data_config(model: torch.nn.Module, use_test_size: bool = False) -> dict[str, Any]:
+    """timm's description of a model's preprocessing; see `eval_transform` for the arguments."""
+    return with_channels(timm.data.resolve_model_data_config(model, use_test_size=use_test_size), model.in_chans)
+
+
 def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Callable[[Image.Image], torch.Tensor]:
     """timm's transform for evaluation, from an image to pixels (C, H, W) as the model takes them.
 
@@ -38,8 +52,7 @@ def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Calla
         model: A timm model.
         use_test_size: To the size that timm evaluates the model at, where it has another.
     """
-    data = timm.data.resolve_model_data_config(model, use_test_size=use_test_size)
-    return timm.data.create_transform(**with_channels(data, model.in_chans), is_training=False)
+    return timm.data.create_transform(**data_config(model, use_test_size), is_training=False)
 
 
 class ImageReader(torch.utils.data.Dataset):
