@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from vt_hub.models import list_models
-from vt_hub.vt_layers import Projector
-from vt_hub.vt_resnet import fuse_norms
+from vt_hub.vt_fuse import fuse
 
 SMALL = ('test_vt_resnet', 'vt_resnet10', 'test_vt_fpn')
 
@@ -37,9 +36,7 @@ def test_every_architecture_gives_the_same_logits(name):
     expected, params = model(x), sum(p.numel() for p in model.parameters())
     assert model.fuse() is model
     assert_same(model(x), expected)
-    # where tokens are as wide as the map there is no W_V to fold the norm into
-    left = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
-    assert left == [m.norm for m in model.modules() if isinstance(m, Projector) and isinstance(m.value, nn.Identity)]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert sum(p.numel() for p in model.parameters()) < params
 
 
@@ -60,7 +57,7 @@ def test_timms_models_give_the_same_logits(name):
     """ResNets are fused whole, deep stems and pooled shortcuts too; of others only what surely runs in order."""
     model, x = with_statistics(timm.create_model(name)), torch.randn(2, 3, 64, 64)
     expected = model(x)
-    assert_same(fuse_norms(model)(x), expected)
+    assert_same(fuse(model)(x), expected)
     if name.startswith('resnet'):
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 

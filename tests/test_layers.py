@@ -8,17 +8,15 @@ from torch.overrides import TorchFunctionMode
 
 from vt_hub.vt_layers import (
     ClusterTokenizer,
+    DistinctTokenizer,
     FilterTokenizer,
     GraphMixer,
-    IdentityMixer,
     PoolingTokenizer,
     Projector,
     RecurrentTokenizer,
     TransformerMixer,
     VTModule,
-    attention,
     token_grid,
-    with_added,
 )
 
 B, C, D, L, H, W = 3, 10, 12, 8, 7, 5
@@ -80,6 +78,49 @@ def test_tokenizer_is_equation_1_or_2(kind, token_dim):
         assert_close(out[b], apply(expected, tokenizer.proj))
         assert_close(attn[b], A)
     torch.testing.assert_close(attn.sum(-1), torch.ones(B, L), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('token_dim', [C, D])
+@pytest.mark.parametrize('recurrent', [False, True])
+def test_distinct_tokenizer_is_equation_1_or_2_with_bounded_logits(recurrent, token_dim):
+    x, tokens = 3 * torch.randn(B, C, H, W), torch.randn(B, L, token_dim)
+    tokenizer = DistinctTokenizer(C, token_dim, L, recurrent=recurrent)
+    tokenizer.sharpness.fill_(1.7)
+    out, attn = tokenizer(x, tokens)
+    for b in range(B):
+        filters = []
+        for t in range(L):
+            w = tokenizer.filters[t].clone()
+            if recurrent:
+                difference = tokens[b, t] - sum(tokens[b]) / L
+                w += torch.stack([difference @ row for row in tokenizer.token_to_filter.weight])
+            filters.append(1.7 * w / math.sqrt(sum(v.item() ** 2 for v in w)))
+        X = rows(x[b])
+        mean = sum(X) / len(X)
+        std = math.sqrt(sum(v.item() ** 2 for row in X for v in row - mean) / X.numel())
+        expected, A = naive_pool(x[b], torch.stack(filters, 1), std)
+        assert_close(out[b], apply(expected, tokenizer.proj))
+        assert_close(attn[b], A)
+
+
+@torch.no_grad()
+def test_distinct_logits_know_neither_the_scale_of_the_map_nor_that_of_the_filters():
+    tokenizer, x = DistinctTokenizer(C, D, L), torch.randn(B, C, H, W)
+    attn = tokenizer(x)[1]
+    assert_close(tokenizer(100 * x)[1], attn)
+    tokenizer.filters.mul_(100)
+    assert_close(tokenizer(x)[1], attn)
+    assert tokenizer(torch.zeros_like(x))[0].isfinite().all()
+
+
+@torch.no_grad()
+def test_equal_tokens_do_not_align_the_filters_of_a_distinct_tokenizer():
+    x, tokens = torch.randn(B, C, H, W), torch.randn(B, 1, D).expand(-1, L, -1)
+    apart = DistinctTokenizer(C, D, L, recurrent=True)(x, tokens)[1]
+    together = RecurrentTokenizer(C, D, L)(x, tokens)[1]
+    assert (apart[:, :1] - apart[:, 1:]).abs().amax((0, 2)).min() > 0.01
+    assert_close(together, together[:, :1].expand(-1, L, -1))
 
 
 def test_pooling_tokenizer_averages_cells():
@@ -150,7 +191,7 @@ def naive_transformer(T, mixer):
     U = naive_layer_norm(T, mixer.norm1)
     K, Q, F1, F2 = map(linear, (mixer.k, mixer.q, mixer.fc1, mixer.fc2))
     scores = (U @ K) @ (U @ Q).t() / math.sqrt(K.shape[1])
-    T = T + torch.tensor([softmax(row.tolist()) for row in scores]) @ U
+    T = T + torch.tensor([softmax(row.tolist()) for row in scores]) @ U * getattr(mixer.gate, 'gamma', 1)
     return T + (naive_layer_norm(T, mixer.norm2) @ F1).clamp_min(0) @ F2
 
 
@@ -167,17 +208,13 @@ def randomize(module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('mixer_class', [TransformerMixer, GraphMixer, IdentityMixer])
-def test_mixer_is_equations_3_and_4(mixer_class):
-    mixer = randomize(mixer_class(D, L))
+@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize('mixer_class', [TransformerMixer, GraphMixer, torch.nn.Identity])
+def test_mixer_is_equations_3_and_4(mixer_class, gated):
+    mixer = randomize(mixer_class(D, L, gated))
     tokens = torch.randn(B, L, D)
     for out, T in zip(mixer(tokens), tokens, strict=True):
         assert_close(out, naive_mixer(T, mixer))
-
-
-def test_sdpa_gives_the_same_attention():
-    k, q, u = torch.randn(B, L, D // 2), torch.randn(B, L, D // 2), torch.randn(B, L, D)
-    assert_close(attention(k, q, u, 0.3, fused=True), attention(k, q, u, 0.3, fused=False))
 
 
 def naive_projector(x, T, projector):
@@ -203,40 +240,19 @@ def test_projector_is_equation_5(token_dim):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('distinct', [False, True])
 @pytest.mark.parametrize('mixer', ['transformer', 'graph', 'none'])
 @pytest.mark.parametrize('tokenizer', ['filter', 'recurrent', 'pooling', 'cluster'])
-def test_module_chains_tokenizer_mixer_and_projector(tokenizer, mixer):
-    module = randomize(VTModule(C, D, L, tokenizer, mixer))
+def test_module_chains_tokenizer_mixer_and_projector(tokenizer, mixer, distinct):
+    module = randomize(VTModule(C, D, L, tokenizer, mixer, distinct_tokens=distinct))
     x, tokens = torch.randn(B, C, H, W), torch.randn(B, L, D)
-    out, out_tokens, attn, added = module(x, tokens)
-    out = with_added(out, added)
+    out, out_tokens, attn = module(x, tokens)
     pooled, _ = module.tokenizer(x, tokens)
     for b in range(B):
         T = naive_layer_norm(naive_mixer(pooled[b], module.mixer), module.norm)
         assert_close(out_tokens[b], T)
         assert_close(rows(out[b]), naive_projector(x[b], T, module.projector))
     torch.testing.assert_close(attn.sum(-1), torch.ones(B, L), rtol=0, atol=1e-12)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('channels_last', [False, True])
-@pytest.mark.parametrize('tokenizer', ['filter', 'recurrent', 'pooling', 'cluster'])
-def test_what_is_added_need_not_be_in_the_map(tokenizer, channels_last):
-    first, second, third = (randomize(VTModule(C, D, L, kind)) for kind in ('filter', tokenizer, 'recurrent'))
-    x = torch.randn(B, C, H, W)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    untouched, deferred, added = x.clone(), x, None
-    tokens = deferred_tokens = None
-    for module in (first, second, third):
-        deferred, deferred_tokens, deferred_attn, added = module(deferred, deferred_tokens, added)
-        x, tokens, attn, left = module(x, tokens)
-        x = with_added(x, left)
-        assert_close(deferred_tokens, tokens)
-        assert_close(deferred_attn, attn)
-        assert_close(with_added(deferred, added), x)
-    assert torch.equal(deferred, untouched)
-    assert x.stride() == untouched.stride()
 
 
 def test_module_without_projector_leaves_the_map():

@@ -73,7 +73,7 @@ def test_decoder_is_the_papers_equations_over_all_levels(float64):
     """Against a transcription in float64: pool each level, one transformer over all tokens, project its own back."""
     torch.manual_seed(0)
     num_tokens = 3
-    decoder = VTDecoder([4, 6], dim=5, token_dim=8, num_tokens=num_tokens).eval()
+    decoder = VTDecoder([4, 6], dim=5, token_dim=8, num_tokens=num_tokens, distinct_tokens=False).eval()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter)
     maps = [torch.randn(2, 4, 6, 5), torch.randn(2, 6, 3, 3)]

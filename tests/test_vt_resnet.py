@@ -1,7 +1,6 @@
 import pytest
 import timm
 import torch
-from timm.layers import set_fused_attn
 from timm.models import group_parameters
 from torch.nn.utils import prune
 
@@ -172,19 +171,6 @@ def test_gradient_checkpointing_keeps_gradients():
         gradients.append([p.grad for p in model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
-
-
-@torch.no_grad()
-def test_fused_and_plain_attention_agree():
-    x = torch.randn(2, 3, 64, 64)
-    try:
-        set_fused_attn(enable=False)
-        plain = tiny().eval()
-    finally:
-        set_fused_attn(enable=True)
-    fused = tiny().eval()
-    assert fused.vt.blocks[0].mixer.fused_attn != plain.vt.blocks[0].mixer.fused_attn
-    torch.testing.assert_close(fused(x), plain(x))
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from .files import replaced_whole
 from .models import list_models, task_of
 from .predict import DTYPES
 from .training.results import Progress, find_device, no_progress
-from .vt_resnet import fuse_norms
+from .vt_fuse import fuse
 
 __all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
 
@@ -87,7 +87,7 @@ def build(setting: Setting) -> dict[str, nn.Module]:
     for name, network in networks.items():
         network.train(setting.training)
         if setting.fused:
-            fuse_norms(network)
+            fuse(network)
         network.to(
             setting.device,
             torch.float32 if setting.training else DTYPES[setting.dtype],

@@ -11,6 +11,7 @@ from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .vt_fpn import default_cfgs as vt_fpn_default_cfgs
 from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
 from .vt_resnet import default_cfgs as vt_resnet_default_cfgs
+from .weights import saved_args
 
 __all__ = ['VTConfig', 'VTFPNConfig', 'VTResNetConfig']
 
@@ -58,6 +59,10 @@ class VTConfig(PreTrainedConfig):
         if sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(f'id2label names the classes {sorted(self.id2label)}; they count from 0, without gaps.')
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        return super().from_dict({**config_dict, 'model_args': saved_args(config_dict)}, **kwargs)
+
     @property
     def build_args(self) -> dict[str, Any]:
         """Arguments of the network's `build`, all but `num_classes`."""
@@ -75,7 +80,10 @@ class VTConfig(PreTrainedConfig):
         output['label_names'] = self.label_names
         output['pretrained_cfg'] = {**self.pretrained_cfg, 'num_classes': self.num_labels}
         # what is saved has its own weights
-        output['model_args'] = {k: v for k, v in self.model_args.items() if k != 'pretrained_backbone'}
+        output['model_args'] = {
+            'distinct_tokens': True,
+            **{k: v for k, v in self.model_args.items() if k != 'pretrained_backbone'},
+        }
         return output
 
 

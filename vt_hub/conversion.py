@@ -153,7 +153,11 @@ def load_checkpoint(
     overlay |= {key: args[key] for key in PREPROCESSING if args.get(key)}
     if size := args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size'])):
         overlay['input_size'] = tuple(size)
-    shape = {'num_classes': len(state_dict['fc.weight']), 'in_chans': state_dict['conv1.weight'].shape[1]}
+    shape = {
+        'num_classes': len(state_dict['fc.weight']),
+        'in_chans': state_dict['conv1.weight'].shape[1],
+        'distinct_tokens': any(key.endswith('.sharpness') for key in state_dict),
+    }
     model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
     return load_into(model, state_dict, path).eval(), facts
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerScale
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -18,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vt import VTFPNConfig, VTResNetConfig
 from .vt_fpn import VTFPNBody
-from .vt_layers import MapFilters, TransformerMixer
+from .vt_layers import DistinctTokenizer
 from .vt_resnet import VTResNetBody
 
 __all__ = [
@@ -39,7 +40,6 @@ class VTPreTrainedModel(PreTrainedModel):
     input_modalities = ('image',)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _supports_sdpa = True
     _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule', 'VTDecoder', 'SemanticHead']
 
     @classmethod
@@ -70,15 +70,6 @@ class VTPreTrainedModel(PreTrainedModel):
                 value.data = value.data.clone()  # mapped from the file; some CPUs round otherwise where it is unaligned
         return (model, info) if output_loading_info else model
 
-    def apply_attn_implementation(self):
-        for module in self.modules():
-            if isinstance(module, TransformerMixer):
-                module.fused_attn = self.config._attn_implementation != 'eager'
-
-    def set_attn_implementation(self, *args, **kwargs):
-        super().set_attn_implementation(*args, **kwargs)
-        self.apply_attn_implementation()
-
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
         self.gradient_checkpointing = enable  # what is_gradient_checkpointing reads
         self.set_grad_checkpointing(enable)
@@ -86,11 +77,16 @@ class VTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """torch's own initialisation, through functions that leave loaded tensors alone."""
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, MapFilters)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if getattr(module, 'bias', None) is not None:
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, DistinctTokenizer):
+            init.normal_(module.filters, std=module.scale)
+            init.constant_(module.sharpness, 0.5)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.gamma, module.init_values)
         else:
             super()._init_weights(module)
             if getattr(module, 'zero_init', False):
@@ -110,7 +106,6 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
         for module in self.modules():
             if hasattr(module, 'zero_init_last'):  # told to the norm itself: _init_weights sees leaf modules only
                 (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
-        self.apply_attn_implementation()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -131,10 +126,10 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
         else:
             x = self.forward_trunk(x)
         size = x.shape[-2:]
-        x, tokens, attns = self.vt.forward_tokens(x, with_map=output_hidden_states)
+        x, tokens, attns = self.vt.forward_tokens(x)
         hidden_states = (*maps, x) if output_hidden_states else None
         attentions = tuple(attn.unflatten(2, size) for attn in attns) if output_attentions else None
-        return tokens, hidden_states, attentions
+        return tokens[-1], hidden_states, attentions
 
 
 class VTResNetModel(VTResNetPreTrainedModel):
@@ -260,7 +255,6 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         self.build(**config.build_args, num_classes=config.num_labels)
         for module in self.backbone.modules():
             module.of_backbone = True
-        self.apply_attn_implementation()
         self.post_init()
 
     @torch.no_grad()

@@ -16,9 +16,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Format
 from timm.models import build_model_with_cfg, generate_default_cfgs
 
-from .vt_layers import FilterTokenizer, Projector, TransformerMixer
-from .vt_resnet import fuse_norms, register
-from .weights import hub_id, pretrained_cfg_overlay
+from .vt_fuse import fuse
+from .vt_layers import DISTINCT_TOKENIZERS, TOKENIZERS, Projector, TransformerMixer
+from .vt_resnet import register
+from .weights import args_of_source, hub_id, published_weights
 
 __all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
 
@@ -57,6 +58,7 @@ class VTDecoder(nn.Module):
         top_down: Add the coarser maps to the finer ones first, as the FPN does: the paper replaces the FPN's
             convolutions, and Tables 9 and 10 fit both, since additions are not counted. Figure 4 shows none; without,
             levels meet in the tokens alone, and small objects suffer (docs/segmentation.md).
+        distinct_tokens: Keep tokens apart; if False, the paper's arithmetic.
     """
 
     def __init__(
@@ -66,16 +68,18 @@ class VTDecoder(nn.Module):
         token_dim: int = 1024,
         num_tokens: int = 8,
         top_down: bool = True,
+        distinct_tokens: bool = True,
         device=None,
         dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        tokenizer = (DISTINCT_TOKENIZERS if distinct_tokens else TOKENIZERS)['filter']
         self.num_tokens = num_tokens
         self.top_down = top_down
         self.laterals = nn.ModuleList([nn.Conv2d(chs, dim, 1, **dd) for chs in in_chs])
-        self.tokenizers = nn.ModuleList([FilterTokenizer(dim, token_dim, num_tokens, **dd) for _ in in_chs])
-        self.mixer = TransformerMixer(token_dim, num_tokens * len(in_chs), **dd)
+        self.tokenizers = nn.ModuleList([tokenizer(dim, token_dim, num_tokens, **dd) for _ in in_chs])
+        self.mixer = TransformerMixer(token_dim, num_tokens * len(in_chs), gated=distinct_tokens, **dd)
         self.norm = nn.LayerNorm(token_dim, **dd)
         self.projectors = nn.ModuleList([Projector(dim, token_dim, **dd) for _ in in_chs])
         # projected tokens grow from zero: untrained ones would hide the maps, and training is slow to uncover them
@@ -185,6 +189,7 @@ class VTFPNBody:
         num_tokens: int = 8,
         hidden_dim: int = 128,
         top_down: bool = True,
+        distinct_tokens: bool = True,
         pretrained_backbone: bool = False,
         device=None,
         dtype=None,
@@ -200,6 +205,8 @@ class VTFPNBody:
             num_tokens: Visual tokens of each level.
             hidden_dim: Channels of the semantic head.
             top_down: See `VTDecoder`; the panoptic FPN always does.
+            distinct_tokens: Keep tokens apart; if False, the paper's arithmetic (docs/architecture.md). Weights that
+                were saved without this argument have False.
             pretrained_backbone: Load timm's weights for the backbone.
 
         Raises:
@@ -211,6 +218,7 @@ class VTFPNBody:
             raise ValueError(f"Unknown decoder {decoder!r}; use 'vt' or 'fpn'.")
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.distinct_tokens = distinct_tokens
         self.num_features = self.head_hidden_size = hidden_dim
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained_backbone, features_only=True, in_chans=in_chans, **dd
@@ -224,7 +232,7 @@ class VTFPNBody:
         self.levels = [reductions.index(stride) for stride in (4, 8, 16, 32)]
         in_chs = [self.backbone.feature_info.channels()[i] for i in self.levels]
         if decoder == 'vt':
-            self.decoder: nn.Module = VTDecoder(in_chs, dim, token_dim, num_tokens, top_down, **dd)
+            self.decoder: nn.Module = VTDecoder(in_chs, dim, token_dim, num_tokens, top_down, distinct_tokens, **dd)
         else:
             self.decoder = TopDownDecoder(in_chs, dim, **dd)
         self.head = SemanticHead(dim, hidden_dim, len(in_chs), num_classes, **dd)
@@ -236,11 +244,8 @@ class VTFPNBody:
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """Fold norms into the layers before them and merge projections, in place, for inference; returns the model.
-
-        The state dict is then another one: load weights before. Of a backbone that is no ResNet, some norms may stay.
-        """
-        return fuse_norms(self)
+        """Make the network cheaper for inference, in place; see `vt_fuse.fuse`. Returns it."""
+        return fuse(self)
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
@@ -342,11 +347,13 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
 def _create_vt_fpn(variant: str, pretrained: bool = False, **kwargs: Any) -> VTFPN:
     if kwargs.pop('features_only', False):
         raise ValueError(f'{variant} is no backbone; use its backbone alone.')
+    args = args_of_source(kwargs.get('pretrained_cfg'))
     if pretrained:
-        kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(
+        overlay, published = published_weights(
             variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
         )
-    return build_model_with_cfg(VTFPN, variant, pretrained, **dict(ARCHITECTURES[variant], **kwargs))
+        kwargs['pretrained_cfg_overlay'], args = overlay, args | published
+    return build_model_with_cfg(VTFPN, variant, pretrained, **{**ARCHITECTURES[variant], **args, **kwargs})
 
 
 @register

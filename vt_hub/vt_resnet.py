@@ -9,8 +9,7 @@ classifier reads the mean of the last tokens; the map after the last projector i
 """
 
 import warnings
-from itertools import pairwise
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -18,7 +17,6 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import calculate_drop_path_rates, get_device_dtype
 from timm.models import (
-    FeatureDictNet,
     build_model_with_cfg,
     checkpoint,
     checkpoint_seq,
@@ -27,13 +25,13 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 
-from .vt_layers import Projector, VTModule, with_added
-from .weights import hub_id, pretrained_cfg_overlay
+from .vt_fuse import fuse
+from .vt_layers import VTModule
+from .weights import args_of_source, hub_id, published_weights
 
-__all__ = ['VTResNet', 'fuse_norms']
+__all__ = ['VTResNet']
 
 BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 
@@ -54,6 +52,7 @@ class VTStage(nn.Module):
         recurrent: bool,
         token_mixer: str,
         projector: bool,
+        distinct_tokens: bool,
         drop_path_rates: List[float],
         device=None,
         dtype=None,
@@ -80,6 +79,7 @@ class VTStage(nn.Module):
                     tokenizer=later_tokenizer if i else tokenizer,
                     token_mixer=token_mixer,
                     projector=projector and i < last,
+                    distinct_tokens=distinct_tokens,
                     drop_path=drop_path,
                     **dd,
                 )
@@ -91,30 +91,24 @@ class VTStage(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True):
         self.grad_checkpointing = enable
 
-    def forward_tokens(
-        self, x: torch.Tensor, with_map: bool = True
-    ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor], List[torch.Tensor]]:
-        """Map (B, in_chs, H, W) to map (B, C, H, W), tokens (B, L, D) and the attention (B, L, P) of each module.
-
-        The map is None if not asked for: the tokens do not need it.
-        """
+    def forward_tokens(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor], List[torch.Tensor]]:
+        """Map (B, in_chs, H, W) to map (B, C, H, W), and each module's tokens (B, L, D) and attention (B, L, P)."""
         x = self.embed(x)
         tokens: Optional[torch.Tensor] = None
-        added: Optional[Tuple[torch.Tensor, torch.Tensor]] = None
+        all_tokens: List[torch.Tensor] = []
         attns: List[torch.Tensor] = []
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, tokens, attn, added = checkpoint(block, x, tokens, added, use_reentrant=False)  # `added` is nested
+                x, tokens, attn = checkpoint(block, x, tokens)
             else:
-                x, tokens, attn, added = block(x, tokens, added)
+                x, tokens, attn = block(x, tokens)
+            all_tokens.append(tokens)
             attns.append(attn)
-        return with_added(x, added) if with_map else None, tokens, attns
+        return x, all_tokens, attns
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_chs, H, W) to map (B, C, H, W)."""
-        x = self.forward_tokens(x)[0]
-        assert x is not None
-        return x
+        return self.forward_tokens(x)[0]
 
 
 class VTResNetBody:
@@ -137,6 +131,7 @@ class VTResNetBody:
         recurrent: bool = True,
         token_mixer: str = 'transformer',
         projector: bool = True,
+        distinct_tokens: bool = True,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = 'avg',
@@ -158,6 +153,8 @@ class VTResNetBody:
             recurrent: Recurrent tokenizers in the later modules; if False, the first module's kind (Table 4).
             token_mixer: 'transformer', 'graph' or 'none' (Table 5).
             projector: Project the tokens back onto the map (Table 7).
+            distinct_tokens: Keep tokens apart; if False, the paper's arithmetic, by which they become one
+                (docs/architecture.md). Weights that were saved without this argument have False.
             num_classes: Classes of the classifier; 0 for pooled features.
             in_chans: Image channels.
             global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
@@ -169,6 +166,7 @@ class VTResNetBody:
             raise ValueError(f'Unknown block {block!r}; use one of {", ".join(map(repr, BLOCKS))}.')
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.distinct_tokens = distinct_tokens
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         self.pruned = False
@@ -205,6 +203,7 @@ class VTResNetBody:
             recurrent=recurrent,
             token_mixer=token_mixer,
             projector=projector,
+            distinct_tokens=distinct_tokens,
             drop_path_rates=drop_path_rates[sum(layers) :],
             **dd,
         )
@@ -227,11 +226,8 @@ class VTResNetBody:
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """Fold norms into the layers before them and merge projections, in place, for inference; returns the model.
-
-        The state dict is then another one: load weights before.
-        """
-        return fuse_norms(self)
+        """Make the network cheaper for inference, in place; see `vt_fuse.fuse`. Returns it."""
+        return fuse(self)
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
         dd = get_device_dtype(self)
@@ -252,9 +248,7 @@ class VTResNetBody:
         x = self.forward_trunk(x)
         if self.pruned:
             return self.vt(x)
-        tokens = self.vt.forward_tokens(x, with_map=False)[1]
-        assert tokens is not None  # there is a module
-        return tokens
+        return self.vt.forward_tokens(x)[1][-1]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Visual tokens (B, L, D), or once pruned a map, to logits (B, num_classes) or to their mean (B, D)."""
@@ -275,7 +269,7 @@ class VTResNetBody:
             One (B, L, H / 16, W / 16) map per VT module; each token's map sums to 1.
         """
         x = self.forward_trunk(x)
-        attns = self.vt.forward_tokens(x, with_map=False)[2]
+        attns = self.vt.forward_tokens(x)[2]
         return [attn.unflatten(2, x.shape[-2:]) for attn in attns]
 
     @torch.jit.ignore
@@ -315,8 +309,8 @@ class VTResNetBody:
             if feat_idx in take_indices:
                 intermediates.append(x)
         if max_index == 4 or not stop_early:
-            feature_map, tokens, _ = self.vt.forward_tokens(x, with_map=self.pruned or 4 in take_indices)
-            x = feature_map if self.pruned else tokens
+            feature_map, tokens, _ = self.vt.forward_tokens(x)
+            x = feature_map if self.pruned else tokens[-1]
             if 4 in take_indices:
                 intermediates.append(feature_map)
 
@@ -349,41 +343,6 @@ class VTResNetBody:
         self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         self.reset_classifier(0, '')
         return take_indices
-
-
-def ordered_leaves(module: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
-    """Parent, name and module of what a module runs one after the other; a Sequential is its parts."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Sequential):
-            yield from ordered_leaves(child)
-        else:
-            yield module, name, child
-
-
-@torch.no_grad()
-def fuse_norms(model: nn.Module) -> nn.Module:
-    """Fold BatchNorms into the convolutions and projectors before them, for inference, in place.
-
-    Done in ResNets, timm's and ours, in VT-FPN and in every Sequential; elsewhere the order of a module's children says
-    nothing about the order they run in.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: The model is in training mode.
-    """
-    if model.training:
-        raise ValueError('Only a model in evaluation mode can be fused; call eval() first.')
-    for module in list(model.modules()):
-        if isinstance(module, Projector):
-            module.fuse()
-        elif isinstance(module, (nn.Sequential, BasicBlock, Bottleneck, ResNet, FeatureDictNet, VTResNetBody)):
-            for (parent, name, conv), (norm_parent, norm_name, norm) in pairwise(list(ordered_leaves(module))):
-                if isinstance(conv, nn.Conv2d) and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-                    setattr(parent, name, fuse_conv_bn_eval(conv, norm))
-                    setattr(norm_parent, norm_name, nn.Identity())
-    return model
 
 
 class VTResNet(VTResNetBody, nn.Module):
@@ -503,11 +462,12 @@ def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
     if kwargs.get('features_only') and kwargs.get('feature_cls') in ('hook', 'fx'):
         raise ValueError("The last map is nobody's output for hooks or fx; use feature_cls 'getter', 'list' or 'dict'.")
-    model_cls = VTResNet
+    model_cls, args = VTResNet, args_of_source(kwargs.get('pretrained_cfg'))
     if pretrained:
-        given = kwargs.get('pretrained_cfg_overlay') or {}
-        kwargs['pretrained_cfg_overlay'] = pretrained_cfg_overlay(variant, kwargs.get('pretrained_cfg'), given)
-        published = kwargs['pretrained_cfg_overlay'] != given
+        overlay, published = published_weights(
+            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
+        )
+        kwargs['pretrained_cfg_overlay'], args = overlay, args | published
         if published and kwargs.get('pretrained_strict', True):
             model_cls = _empty_vt_resnet  # the published file has all the rest
     elif 'untrained' in default_cfgs[variant].cfgs:  # the paper's classes and image size, not those of our weights
@@ -518,7 +478,7 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         pretrained,
         # the getter prunes: a wrapped backbone keeps no parameter without a gradient
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
-        **dict(ARCHITECTURES[variant], **kwargs),
+        **{**ARCHITECTURES[variant], **args, **kwargs},
     )
 
 

@@ -1,6 +1,7 @@
 """Where pretrained weights come from, and the check that they are the published ones."""
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -8,12 +9,14 @@ from typing import Any
 
 __all__ = [
     'PRETRAINED',
+    'args_of_source',
     'check_folder',
     'fetch',
     'hub_id',
     'list_pretrained',
-    'pretrained_cfg_overlay',
     'pretrained_folder',
+    'published_weights',
+    'saved_args',
 ]
 
 # published `arch.tag` -> sha256 of its model.safetensors; the first of an architecture is its default
@@ -183,17 +186,49 @@ def pretrained_folder(name: str) -> Path:
     return folder
 
 
-def pretrained_cfg_overlay(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> dict[str, Any]:
-    """The overlay that makes timm's builder load the checked file, unless the caller named a source of their own.
+def saved_args(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the network in a folder's `config.json`.
+
+    Folders that the package wrote before it knew `distinct_tokens` do not name it: their tokens are the paper's. timm's
+    own folders, which have no `transformers_version`, leave out what is the default.
+    """
+    older = {'distinct_tokens': False} if 'transformers_version' in config else {}
+    return older | (config.get('model_args') or {})
+
+
+def published_weights(
+    variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How timm's builder loads the checked file of published weights, unless the caller named a source of their own.
 
     Args:
         variant: Architecture name.
         pretrained_cfg: The builder's argument: a tag, None for the default tag, or a whole configuration.
         overlay: The builder's argument, changes to that configuration.
+
+    Returns:
+        The overlay that names the file, and the arguments of the network that the weights are of.
     """
     overlay = dict(overlay or {})
     own_source = any(overlay.get(key) for key in ('state_dict', 'file', 'url', 'hf_hub_id'))
     if own_source or not (pretrained_cfg is None or isinstance(pretrained_cfg, str)):
-        return overlay
+        return overlay, {}
     folder = pretrained_folder(f'{variant}.{pretrained_cfg}' if pretrained_cfg else variant)
-    return dict(overlay, file=str(folder / 'model.safetensors'))
+    args = saved_args(json.loads((folder / 'config.json').read_text('utf-8')))
+    return dict(overlay, file=str(folder / 'model.safetensors')), args
+
+
+def args_of_source(pretrained_cfg: Any) -> dict[str, Any]:
+    """`saved_args` of the folder, on disk or on the Hub, that timm's builder was given the configuration of."""
+    cfg = pretrained_cfg.to_dict() if hasattr(pretrained_cfg, 'to_dict') else pretrained_cfg
+    source = cfg.get('source') if isinstance(cfg, dict) else None
+    path: Any = None
+    if source == 'local-dir':
+        path = Path(cfg['file'], 'config.json')
+    elif source == 'hf-hub':  # timm has just fetched it
+        from huggingface_hub import try_to_load_from_cache
+        from timm.models import hf_split
+
+        repo_id, revision = hf_split(cfg['hf_hub_id'])
+        path = try_to_load_from_cache(repo_id, 'config.json', revision=revision)
+    return saved_args(json.loads(Path(path).read_text('utf-8'))) if isinstance(path, (str, Path)) else {}

@@ -56,6 +56,7 @@ from torch.optim.swa_utils import update_bn
 
 import vt_hub  # noqa: F401  registers the models
 from vt_hub.checkpoints import load_into, read_json, read_safetensors
+from vt_hub.models import is_ours
 from vt_hub.training.pretraining import autocast
 from vt_hub.training.results import write_result
 from vt_hub.weights import file_sha256
@@ -145,9 +146,12 @@ class Arm:
             ValueError: The weights are damaged, or do not fit the model apart from the classifier.
         """
         torch.manual_seed(seed)
-        model = timm.create_model(self.model, num_classes=num_classes)
-        if self.weights:
-            weights = read_safetensors(self.weights)
+        weights = read_safetensors(self.weights) if self.weights else {}
+        tokens = {}
+        if weights and is_ours(self.model):
+            tokens['distinct_tokens'] = any(key.endswith('.sharpness') for key in weights)
+        model = timm.create_model(self.model, num_classes=num_classes, **tokens)
+        if weights:
             if self.shuffled:
                 weights = {key: shuffle(value) if value.ndim > 1 else value for key, value in weights.items()}
             head = model.pretrained_cfg['classifier']

@@ -38,6 +38,7 @@ CODE = (
     'images.py',
     'modeling_vt.py',
     'vt_fpn.py',
+    'vt_fuse.py',
     'vt_layers.py',
     'vt_resnet.py',
     'weights.py',
@@ -99,7 +100,8 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
             cfg.pop('label_names', None)
         config = kind.config_class(
             architecture=cfg['architecture'],
-            model_args={k: v for k, v in args.items() if k not in START_ARGS},
+            model_args={k: v for k, v in args.items() if k not in START_ARGS}
+            | {'distinct_tokens': model.distinct_tokens},  # which published weights may set
             pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
             label_names=cfg.get('label_names'),
             label_descriptions=cfg.get('label_descriptions'),

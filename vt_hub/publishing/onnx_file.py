@@ -67,7 +67,7 @@ class AttentionGraph(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = self.model.forward_trunk(x)
         _, tokens, attns = self.model.vt.forward_tokens(x)
-        return self.model.forward_head(tokens), *(attn.unflatten(2, x.shape[-2:]) for attn in attns)
+        return self.model.forward_head(tokens[-1]), *(attn.unflatten(2, x.shape[-2:]) for attn in attns)
 
 
 def pooling_weights(pixels: int, cells: int) -> torch.Tensor:
@@ -121,11 +121,13 @@ def export_onnx(
         model = copy.deepcopy(model).cpu().float().eval()
         model.set_grad_checkpointing(False)
         names = ['logits'] + [f'attention_{i + 1}' for i in range(len(model.vt.blocks) if attention else 0)]
-        graph = AttentionGraph(model) if attention else model
+        graph, fused = (
+            AttentionGraph(network) if attention else network for network in (model, copy.deepcopy(model).fuse())
+        )
         pixels = read_calibration(calibration, model)
         try:
             with replaced_whole(path) as unfinished:
-                write(graph, model, names, unfinished)
+                write(fused, model, names, unfinished)
                 difference = compare(graph, model, names, unfinished)
                 agreement = quantize(unfinished, pixels) if pixels else None
         except OSError as error:

@@ -1,0 +1,99 @@
+"""Inference made cheaper at the price of clarity: norms are folded, and matrices merged, into the layers before them.
+
+Tried beside it, and not worth their lines on a CPU: maps that are never made, since the next module can read a map plus
+a product of two small matrices as such; weights as left factors where tokens are few; K and Q in one product.
+"""
+
+from itertools import pairwise
+from typing import Iterator, Tuple
+
+import torch
+import torch.nn as nn
+from timm.models import FeatureDictNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from .vt_layers import Projector, pixels
+
+__all__ = ['fuse']
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def ordered_leaves(module: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
+    """Parent, name and module of what a module runs one after the other; a Sequential is its parts."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential):
+            yield from ordered_leaves(child)
+        else:
+            yield module, name, child
+
+
+def runs_in_order(module: nn.Module) -> bool:
+    """Whether a module runs its children in the order in which it holds them."""
+    return isinstance(module, (nn.Sequential, BasicBlock, Bottleneck, ResNet, FeatureDictNet)) or hasattr(module, 'vt')
+
+
+def fuse_convolutions(module: nn.Module):
+    """Fold BatchNorms into the convolutions that run before them."""
+    for (parent, name, conv), (norm_parent, norm_name, norm) in pairwise(list(ordered_leaves(module))):
+        if isinstance(conv, nn.Conv2d) and type(norm) in NORMS:
+            setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+            setattr(norm_parent, norm_name, nn.Identity())
+
+
+class Affine(nn.Module):
+    """T * gain + shift."""
+
+    def __init__(self, gain: torch.Tensor, shift: torch.Tensor):
+        super().__init__()
+        self.gain, self.shift = (nn.Parameter(value, requires_grad=False) for value in (gain, shift))
+
+    def forward(self, T: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, T, self.gain)
+
+
+class FusedProjector(nn.Module):
+    """`Projector` with W_K W_Q^T as one matrix. Each row of A sums to 1: the norm can run on L tokens, not P pixels."""
+
+    def __init__(self, projector: Projector):
+        super().__init__()
+        query, key, norm = projector.query.weight, projector.key.weight, projector.norm
+        wide = torch.promote_types(query.dtype, torch.float32)
+        self.key = nn.Linear(*key.shape, bias=False, device='meta')
+        self.key.weight = nn.Parameter((query.to(wide) @ key.to(wide) * projector.scale).to(query.dtype))
+        if isinstance(projector.value, nn.Linear):
+            self.value: nn.Module = fuse_linear_bn_eval(projector.value, norm)
+        else:
+            gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            self.value = Affine(gain, norm.bias - norm.running_mean * gain)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
+        A = (pixels(x) @ self.key(T).transpose(1, 2)).softmax(dim=2)
+        out = torch.baddbmm(x.flatten(2), self.value(T).transpose(1, 2), A.transpose(1, 2))
+        return out.unflatten(2, x.shape[2:])
+
+
+@torch.no_grad()
+def fuse(model: nn.Module) -> nn.Module:
+    """Make a network cheaper for inference, in place; its outputs stay the same up to rounding.
+
+    Norms are folded in ResNets, timm's and ours, in VT-FPN and in every Sequential; elsewhere the order of a module's
+    children says nothing about the order they run in.
+
+    Returns:
+        The model. Its state dict is another one now: load weights before.
+
+    Raises:
+        ValueError: The model is in training mode.
+    """
+    if model.training:
+        raise ValueError('Only a model in evaluation mode can be fused; call eval() first.')
+    for module in list(model.modules()):
+        if runs_in_order(module):
+            fuse_convolutions(module)
+        for name, child in list(module.named_children()):
+            if isinstance(child, Projector) and type(child.norm) in NORMS:
+                setattr(module, name, FusedProjector(child))
+    return model
