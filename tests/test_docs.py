@@ -1,5 +1,6 @@
 """What the documents say is what the code does: snippets run as printed, and figures are the computed ones."""
 
+import json
 import re
 import shlex
 import statistics
@@ -267,6 +268,70 @@ def test_benchmarks_page_has_the_measured_figures(path):
     found = read_json(path)
     text = f'`{found["command"]}`: {found["hardware"]}, torch {found["torch"]}.'
     check_block('docs/benchmarks.md', path.stem, f'{text}\n\n{networks_table(found["rows"])}')
+
+
+TOKEN_TASKS = {  # of benchmarks/tokens.py: what it is, and the figure
+    'mosaic': ('two digits on a mosaic', 'hits'),
+    'digits': ('handwritten digits, distorted', 'augmented'),
+    'cifar10': ('CIFAR-10', 'top1'),
+    'trunk': ('photographs, frozen trunk', 'top1'),
+}
+TOKEN_VARIANTS = {
+    'paper': "the paper's arithmetic",
+    'distinct': '`distinct_tokens`',
+    'unit': "the paper's, logits of unit variance",
+    'sigma': 'sigma-reparametrised',
+    'norm': 'pixels and filters normalised',
+}
+
+
+def token_runs():
+    """The runs of benchmarks/tokens.py, by task, variant and number of tokens, then by seed."""
+    found = {}
+    for line in (ROOT / 'docs' / 'benchmarks' / 'tokens.jsonl').read_text().splitlines():
+        run = json.loads(line)
+        found.setdefault((run['task'], run['variant'], run['num_tokens']), {})[run['seed']] = run
+    return found
+
+
+def spread_of(values):
+    deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.1f}{deviation} ({len(values)})'
+
+
+def tokens_table():
+    """Arithmetics of tokens side by side: accuracy over seeds, the paired difference, and how much tokens differ."""
+    lines = ["| task | arithmetic | accuracy (%), deviation (seeds) | less the paper's, paired | cosine | spread |"]
+    lines.append('|---|---|---|---|---|---|')
+    runs = token_runs()
+    for task, (title, key) in TOKEN_TASKS.items():
+        for variant, name in TOKEN_VARIANTS.items():
+            seeds, paper = runs.get((task, variant, 16), {}), runs[task, 'paper', 16]
+            if not seeds:
+                continue
+            differences = [run[key] - paper[seed][key] for seed, run in seeds.items() if seed in paper]
+            modules = zip(*(run['diversity'] for run in seeds.values()), strict=True)
+            cosine, spread = (
+                ', '.join(f'{statistics.mean(module[figure] for module in column):.2f}' for column in columns)
+                for figure, columns in zip(('cosine', 'spread'), [list(modules)] * 2, strict=True)
+            )
+            paired = '' if variant == 'paper' else interval(differences)
+            accuracy = spread_of([run[key] for run in seeds.values()])
+            lines.append(f'| {title} | {name} | {accuracy} | {paired} | {cosine} | {spread} |')
+    return '\n'.join(lines)
+
+
+def interval(values):
+    """Mean and 95 % interval of paired differences, by Student's t."""
+    if len(values) < 2:
+        return f'{values[0]:+.1f}'
+    quantile = {2: 12.71, 3: 4.30}[len(values)]
+    mean, half = statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
+    return f'{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})'
+
+
+def test_architecture_page_has_the_measured_figures():
+    check_block('docs/architecture.md', 'tokens', tokens_table())
 
 
 def loading_table():

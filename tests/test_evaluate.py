@@ -248,8 +248,11 @@ def test_a_text_that_is_no_template_is_named(run, tmp_path):
 def test_the_printed_line(run, digits):
     code, out, _ = run('evaluate', 'vt_resnet10', '--data-dir', digits, '--workers', 0)
     assert code == 0
-    assert out.startswith('top-1 accuracy (%) 100.0, loss 0.')
-    assert out.endswith(', top-5 accuracy (%) 100.0, 10 images\n')
+    figures, *tokens = out.splitlines()
+    assert figures.startswith('top-1 accuracy (%) 100.0, loss 0.')
+    assert figures.endswith(', top-5 accuracy (%) 100.0, 10 images')
+    assert 'cosine' in tokens[0]
+    assert [line.split()[0] for line in tokens[1:]] == ['1', '2']
 
 
 def test_two_processes_measure_the_same(evaluate, digits, tmp_path):

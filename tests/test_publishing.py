@@ -44,7 +44,7 @@ def test_an_exported_folder_passes_in_every_loader(folder, run):
     code, out, _ = run('verify', folder, '--json')
     found = {entry['name']: entry['passed'] for entry in json.loads(out)}
     assert list(found) == [
-        'checksums', 'card', 'timm local-dir', 'fixture', 'transformers', 'pipeline', 'code', 'remote code',
+        'checksums', 'card', 'timm local-dir', 'fixture', 'tokens', 'transformers', 'pipeline', 'code', 'remote code',
         'torch.hub',
     ]  # fmt: skip
     assert all(found.values())

@@ -21,6 +21,7 @@ _LAZY = {  # imported on first use: these need transformers or the Hub client
     'list_models': 'models',
     'load_model': 'models',
     'explain': 'explanation',
+    'token_diversity': 'diversity',
     'export': 'publishing',
     'export_onnx': 'publishing',
     'verify': 'publishing',

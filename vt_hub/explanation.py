@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .diversity import TokenDiversity, measure_module
 from .figures import new_figure, save_figure
 from .images import to_channels
 from .predict import data_config, eval_transform, label_names
@@ -35,6 +36,7 @@ class Explanation:
         attention: For each VT module, where each token looks, (L, H / 16, W / 16); a token's map sums to 1.
         contributions: What each token adds to the logit of each of those classes, (classes, L).
         biases: The rest of each logit, (classes,).
+        diversity: How much the tokens of each module differ.
     """
 
     image: np.ndarray
@@ -42,6 +44,7 @@ class Explanation:
     attention: list[torch.Tensor]
     contributions: torch.Tensor
     biases: torch.Tensor
+    diversity: list[TokenDiversity]
 
     def to_dict(self) -> dict[str, Any]:
         """All but the image, in plain types."""
@@ -50,6 +53,7 @@ class Explanation:
             'contributions': self.contributions.tolist(),
             'biases': self.biases.tolist(),
             'attention': [attention.tolist() for attention in self.attention],
+            'diversity': [diversity.to_dict() for diversity in self.diversity],
         }
 
 
@@ -73,7 +77,9 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)
 
     trunk = model.forward_trunk(pixels[None].to(weight.device, weight.dtype))
-    _, tokens, attns = model.vt.forward_tokens(trunk, with_map=False)
+    _, tokens, attns = model.vt.forward_tokens(trunk)
+    diversity = [measure_module(T, attn) for T, attn in zip(tokens, attns, strict=True)]
+    tokens = tokens[-1]
     logits = model.forward_head(tokens)[0].float().cpu()
     scores, classes = logits.softmax(0).topk(min(topk, model.num_classes))
     labels = label_names(model)
@@ -86,6 +92,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
         attention=[attn[0].unflatten(1, trunk.shape[-2:]).float().cpu() for attn in attns],
         contributions=weight.float().cpu()[classes] @ tokens[0].float().cpu().T / tokens.shape[1],
         biases=model.fc.bias.float().cpu()[classes],
+        diversity=diversity,
     )
 
 
@@ -135,7 +142,8 @@ def draw_explanation(explanation: Explanation) -> Any:
     highest = max(part.max().item() for part in shares)
     grey = explanation.image.mean(2)
     for number, (part, subfigure) in enumerate(zip(shares, parts, strict=True), 1):
-        subfigure.suptitle(f'Module {number}: where each token looks', fontsize='medium')
+        differ = explanation.diversity[number - 1]
+        subfigure.suptitle(f'Module {number}: where each token looks ({differ})', fontsize='medium')
         grid = subfigure.subplots(rows, COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.axis('off')

@@ -125,7 +125,7 @@ def verify(
     if as_json:
         print_json([check.to_dict() for check in checks])
     else:
-        print_table(['check', '', 'found'], ([c.name, 'ok' if c.passed else 'FAILED', c.detail] for c in checks))
+        print_table(['check', '', 'found'], ([check.name, check.verdict, check.detail] for check in checks))
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 

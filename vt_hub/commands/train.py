@@ -313,6 +313,10 @@ def evaluate(
             print_table(['class', 'IoU (%)'], shown.items(), ['IoU (%)'])
         values = [f'{METRICS[key][1] if key in METRICS else key} {value}' for key, value in found['metrics'].items()]
         print(', '.join([*values, f'{found["dataset"]["num_images"]} images']))
+        if found['tokens']:
+            print_table(
+                ['tokens of module', *found['tokens'][0]], ([i, *m.values()] for i, m in enumerate(found['tokens'], 1))
+            )
     report_failed(found['errors'], total)
 
 

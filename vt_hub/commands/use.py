@@ -129,7 +129,7 @@ def predict(
     if workers:
         raise typer.BadParameter('--workers needs --output')
     paths = find_images(images)
-    results = run(load_model(model), paths, topk=topk, batch_size=batch_size, dtype=dtype)
+    results = run(load_model(model).fuse(), paths, topk=topk, batch_size=batch_size, dtype=dtype)
     failed = []
     for result in progress(results, len(paths), 'Classifying'):
         if 'error' in result:
@@ -152,7 +152,8 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
         with sigterm_as_interrupt(), processes(timeout=LONGEST_RUN) as (rank, device):
             if rank == 0:
                 check_run(images, output)
-            counts = predict_files(load_model(model).to(device), images, output, **options, progress=progress)
+            network = load_model(model).fuse().to(device)
+            counts = predict_files(network, images, output, **options, progress=progress)
     except KeyboardInterrupt:
         print(f'{output} is not at its end; the same command goes on.', file=sys.stderr)
         raise typer.Exit(130) from None

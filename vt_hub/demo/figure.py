@@ -82,6 +82,8 @@ def token_figure(explanation: Explanation) -> str:
             f'<input type="radio" name="vt-token" aria-label="token {token}"{checked}>'
             f'{bar(value, adds)}{thumbnails}<span class="number">{token}</span></label>'
         )
+    differ = '; '.join(f'module {i}: {found}' for i, found in enumerate(explanation.diversity, 1))
+    differ = f'How much tokens differ: {differ}.'
     said = ''.join(
         f'<span class="of{token}">Token {token} adds <b>{value:+.2f}</b> to the logit of <b>{label}</b>.</span>'
         for token, value in zip(tokens, adds, strict=True)
@@ -97,5 +99,6 @@ def token_figure(explanation: Explanation) -> str:
 <div class="picks" role="radiogroup" aria-label="token">{''.join(columns)}</div>
 <p class="note">A column is a token: what it adds, and where it looks in {' and '.join(f'module {m}' for m in modules)}.
 All columns and the bias ({bias:+.2f}) sum to the logit of {label}, {logit:.2f}.</p>
+<p class="note">{differ}</p>
 </div>"""
     return html.replace('{{', '{ {')  # Gradio would read a template in it

@@ -7,6 +7,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
+from ..diversity import TokenDiversity, warning_of
+
 __all__ = ['build_card', 'retarget']
 
 METRICS = {
@@ -36,6 +38,21 @@ BODY = """\
 {%- else %}
 Not measured.
 {% endif %}
+{%- if tokens %}
+## Tokens
+
+How much the visual tokens of each module differ. At a cosine of 1 they look at one place, at a spread of 0 they are
+equal.
+
+| module | cosine of their maps | spread | entropy of the maps |
+|---:|---:|---:|---:|
+{% for module in tokens -%}
+| {{ loop.index }} | {{ module.cosine }} | {{ module.spread }} | {{ module.entropy }} |
+{% endfor %}
+{%- if warning %}
+Limit: {{ warning }}. The network uses them as one average.
+{% endif %}
+{%- endif %}
 ## Use it
 
 In timm, with vt_hub installed:
@@ -101,7 +118,7 @@ def build_card(
         origin: A sentence after it on which weights these are.
         task: The Hub's name of what the model does, which is the pipeline's.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
-            `metrics`.
+            `metrics`, and may have `tokens`.
         license: Licence of the weights, as the Hub abbreviates it.
         values: What else the prose reads.
 
@@ -114,6 +131,7 @@ def build_card(
         text = environment.from_string(prose).render(results=results, **values)
     except TemplateError as error:
         raise ValueError(f'The text of the card is no template that can be filled in: {error}.') from error
+    tokens = next((result['tokens'] for result in results if result.get('tokens')), [])
     body = environment.from_string(BODY).render(
         name=name,
         source=source,
@@ -124,6 +142,8 @@ def build_card(
         verb='segment' if task == 'image-segmentation' else 'classify',
         results=results,
         metrics=used,
+        tokens=tokens,
+        warning=warning_of([TokenDiversity(**module) for module in tokens]),
     )
     data = ModelCardData(
         model_name=name,

@@ -20,14 +20,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ..checkpoints import load_folder, read_json
+from ..diversity import token_diversity, warning_of
+from ..images import to_channels
 from ..models import find_folder
 from ..predict import eval_transform, label_names
+from ..synthesis.shapes import scene
 from ..weights import check_folder, read_checksums
 from .folder import code_files, with_code
 from .onnx_file import ONNX_FILE, open_onnx
 
 __all__ = ['Check', 'verify']
 
+SCENES, SCENES_SEED = 8, 0  # that the tokens are compared on
 TOLERANCE = 1e-4  # of the largest logit: another processor rounds differently
 
 # run where `import vt_hub` fails, as on a machine without the package
@@ -58,11 +62,16 @@ with torch.inference_mode():
 
 @dataclass
 class Check:
-    """One line of the report: what was checked, whether it held, and what was found."""
+    """One line of the report: what was checked, whether it held, what was found, and whether that is a warning."""
 
     name: str
     passed: bool
     detail: str
+    warning: bool = False
+
+    @property
+    def verdict(self) -> str:
+        return ('warning' if self.warning else 'ok') if self.passed else 'FAILED'
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,6 +116,9 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     if not check('timm local-dir', timm_loads):
         return checks
     check('fixture', lambda: _fixture(folder, found['logits']))
+    if _pixels(folder).shape[1] in (1, 3):  # others are of no image file
+        check('tokens', lambda: _tokens(folder))
+        checks[-1].warning = checks[-1].detail.startswith('the tokens are one')
     if (folder / ONNX_FILE).is_file():
         check('onnx', lambda: _fixture(folder, open_onnx(folder / ONNX_FILE)(_pixels(folder))[0]))
     with _no_progress_bars():
@@ -172,6 +184,15 @@ def _fixture(folder: Path, logits: torch.Tensor) -> str:
     if not difference <= TOLERANCE * stored.abs().max().item():  # NaN is no fit either
         raise ValueError(f'the logits differ from the stored ones by {difference:.2e}')
     return f'within {difference:.1e} of the stored logits'
+
+
+def _tokens(folder: Path) -> str:
+    """How much the visual tokens differ, which no loader asks for, but the paper does."""
+    model = load_folder(folder)
+    transform = eval_transform(model)
+    scenes = [Image.fromarray(scene(SCENES_SEED, i)[0]) for i in range(SCENES)]
+    found = token_diversity(model, torch.stack([transform(to_channels(image, model.in_chans)) for image in scenes]))
+    return warning_of(found) or '; '.join(map(str, found)) or 'none'
 
 
 def _code(folder: Path, trusted: bool) -> str:

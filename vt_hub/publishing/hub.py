@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -70,6 +71,8 @@ def push(
     for check in verify(folder, trust_remote_code):
         if not check.passed:
             raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
+        if check.warning:
+            warnings.warn(f'{folder}: {check.detail}.', stacklevel=2)
     api = HfApi()
     with tempfile.TemporaryDirectory() as tmp:
         copy = with_code(folder, Path(tmp) / name)

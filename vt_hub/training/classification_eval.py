@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from ..diversity import token_diversity
 from ..predict import ImageReader, label_names
 from .image_folders import ImageFolder, open_image_folder
 from .results import Progress, no_progress
+
+COMPARED = 64  # images, spread over all, that the tokens are compared on
 
 __all__ = ['evaluate_classifier', 'open_for_model']
 
@@ -80,7 +83,8 @@ def evaluate_classifier(
 
     Returns:
         The contents of a result file: `metrics` (`top1` and `top5` in percent, and `loss`, the mean cross-entropy),
-        `images_per_second`, and `errors`, sentences on the images that could not be read.
+        `tokens` (how much those of each VT module differ), `images_per_second`, and `errors`, sentences on the images
+        that could not be read.
 
     Raises:
         ValueError: No image could be read.
@@ -103,6 +107,8 @@ def evaluate_classifier(
         right = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
         loss = F.cross_entropy(logits, targets, reduction='sum')
         sums += torch.stack([torch.ones_like(targets).sum(), right[:, 0].sum(), right.sum(), loss])
+    compared, _ = batches.reader[data.files[:: -(-len(data.files) // COMPARED)]]
+    tokens = [] if compared is None else token_diversity(model, compared.to(device))
     if distributed:
         dist.all_reduce(sums)
         gathered: list[list[str]] = [[]] * world
@@ -123,6 +129,7 @@ def evaluate_classifier(
             'num_images': int(count),
         },
         'metrics': metrics,
+        'tokens': [module.to_dict() for module in tokens],
         'images_per_second': round(count / (time.perf_counter() - started), 1),
         'errors': sorted(errors),
     }

@@ -26,12 +26,13 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import update_bn
 
 from ..checkpoints import read_json
+from ..diversity import TokenDiversity, token_diversity
 from ..files import replaced_whole, written_whole
 from ..models import is_ours
 from ..publishing import export
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
-from ..vt_layers import FilterTokenizer, Projector, RecurrentTokenizer, TransformerMixer
+from ..vt_layers import Projector, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, find_device, machine, no_progress, write_result
 
@@ -45,12 +46,10 @@ MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
 EMA_DECAY = 0.999
 MIN_LR = 1e-5
 RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
-SOFTENED = {  # layers that make logits of attention, by module, which are scaled down while they train
-    RecurrentTokenizer: ('token_to_filter',),
+SOFTENED = {  # layers that make logits of attention, by module; those of the tokenizers are bounded by themselves
     TransformerMixer: ('k', 'q'),
     Projector: ('key', 'query'),
 }
-ATTENTION = {FilterTokenizer: ('filters',), **SOFTENED}  # all of them; filters start far larger than new ones
 HELD_OUT_BATCHES = 16  # that the result is measured on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
@@ -158,9 +157,6 @@ class Pretrainer(nn.Module):
         if not set(STRIDES) <= set(reductions):
             raise ValueError(f'{recipe.model} has maps at strides {reductions}; pretraining needs 8 and 16.')
         self.levels = [reductions.index(stride) for stride in STRIDES]
-        for module in self.model.modules():
-            if isinstance(module, FilterTokenizer):  # by smaller filters all tokens start alike, and stay so
-                nn.init.normal_(module.filters.weight)
         self.heads = nn.ModuleList(
             nn.Conv2d(self.model.feature_info[level]['num_chs'], recipe.classes + 1, 1) for level in self.levels
         )
@@ -186,15 +182,15 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def soften_attention(model: nn.Module, layers: dict[type[nn.Module], tuple[str, ...]] = ATTENTION):
+def soften_attention(model: nn.Module):
     """Scale layers that make logits of attention down to the spectral norm that they have when new, in place.
 
-    Left alone they grow until tokens attend to single pixels and to single tokens. A long pretraining then loses what
-    it had learnt (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and a fine-tuning
-    learns less: the gradients of such softmaxes are far larger.
+    Left alone they grow until tokens attend to single tokens, and pixels too. A long pretraining then loses what it had
+    learnt (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and a fine-tuning learns
+    less: the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
-        for name in layers.get(type(module), ()):
+        for name in SOFTENED.get(type(module), ()):
             weight = getattr(module, name).weight
             rows, columns = weight.shape
             new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # of values from U(-1, 1) / sqrt(columns)
@@ -271,7 +267,7 @@ class PretrainingRun:
         self.optimizer.zero_grad()
         if (self.step + 1) % self.recipe.soften_every == 0:
             self.check_finite()
-            soften_attention(self.net, SOFTENED)
+            soften_attention(self.net)
         self.ema.update(self.net, step=self.step)
         self.step += 1
         return loss, logits, labels
@@ -295,11 +291,15 @@ class PretrainingRun:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds = state['step'], state['seconds']
 
+    def tokens(self) -> list[TokenDiversity]:
+        """How much the tokens of each module of the averaged model differ, on held-out scenes."""
+        images, _, _ = self.scenes(0, self.recipe.stages[-1], HELD_OUT_FIRST)
+        return token_diversity(self.ema.module.model.eval(), normalized(images))
+
     @torch.no_grad()
     def finish(self) -> tuple[nn.Module, float]:
-        """The averaged model, its attention softened, with its own statistics, and its hit rate on held-out scenes."""
+        """The averaged model with its own statistics, and its hit rate on held-out scenes."""
         model, stage = self.ema.module.model, self.recipe.stages[-1]
-        soften_attention(model)
         batches = (normalized(self.scenes(i, stage, HELD_OUT_FIRST)[0]) for i in range(RECALIBRATION))
         update_bn(batches, model)
         model.eval()
@@ -328,6 +328,11 @@ def train(run: PretrainingRun, output: Path, minutes: float | None, progress: Pr
                     loss=round(loss.item(), 4),
                     hit_rate=round(hit_rate(logits, labels), 2),
                     lr=run.optimizer.param_groups[0]['lr'],
+                    **{
+                        f'{key}_{number}': round(getattr(module, key), 4)
+                        for number, module in enumerate(run.tokens(), 1)
+                        for key in ('cosine', 'spread')
+                    },
                     images_per_second=round((run.step - logged[0]) * run.recipe.batch_size / (now - logged[1]), 1),
                 )
                 logged = run.step, now
@@ -400,6 +405,7 @@ def pretrain(
         'task': 'image-classification',
         'dataset': {**HELD_OUT, 'num_images': HELD_OUT_BATCHES * recipe.batch_size},
         'metrics': {'hit_rate': round(rate, 2)},
+        'tokens': [module.to_dict() for module in run.tokens()],
         'training': {
             **settings,
             'num_images': recipe.steps * recipe.batch_size,

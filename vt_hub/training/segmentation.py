@@ -115,6 +115,8 @@ class SegmentationTrainer(Trainer):
             self.model, self.eval_dataset, self.recipe.eval_edges, self.args.dataloader_num_workers
         )
         metrics = {f'eval_{key}': value for key, value in result['metrics'].items()}
+        for number, level in enumerate(result['tokens'], 1):
+            metrics |= {f'eval_{key}_{number}': level[key] for key in ('cosine', 'spread')}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -8,11 +8,14 @@ import torch
 import torch.distributed as dist
 
 from ..checkpoints import read_json
+from ..diversity import TokenDiversity, average, token_diversity
 from ..image_processing_vt import VTFPNImageProcessor
 from ..modeling_vt import VTFPNForSemanticSegmentation
 from ..vt_fpn import ARCHITECTURES
 from .results import Progress, no_progress
 from .segmentation_data import IGNORE, SegmentationData
+
+COMPARED = 16  # images that the tokens are compared on, those of the first process
 
 __all__ = ['evaluate_segmentation', 'load_segmenter', 'scores']
 
@@ -116,7 +119,8 @@ def evaluate_segmentation(
         progress: Wraps the loop, given its length and a title, to show how far it is.
 
     Returns:
-        The contents of a result file; see `scores`, and `errors`, sentences on the pairs that could not be used.
+        The contents of a result file: see `scores`; `tokens`, how much those of each level differ; and `errors`,
+        sentences on the pairs that could not be used.
 
     Raises:
         ValueError: The classes differ in number, or no pair could be used.
@@ -131,6 +135,7 @@ def evaluate_segmentation(
     loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=model.device)
     errors = []
+    compared: list[list[TokenDiversity]] = []
     model.eval()
     for pair in progress(loader, len(pairs), 'Evaluating'):
         if isinstance(pair, str):
@@ -138,6 +143,8 @@ def evaluate_segmentation(
             continue
         pixels, mask = pair
         outputs = model(pixels.to(model.device))
+        if len(compared) < COMPARED:
+            compared.append(token_diversity(model, pixels.to(model.device)))
         mask = torch.as_tensor(mask, device=model.device).long()
         predicted = processor.post_process_semantic_segmentation(outputs, [mask.shape])[0]
         counted = mask != IGNORE
@@ -159,5 +166,6 @@ def evaluate_segmentation(
             'num_images': len(data) - len(errors),
         },
         **scores(confusion.cpu(), data.classes),
+        'tokens': [level.to_dict() for level in average(compared)],
         'errors': sorted(errors),
     }
