@@ -76,6 +76,25 @@ class PixelNormTokenizer(DistinctTokenizer):
         return self.proj(A @ X), A
 
 
+class CentredTokenizer(DistinctTokenizer):
+    """Filters from W_A and from what tokens differ by; logits of a new filter deviate by s = 0.5 over the image."""
+
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        X, W = pixels(x), self.filters
+        if self.token_to_filter is not None:
+            W = W + self.token_to_filter(tokens - tokens.mean(dim=1, keepdim=True))
+        std = X.var(dim=1, keepdim=True, correction=0).mean(dim=2, keepdim=True).clamp(min=1e-5).sqrt()
+        A = (X @ F.normalize(W, dim=-1).transpose(-2, -1) * (self.sharpness / std)).softmax(dim=1).transpose(1, 2)
+        return self.proj(A @ X), A
+
+
+def centred(model: nn.Module):
+    """See `CentredTokenizer`."""
+    for _, _, tokenizer in parts(model, DistinctTokenizer):
+        tokenizer.__class__ = CentredTokenizer
+        nn.init.constant_(tokenizer.sharpness, 0.5)
+
+
 def norm(model: nn.Module):
     """See `PixelNormTokenizer`."""
     for _, _, tokenizer in parts(model, DistinctTokenizer):
@@ -102,6 +121,7 @@ VARIANTS: dict[str, Callable[[nn.Module], None] | None] = {
     'unit': unit,
     'sigma': sigma,
     'norm': norm,
+    'centred': centred,
     'sharp': sharp,
     'ungated': ungated,
 }

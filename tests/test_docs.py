@@ -282,6 +282,7 @@ TOKEN_VARIANTS = {
     'unit': "the paper's, logits of unit variance",
     'sigma': 'sigma-reparametrised',
     'norm': 'pixels and filters normalised',
+    'centred': 'filters from what tokens differ by',
 }
 
 

@@ -80,6 +80,10 @@ def test_tokenizer_is_equation_1_or_2(kind, token_dim):
     torch.testing.assert_close(attn.sum(-1), torch.ones(B, L), rtol=0, atol=1e-12)
 
 
+def unit(w):
+    return w / math.sqrt(sum(v.item() ** 2 for v in w))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('token_dim', [C, D])
 @pytest.mark.parametrize('recurrent', [False, True])
@@ -91,15 +95,12 @@ def test_distinct_tokenizer_is_equation_1_or_2_with_bounded_logits(recurrent, to
     for b in range(B):
         filters = []
         for t in range(L):
-            w = tokenizer.filters[t].clone()
+            w = unit(tokenizer.filters[t])
             if recurrent:
-                difference = tokens[b, t] - sum(tokens[b]) / L
-                w += torch.stack([difference @ row for row in tokenizer.token_to_filter.weight])
-            filters.append(1.7 * w / math.sqrt(sum(v.item() ** 2 for v in w)))
-        X = rows(x[b])
-        mean = sum(X) / len(X)
-        std = math.sqrt(sum(v.item() ** 2 for row in X for v in row - mean) / X.numel())
-        expected, A = naive_pool(x[b], torch.stack(filters, 1), std)
+                w = w + 0.5 * unit(torch.stack([tokens[b, t] @ row for row in tokenizer.token_to_filter.weight]))
+            filters.append(1.7 * w)
+        rms = math.sqrt(sum(v.item() ** 2 for v in x[b].flatten()) / x[b].numel())
+        expected, A = naive_pool(x[b], torch.stack(filters, 1), rms)
         assert_close(out[b], apply(expected, tokenizer.proj))
         assert_close(attn[b], A)
 

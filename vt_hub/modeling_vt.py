@@ -84,7 +84,7 @@ class VTPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, DistinctTokenizer):
             init.normal_(module.filters, std=module.scale)
-            init.constant_(module.sharpness, 0.5)
+            init.constant_(module.sharpness, 0.8)
         elif isinstance(module, LayerScale):
             init.constant_(module.gamma, module.init_values)
         else:

@@ -24,9 +24,10 @@ def pixels(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def std(X: Tensor) -> Tensor:
-    """How far the pixels (B, P, C) of an image are from their mean, as the deviation of one channel, (B, 1, 1)."""
-    return X.var(dim=1, keepdim=True, correction=0).mean(dim=2, keepdim=True).clamp(min=1e-5).sqrt()
+def rms(X: Tensor) -> Tensor:
+    """Root mean square of the pixels (B, P, C) of each image, (B, 1, 1)."""
+    lengths = torch.linalg.vector_norm(X, dim=2, keepdim=True)  # of pixels, so that X^2 need not be stored
+    return (lengths.square().mean(dim=1, keepdim=True) / X.shape[2]).clamp(min=1e-6).sqrt()
 
 
 def token_grid(num_tokens: int) -> Tuple[int, int]:
@@ -77,10 +78,10 @@ class RecurrentTokenizer(Tokenizer):
 
 
 class DistinctTokenizer(Tokenizer):
-    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / std(X)), T = A^T X W_C.
+    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / rms(X)), T = A^T X W_C.
 
-    The filters W (L, C), each of unit length, are W_A, or in a recurrent tokenizer W_A + (T_in - mean_L T_in) W_(T->R).
-    So the learned s bounds the logits, and each token keeps a filter of its own: what tokens share cannot align them.
+    The filters W (L, C) are W_A, or in a recurrent tokenizer W_A + T_in W_(T->R) / 2, both with rows of unit length. So
+    the learned s bounds the logits, and filters are 78 degrees apart even where all tokens T_in are equal.
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, recurrent: bool = False, device=None, dtype=None):
@@ -93,13 +94,13 @@ class DistinctTokenizer(Tokenizer):
 
     def reset_parameters(self):
         nn.init.normal_(self.filters, std=self.scale)
-        nn.init.constant_(self.sharpness, 0.5)
+        nn.init.constant_(self.sharpness, 0.8)
 
     def forward(self, x: Tensor, tokens: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        X, W = pixels(x), self.filters
+        X, W = pixels(x), F.normalize(self.filters, dim=1)
         if self.token_to_filter is not None and tokens is not None:
-            W = W + self.token_to_filter(tokens - tokens.mean(dim=1, keepdim=True))
-        A = (X @ F.normalize(W, dim=-1).transpose(-2, -1) * (self.sharpness / std(X))).softmax(dim=1)
+            W = W + F.normalize(self.token_to_filter(tokens), dim=2) / 2
+        A = (X @ W.transpose(-2, -1) * (self.sharpness / rms(X))).softmax(dim=1)
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
 
