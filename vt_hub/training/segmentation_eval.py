@@ -142,9 +142,10 @@ def evaluate_segmentation(
             errors.append(pair)
             continue
         pixels, mask = pair
-        outputs = model(pixels.to(model.device))
+        pixels = pixels.to(model.device)
+        outputs = model(pixels)
         if len(compared) < COMPARED:
-            compared.append(token_diversity(model, pixels.to(model.device)))
+            compared.append(token_diversity(model, pixels))
         mask = torch.as_tensor(mask, device=model.device).long()
         predicted = processor.post_process_semantic_segmentation(outputs, [mask.shape])[0]
         counted = mask != IGNORE
