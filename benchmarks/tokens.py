@@ -281,14 +281,14 @@ class Student(nn.Module):
 
 
 class Trunk:
-    """Each crop once, in order; the loss is that of features, of maps and of the logits of the frozen classifier."""
+    """Each crop once an epoch; the loss is that of features, of maps and of the logits of the frozen classifier."""
 
     def __init__(self, seed: int, num_tokens: int, variant: str):
         self.model = Student(num_tokens, variant)
         self.order = torch.randperm(len(maps('train')['maps']) // 128)
 
     def batch(self, step: int, size: int) -> Batch:
-        data, first = maps('train'), int(self.order[step]) * size
+        data, first = maps('train'), int(self.order[step % len(self.order)]) * size
         return tuple(
             torch.from_numpy(data[name][first : first + size].astype(np.float32)) for name in ('maps', 'stage')
         )

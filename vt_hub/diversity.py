@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from .vt_fpn import VTDecoder
 from .vt_resnet import VTResNetBody
 
-__all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'warning_of']
+__all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
 
 ALIKE = 0.95  # cosine of the maps above which tokens look at one place
 EQUAL = 0.02  # spread of the tokens below which they say one thing
@@ -84,6 +84,15 @@ def average(found: Sequence[Sequence[TokenDiversity]]) -> list[TokenDiversity]:
         sums = {key: sum(asdict(one)[key] for one in module) / len(module) for key in ('cosine', 'spread', 'entropy')}
         means.append(TokenDiversity(**sums, num_tokens=module[0].num_tokens))
     return means
+
+
+def token_figures(found: Sequence[TokenDiversity]) -> dict[str, float]:
+    """Cosine and spread of each module by names that a log takes: cosine_1, spread_1, cosine_2, ..."""
+    return {
+        f'{key}_{number}': round(getattr(module, key), 4)
+        for number, module in enumerate(found, 1)
+        for key in ('cosine', 'spread')
+    }
 
 
 def warning_of(found: Sequence[TokenDiversity]) -> str:

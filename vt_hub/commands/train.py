@@ -1,4 +1,4 @@
-"""Commands that make data, train and evaluate: synthesize, train, pretrain, evaluate, plot, timm."""
+"""Commands that make data, train and evaluate: synthesize, train, pretrain, distill, evaluate, plot, timm."""
 
 import shlex
 import signal
@@ -239,6 +239,56 @@ def pretrain(
         print(folder)
         return
     print(f'{output} is not at its end; the same command goes on.')
+    if minutes is None:  # a signal ended it
+        raise typer.Exit(1)
+
+
+@app.command()
+def distill(
+    data_dir: Annotated[list[Path], typer.Option(help='Folder of images, without labels; may be repeated.')],
+    output: Annotated[Path, typer.Option(help='Folder of the run; one that was stopped resumes.')],
+    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'photographs',
+    share: Annotated[
+        list[float] | None, typer.Option(min=0, help="A folder's share of the views; default: its number of images.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="timm architecture or model folder, not the recipe's.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="timm model or model folder, not the recipe's.")] = None,
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option(help="File with the teacher's weights; default: timm's own.")
+    ] = None,
+    trunk_checkpoint: Annotated[Path | None, typer.Option(help='File with weights that the model starts from.')] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')] = None,
+    device: Annotated[
+        Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; default: the GPU if there is one.')
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
+    workers: Workers = 2,
+):
+    """Teach a model what another one says of images, which need no labels.
+
+    Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub.cli distill ...
+
+    Example: vt-hub distill --data-dir photographs --teacher tf_efficientnet_lite2 --output run
+    """
+    from ..training.distillation import Folders, load_distillation_recipe
+    from ..training.distillation import distill as run
+    from ..training.distributed import processes
+    from ..training.results import find_device
+
+    changes = {'model': model, 'teacher': teacher, 'steps': steps}
+    settings = load_distillation_recipe(recipe, {key: value for key, value in changes.items() if value is not None})
+    data = Folders(data_dir, share or ())
+    with processes() as (rank, own_device):
+        where = find_device(device) if device else own_device
+        files = teacher_checkpoint, trunk_checkpoint
+        folder = run(settings, data, output, *files, seed, minutes, where, workers, progress)
+    if rank > 0:
+        return
+    if folder:
+        print(folder)
+        return
+    print(f'{output} is not at its end; the same command resumes it.')
     if minutes is None:  # a signal ended it
         raise typer.Exit(1)
 

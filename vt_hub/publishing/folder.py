@@ -110,8 +110,6 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
     if labels is not None:
         if len(labels) != model.num_classes:
             raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f'Labels name one class each, and {", ".join(twice)} is there more than once.')
         config.id2label = dict(enumerate(labels))
     config.architectures = [kind.__name__]
     config.label2id = {name: i for i, name in config.id2label.items()}

@@ -5,12 +5,7 @@ https://arxiv.org/abs/2110.03091): which classes can be seen. Here as one softma
 class under each cell of the maps at strides 8 and 16; they are dropped afterwards.
 """
 
-import csv
 import json
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +21,8 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import update_bn
 
 from ..checkpoints import read_json
-from ..diversity import TokenDiversity, token_diversity
-from ..files import replaced_whole, written_whole
+from ..diversity import TokenDiversity, token_diversity, token_figures
+from ..files import written_whole
 from ..models import is_ours
 from ..publishing import export
 from ..synthesis.fractals import fractal_bank
@@ -35,8 +30,9 @@ from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
 from ..vt_layers import Projector, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, find_device, machine, no_progress, write_result
+from .resumable import ResumableRun, autocast, multiplies_bfloat16, train
 
-__all__ = ['PretrainingRecipe', 'Stage', 'autocast', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
+__all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
 
 STRIDES = (8, 16)  # of the maps that the dense heads read
 DENSE_WEIGHT = 0.5  # of each dense loss beside the scene's
@@ -53,7 +49,6 @@ SOFTENED = {  # layers that make logits of attention, by module; those of the to
 HELD_OUT_BATCHES = 16  # that the result is measured on
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
-SAVE_EVERY = 300  # seconds
 PROSE = """\
 A {{ architecture }} pretrained on scenes of {{ num_labels }} fractals, by `vt-hub pretrain`. It starts a fine-tuning:
 its own classes are numbers of fractals and mean nothing elsewhere."""
@@ -197,44 +192,20 @@ def soften_attention(model: nn.Module):
             weight *= (new / torch.linalg.matrix_norm(weight, 2)).clamp(max=1)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware does so; elsewhere bfloat16 is slower than float32."""
-    if device.type != 'cpu':
-        return True
-    known = torch.cpu.get_capabilities()
-    return bool(known.get('avx512_bf16') or known.get('bf16'))
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision where it is faster."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
-
-
 def hit_rate(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of the scenes, in percent, in which the likeliest class can be seen."""
     return 100 * labels.gather(1, logits.argmax(1, keepdim=True)).mean().item()
 
 
-@contextmanager
-def told_to_stop() -> Iterator[list[int]]:
-    """A list that is filled on SIGTERM or SIGINT, so that a run can end after its step."""
-    told: list[int] = []
-    handlers = {
-        kind: signal.signal(kind, lambda kind, _: told.append(kind)) for kind in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield told
-    finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
+class PretrainingRun(ResumableRun):
+    """The state of a pretraining."""
 
-
-class PretrainingRun:
-    """The state of a run, and how it moves on; everything random is a function of (seed, step)."""
+    log_every = LOG_EVERY
 
     def __init__(self, recipe: PretrainingRecipe, seed: int, device: torch.device):
         torch.manual_seed(seed)
         self.recipe, self.seed, self.device = recipe, seed, device
+        self.steps, self.batch_size = recipe.steps, recipe.batch_size
         self.net = Pretrainer(recipe).to(device, memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(self.net, 'lamb', recipe.lr, recipe.weight_decay)
         self.schedule = CosineLRScheduler(
@@ -247,7 +218,6 @@ class PretrainingRun:
         )
         self.ema = ModelEmaV3(self.net, EMA_DECAY, use_warmup=True)
         self.bank = fractal_bank(seed, recipe.classes, recipe.instances, recipe.bank_size, device)
-        self.step, self.seconds = 0, 0.0
 
     def scenes(self, batch: int, stage: Stage, first: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One batch, counted from the item `first`."""
@@ -255,8 +225,7 @@ class PretrainingRun:
         items = first + torch.arange(batch * count, (batch + 1) * count, device=self.device)
         return compose_scenes(self.bank, self.seed, items, stage.size, stage.objects, stage.scale, stage.spread)
 
-    def train_step(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One step; returns loss, logits and labels."""
+    def train_step(self):
         self.net.train()
         self.schedule.step_update(self.step)
         images, labels, masks = self.scenes(self.step, self.recipe.stage(self.step))
@@ -270,26 +239,17 @@ class PretrainingRun:
             soften_attention(self.net)
         self.ema.update(self.net, step=self.step)
         self.step += 1
-        return loss, logits, labels
+        self.last = loss, logits, labels
 
-    def check_finite(self):
-        """Raise FloatingPointError if a weight is not finite."""
-        if not all(weight.isfinite().all() for weight in self.net.parameters()):
-            raise FloatingPointError(
-                f'The weights are not finite by step {self.step}; start again in another folder with a lower lr.'
-            )
-
-    def save(self, path: Path):
-        self.check_finite()
-        state = {name: getattr(self, name).state_dict() for name in ('net', 'optimizer', 'ema')}
-        with replaced_whole(path) as unfinished:
-            torch.save({**state, 'step': self.step, 'seconds': self.seconds}, unfinished)
-
-    def load(self, path: Path):
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        for name in ('net', 'optimizer', 'ema'):
-            getattr(self, name).load_state_dict(state[name])
-        self.step, self.seconds = state['step'], state['seconds']
+    def figures(self) -> dict[str, float]:
+        loss, logits, labels = self.last
+        return {
+            'size': self.recipe.stage(self.step - 1).size,
+            'loss': round(loss.item(), 4),
+            'hit_rate': round(hit_rate(logits, labels), 2),
+            'lr': self.optimizer.param_groups[0]['lr'],
+            **token_figures(self.tokens()),
+        }
 
     def tokens(self) -> list[TokenDiversity]:
         """How much the tokens of each module of the averaged model differ, on held-out scenes."""
@@ -308,50 +268,6 @@ class PretrainingRun:
             images, labels, _ = self.scenes(i, stage, HELD_OUT_FIRST)
             rates.append(hit_rate(model(normalized(images)), labels))
         return model, sum(rates) / len(rates)
-
-
-def train(run: PretrainingRun, output: Path, minutes: float | None, progress: Progress):
-    """Move a run on to its end, or until the time is over or a signal comes; its state is in `output` then."""
-    earlier, started = run.seconds, time.monotonic()
-    saved, logged, steps = started, (run.step, started), run.recipe.steps
-    with told_to_stop() as told:
-        for _ in progress(range(run.step, steps), steps - run.step, 'Pretraining'):
-            loss, logits, labels = run.train_step()
-            now = time.monotonic()
-            run.seconds = earlier + now - started
-            if run.step % LOG_EVERY == 0 or run.step == steps:
-                run.check_finite()
-                log(
-                    output / 'summary.csv',
-                    step=run.step,
-                    size=run.recipe.stage(run.step - 1).size,
-                    loss=round(loss.item(), 4),
-                    hit_rate=round(hit_rate(logits, labels), 2),
-                    lr=run.optimizer.param_groups[0]['lr'],
-                    **{
-                        f'{key}_{number}': round(getattr(module, key), 4)
-                        for number, module in enumerate(run.tokens(), 1)
-                        for key in ('cosine', 'spread')
-                    },
-                    images_per_second=round((run.step - logged[0]) * run.recipe.batch_size / (now - logged[1]), 1),
-                )
-                logged = run.step, now
-            over = bool(told) or (minutes is not None and now - started > 60 * minutes)
-            if over or run.step == steps or now - saved > SAVE_EVERY:
-                run.save(output / 'state.pt')
-                saved = now
-            if over:
-                break
-
-
-def log(path: Path, **figures: float):
-    """Append a line to a CSV file."""
-    new = not path.exists()
-    with open(path, 'a', newline='') as file:
-        writer = csv.DictWriter(file, figures)
-        if new:
-            writer.writeheader()
-        writer.writerow(figures)
 
 
 def pretrain(
@@ -397,7 +313,7 @@ def pretrain(
         write_result(output / 'recipe.json', settings)
     if (output / 'state.pt').exists():
         run.load(output / 'state.pt')
-    train(run, output, minutes, progress)
+    train(run, output, minutes, progress, 'Pretraining')
     if run.step < recipe.steps:
         return None
     model, rate = run.finish()

@@ -1,0 +1,404 @@
+"""Distillation: recipes, images, what the student learns from, runs that are stopped, and what a run leaves."""
+
+import csv
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import vt_hub
+from vt_hub import cli
+from vt_hub.checkpoints import read_json
+from vt_hub.training.distillation import (
+    Folders,
+    distill,
+    list_distillation_recipes,
+    load_distillation_recipe,
+)
+from vt_hub.training.distillation.data import Views, is_held_out
+from vt_hub.training.distillation.networks import Distiller, load_teacher, load_trunk, outputs, shared_parts
+from vt_hub.training.distillation.run import DistillationRun
+
+CLASSES = 12
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    """Two folders of pictures, and one file that is not a picture."""
+    root, rng = tmp_path_factory.mktemp('photographs'), np.random.default_rng(0)
+    for folder, count in (('cats', 40), ('dogs', 20)):
+        (root / folder / 'inner').mkdir(parents=True)
+        for number in range(count):
+            colours = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+            picture = Image.fromarray(colours).resize((100, 80), Image.Resampling.BICUBIC)
+            picture.save(root / folder / 'inner' / f'{folder}_{number}.png')
+    (root / 'cats' / 'broken.jpg').write_bytes(b'nothing')
+    return root
+
+
+@pytest.fixture(scope='module')
+def data(photographs):
+    return Folders([photographs / 'cats', photographs / 'dogs'], [0.25, 0.75])
+
+
+@pytest.fixture(scope='module')
+def teacher_file(tmp_path_factory):
+    torch.manual_seed(0)
+    teacher = timm.create_model('test_resnet', num_classes=CLASSES)
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.safetensors'
+    save_file(teacher.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def smoke():
+    return load_distillation_recipe('smoke', {'teacher_args': {'num_classes': CLASSES}})
+
+
+@pytest.fixture(scope='module')
+def finished(smoke, data, teacher_file, tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp('runs') / 'whole'
+    assert distill(smoke, data, folder, teacher_file, device=CPU, workers=0) == folder / 'model'
+    return folder
+
+
+@pytest.fixture
+def make_run(smoke, data, teacher_file, tmp_path):
+    def make_run(recipe=smoke, trunk=(), student='test_vt_resnet', teacher=None):
+        torch.manual_seed(0)
+        teacher = teacher or load_teacher('test_resnet', teacher_file, num_classes=CLASSES)
+        student = timm.create_model(student, num_classes=CLASSES)
+        return DistillationRun(recipe, data, student, trunk, teacher, 0, CPU, 0, tmp_path / 'unreadable.txt')
+
+    return make_run
+
+
+@pytest.mark.parametrize('name', list_distillation_recipes())
+def test_shipped_recipes_load(name):
+    recipe = load_distillation_recipe(name)
+    assert recipe.stage(0) == recipe.stages[0]
+    assert recipe.stage(recipe.steps - 1) == recipe.stages[-1]
+    student = timm.create_model(recipe.model, **recipe.model_args)
+    assert {part for stage in recipe.stages for part in stage.free} <= dict(student.named_children()).keys()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'epochs': 3}, "'epochs' is no setting of a distillation recipe"),
+        ({'steps': 0}, 'are 1 or more'),
+        ({'stages': []}, 'are 1 or more'),
+        ({'batch_size': 7}, 'a batch of 7 cannot be mixed in pairs'),
+        ({'warmup_steps': 12}, '12 steps of warm-up leave none of 12'),
+        ({'crop_scale': [0.5, 1.5]}, r'crop_scale is \(0.5, 1.5\)'),
+        ({'stages': [{'until': 0.5, 'size': 64, 'free': []}]}, r'end at \[0.5\]'),
+        ({'stages': [{'until': 1, 'size': 64}]}, 'stages of a recipe is'),
+    ],
+)
+def test_wrong_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_distillation_recipe('smoke', changes)
+
+
+def test_one_image_in_ten_is_held_out(data, photographs):
+    trained = [path for part in data.parts for path in part]
+    assert not set(trained) & set(data.held_out)
+    readable = set(photographs.rglob('*.png'))
+    assert set(trained) | set(data.held_out) == readable | {photographs / 'cats' / 'broken.jpg'}
+    assert data.held_out
+    assert all(is_held_out(Path('elsewhere') / path.name) for path in data.held_out)
+
+
+def test_folders_have_their_shares(smoke, data, tmp_path, monkeypatch):
+    from vt_hub.training.distillation import data as module
+
+    drawn = Counter()
+    read = module.read_image
+    monkeypatch.setattr(module, 'read_image', lambda path: drawn.update([path.name[:4]]) or read(path))
+    views = Views(smoke, data, 0, tmp_path / 'unreadable.txt')
+    for _ in range(400):
+        views.draw()
+    assert 0.68 < drawn['dogs'] / 400 < 0.82
+    assert [part['share'] for part in data.describe()] == [0.25, 0.75]
+    by_number = Folders(data.folders).describe()
+    assert [part['num_images'] for part in by_number] == [len(part) for part in data.parts]
+    assert by_number[0]['share'] == pytest.approx(len(data.parts[0]) / sum(map(len, data.parts)), abs=1e-4)
+
+
+def test_a_file_that_cannot_be_read_is_named_once(smoke, data, tmp_path):
+    views = Views(smoke, data, 0, tmp_path / 'unreadable.txt')
+    images = [views.draw() for _ in range(400)]
+    assert len(images) == 400
+    assert (tmp_path / 'unreadable.txt').read_text().count('broken.jpg') == 1
+
+
+def test_a_view_is_a_function_of_its_number(smoke, data, tmp_path):
+    views = Views(smoke, data, 0, tmp_path / 'unreadable.txt')
+    first = views[3]
+    views[4]
+    assert torch.equal(views[3], first)
+    assert not torch.equal(views[4], first)
+    assert not torch.equal(Views(smoke, data, 1, tmp_path / 'unreadable.txt')[3], first)
+    assert first.shape == (3, 64, 64)
+    assert views[smoke.batch_size * smoke.steps - 1].shape == (3, 96, 96)  # of the last stage
+
+
+def test_losses(make_run):
+    run = make_run()
+    run.enter(run.recipe.stages[0])
+    images = torch.rand(4, 3, 64, 64)
+    run.net.calibrate([run.targets(images)[1:]])
+    run.net.eval()
+    with torch.no_grad():
+        losses, logits, wanted = run.losses(run.net, images)
+        teacher, student = run.teacher, run.net.student
+        x = (images - run.normalization[1][0]) / run.normalization[1][1]
+        features = teacher.forward_head(teacher.forward_features(x), pre_logits=True)
+        standard = (features - run.net.mean) / run.net.std
+        x = (images - run.normalization[0][0]) / run.normalization[0][1]
+        found = run.net.features(student.forward_head(student.forward_features(x), pre_logits=True))
+    assert losses[0].item() == pytest.approx(F.mse_loss(found, standard).item(), rel=0.05)
+    torch.testing.assert_close(wanted, teacher.fc(features), rtol=0.05, atol=0.01)
+    kl = (wanted.softmax(1) * (wanted.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
+    assert losses[2].item() == pytest.approx(kl.item(), abs=1e-5)
+
+
+def test_what_helps_is_folded_into_the_classifier(make_run):
+    run = make_run()
+    run.net.calibrate([(torch.randn(64, len(run.net.mean)) * 3 + 1, torch.rand(64, run.net.map.out_channels, 2, 2))])
+    net = run.net.eval().double()
+    x = torch.rand(3, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        features, _ = outputs(net.student, x)
+        expected = net.classifier(net.features(features) * net.std + net.mean)
+        torch.testing.assert_close(net.fold()(x), expected)
+
+
+def test_only_free_parts_learn(make_run, smoke):
+    recipe = load_distillation_recipe(
+        'smoke',
+        {'teacher_args': {'num_classes': CLASSES}, 'stages': [{'until': 1, 'size': 64, 'free': ['layer3', 'vt']}]},
+    )
+    run = make_run(recipe, trunk=['conv1', 'layer3'])
+    before = {name: value.clone() for name, value in run.net.student.state_dict().items()}
+    for _ in range(3):
+        run.train_step()
+    changed = {
+        name.split('.')[0]
+        for name, value in run.net.student.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {'layer3', 'vt'}
+    rates = {group['lr'] for group in run.optimizer.param_groups}
+    assert len(rates) == 2
+    assert max(rates) == pytest.approx(min(rates) * 10, rel=0.2)  # trunk_lr
+
+
+def test_parts_that_both_have_run_once(make_run, smoke):
+    torch.manual_seed(0)
+    teacher = timm.create_model('resnet18', num_classes=CLASSES)
+    student = timm.create_model('vt_resnet18', num_classes=CLASSES)
+    frozen = ['conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3']
+    assert shared_parts(student, teacher, frozen) == []
+    student.load_state_dict({k: v for k, v in teacher.state_dict().items() if k[:4] != 'laye' and k[:2] != 'fc'}, False)
+    assert shared_parts(student, teacher, frozen) == frozen[:4]
+    student.load_state_dict({k: v for k, v in teacher.state_dict().items() if k[:2] != 'fc'}, strict=False)
+    assert shared_parts(student, teacher, frozen) == frozen
+    assert shared_parts(student, teacher, frozen[:5]) == frozen[:5]
+    x = torch.rand(2, 3, 64, 64)
+    begun = x
+    for name in frozen:
+        begun = getattr(teacher, name)(begun)
+    for net in (student.eval(), teacher.eval()):
+        with torch.no_grad():
+            for one, other in zip(outputs(net, begun, frozen), outputs(net, x), strict=True):
+                assert one.shape == other.shape
+    assert isinstance(teacher.layer1, torch.nn.Sequential)  # back in their places
+    assert len(teacher.layer1) == 2
+
+
+def test_a_run_leaves_a_model_folder(smoke, finished):
+    assert all(check.passed for check in vt_hub.verify(finished / 'model'))
+    result = read_json(finished / 'result.json')
+    assert result['training']['num_images'] == 12 * 16
+    assert result['training']['data'][0]['name'] == 'cats'
+    assert len(result['tokens']) == 2
+    assert (finished / 'unreadable.txt').read_text().count('broken.jpg') == 1
+    with open(finished / 'summary.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['step'] for row in rows] == ['5', '10', '12']
+    assert {'features_loss', 'held_out_agreement', 'cosine_1', 'spread_2'} <= rows[0].keys()
+    assert float(rows[-1]['features_loss']) < float(rows[0]['features_loss'])
+    state = torch.load(finished / 'state.pt', weights_only=True)['ema']
+    shipped = load_file(finished / 'model' / 'model.safetensors')
+    assert torch.equal(shipped['vt.blocks.0.mixer.k.weight'], state['module.student.vt.blocks.0.mixer.k.weight'])
+
+
+def test_a_run_in_pieces_is_the_same_run(smoke, data, teacher_file, finished, tmp_path):
+    pieces = 0
+    while distill(smoke, data, tmp_path / 'run', teacher_file, minutes=0, device=CPU, workers=0) is None:
+        pieces += 1
+    assert pieces == smoke.steps - 1
+    whole, cut = (load_file(run / 'model' / 'model.safetensors') for run in (finished, tmp_path / 'run'))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    logs = [(run / 'summary.csv').read_text().splitlines() for run in (finished, tmp_path / 'run')]
+    assert [line.rpartition(',')[0] for line in logs[0]] == [line.rpartition(',')[0] for line in logs[1]]
+
+
+def test_workers_read_the_same_views(smoke, data, teacher_file, finished, tmp_path):
+    distill(smoke, data, tmp_path / 'run', teacher_file, device=CPU, workers=2)
+    one, other = (load_file(run / 'model' / 'model.safetensors') for run in (finished, tmp_path / 'run'))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_signal_ends_a_run_after_its_step(smoke, data, teacher_file, tmp_path):
+    def interrupted(steps, total, title):
+        for step in steps:
+            if step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield step
+
+    assert distill(smoke, data, tmp_path, teacher_file, device=CPU, workers=0, progress=interrupted) is None
+    assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == 3
+
+
+def test_lines_of_a_run_that_was_killed_are_not_written_twice(tmp_path):
+    from vt_hub.training.resumable import log
+
+    for step in (5, 10, 15, 10):
+        log(tmp_path / 'summary.csv', step, loss=step / 10)
+    assert (tmp_path / 'summary.csv').read_text().splitlines() == ['step,loss', '5,0.5', '10,1.0']
+
+
+def test_lite_files_of_pypi_fit_by_their_order(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model('tf_efficientnet_lite0', num_classes=3)
+    renamed = {f'tensor{number}': value for number, value in enumerate(net.state_dict().values())}
+    torch.save(renamed, tmp_path / 'lite0.pth')
+    loaded = load_teacher('tf_efficientnet_lite0', tmp_path / 'lite0.pth', num_classes=3)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in net.state_dict().items())
+    with pytest.raises(ValueError, match='does not fit the model'):
+        load_teacher('tf_efficientnet_lite1', tmp_path / 'lite0.pth', num_classes=3)
+
+
+def test_a_trunk_gives_the_parts_that_it_has(teacher_file, tmp_path):
+    torch.manual_seed(1)
+    trained = timm.create_model('vt_resnet10', num_classes=3)
+    save_file({k: v for k, v in trained.state_dict().items() if k[:2] not in ('vt', 'fc')}, tmp_path / 'trunk.st')
+    (tmp_path / 'trunk.st').rename(tmp_path / 'trunk.safetensors')
+    student = timm.create_model('vt_resnet10', num_classes=5)
+    assert load_trunk(student, tmp_path / 'trunk.safetensors') == ['conv1', 'bn1', 'layer1', 'layer2', 'layer3']
+    assert torch.equal(student.layer3[0].conv1.weight, trained.layer3[0].conv1.weight)
+    with pytest.raises(ValueError, match=r'(conv1|layer1) of .* does not fit the model'):
+        load_trunk(timm.create_model('vt_resnet50'), tmp_path / 'trunk.safetensors')
+    save_file({'stem.weight': torch.zeros(1)}, tmp_path / 'other.safetensors')
+    with pytest.raises(ValueError, match='has no part of the student; its tensors begin with stem'):
+        load_trunk(student, tmp_path / 'other.safetensors')
+
+
+def test_imagenet_names_come_from_timm(tmp_path):
+    from vt_hub.training.distillation.networks import class_names
+
+    names = class_names(timm.create_model('test_resnet', num_classes=1000))
+    assert (names[0], names[281], names[134], names[517]) == ('tench', 'tabby', 'crane', 'crane')
+    assert class_names(timm.create_model('test_resnet', num_classes=7)) is None
+    assert class_names(vt_hub.load_model('vt_resnet10.digits')) == list('0123456789')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'teacher': 'nosuch'}, "There is no model 'nosuch' in timm"),
+        ({'model': 'nosuch'}, "There is no model 'nosuch' in timm"),
+        ({'model': vt_hub.pretrained_folder('vt_resnet10.digits').as_posix()}, 'has 10 classes and the teacher 12'),
+        ({'stages': [{'until': 1, 'size': 64, 'free': ['layer9']}]}, 'test_vt_resnet has no part layer9; there are'),
+        ({'teacher': 'test_vit'}, 'does not fit the model'),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_nothing(smoke, data, teacher_file, tmp_path, changes, message):
+    recipe = load_distillation_recipe('smoke', {'teacher_args': {'num_classes': CLASSES}, **changes})
+    with pytest.raises((LookupError, ValueError), match=message):
+        distill(recipe, data, tmp_path / 'run', teacher_file, device=CPU)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_folders_that_cannot_be_used_are_named(photographs, tmp_path):
+    with pytest.raises(FileNotFoundError, match='There is no folder'):
+        Folders([tmp_path / 'nosuch'])
+    with pytest.raises(FileNotFoundError, match='There are no images in'):
+        Folders([tmp_path])
+    (tmp_path / 'a.png').write_bytes(b'no')
+    with pytest.raises(ValueError, match=r'None of 1 images that were tried can be read, such as .*a\.png'):
+        Folders([tmp_path])
+    with pytest.raises(ValueError, match=r'Each of 1 folders takes one share of 0 or more, not \[0.5, 0.5\]'):
+        Folders([photographs], [0.5, 0.5])
+
+
+def test_another_recipe_is_refused(smoke, data, teacher_file, finished):
+    recipe = load_distillation_recipe('smoke', {'teacher_args': {'num_classes': CLASSES}, 'steps': 13})
+    with pytest.raises(ValueError, match='was started with steps = 12, not 13'):
+        distill(recipe, data, finished, teacher_file)
+    with pytest.raises(ValueError, match='was started with data'):
+        distill(smoke, Folders(data.folders), finished, teacher_file)
+
+
+def test_any_network_of_timm_can_be_the_student(smoke, data, teacher_file, tmp_path):
+    changes = {'model': 'test_vit', 'steps': 3, 'stages': [{'until': 1, 'size': 160, 'free': []}], 'input_size': 160}
+    recipe = load_distillation_recipe('smoke', {'teacher_args': {'num_classes': CLASSES}, **changes})
+    folder = distill(recipe, data, tmp_path / 'run', teacher_file, device=CPU, workers=0)
+    assert [path.name for path in folder.iterdir()] == ['model.safetensors']
+    assert load_file(folder / 'model.safetensors')['head.weight'].shape == (CLASSES, 64)
+
+
+def test_command(photographs, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    teacher = timm.create_model('test_resnet')
+    save_file(teacher.state_dict(), tmp_path / 'teacher.safetensors')
+    arguments = ['distill', '--recipe', 'smoke', '--data-dir', str(photographs / 'cats'), '--share', '0.2']
+    arguments += ['--data-dir', str(photographs / 'dogs'), '--share', '0.8', '--device', 'cpu', '--steps', '4']
+    arguments += ['--teacher-checkpoint', str(tmp_path / 'teacher.safetensors'), '--output', str(tmp_path / 'run')]
+    invoke = CliRunner().invoke
+    first = invoke(cli.app, [*arguments, '--minutes', '0'])
+    assert 'is not at its end; the same command resumes it.' in first.stdout
+    assert invoke(cli.app, arguments).stdout.strip() == str(tmp_path / 'run' / 'model')
+    assert vt_hub.load_model(tmp_path / 'run' / 'model').num_classes == 1000
+    assert read_json(tmp_path / 'run' / 'model' / 'config.json')['id2label']['281'] == 'tabby'
+
+
+def test_processes_share_the_views(photographs, teacher_file, tmp_path):
+    """Under torchrun each process takes a part of every batch; one writes."""
+    save_file(timm.create_model('test_resnet').state_dict(), tmp_path / 'teacher.safetensors')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'vt_hub.cli']
+    command += ['distill', '--recipe', 'smoke', '--data-dir', str(photographs), '--device', 'cpu', '--steps', '4']
+    command += ['--teacher-checkpoint', str(tmp_path / 'teacher.safetensors'), '--workers', '0']
+    command += ['--output', str(tmp_path / 'run')]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / 'run' / 'model')
+    with open(tmp_path / 'run' / 'summary.csv') as file:
+        assert [row['step'] for row in csv.DictReader(file)] == ['4']
+
+
+def test_a_student_can_reach_its_teacher(smoke, data, teacher_file, tmp_path):
+    """A student of the same architecture, started from the teacher's weights, has nothing left to learn."""
+    teacher = load_teacher('test_resnet', teacher_file, num_classes=CLASSES)
+    student = load_teacher('test_resnet', teacher_file, num_classes=CLASSES)
+    net = Distiller(student, teacher, 64).eval()
+    net.calibrate([outputs(teacher, torch.rand(8, 3, 64, 64))])
+    with torch.no_grad():
+        net.features.weight.copy_(torch.diag(1 / net.std))
+        net.features.bias.copy_(-net.mean / net.std)
+        x = torch.rand(2, 3, 64, 64)
+        torch.testing.assert_close(net.fold()(x), teacher(x))

@@ -1,0 +1,129 @@
+"""Distillation: a network learns from images without labels what another one says of them.
+
+Both see the same view, cut and mixed with others (Beyer et al. 2022, https://arxiv.org/abs/2106.05237; CutMix, Yun et
+al. 2019, https://arxiv.org/abs/1905.04899). The student follows the teacher's pooled features, its last map at every
+position (FitNets, Romero et al. 2015, https://arxiv.org/abs/1412.6550) and its logits, which the teacher's own
+classifier makes of the features that the student predicts. What helps in this is folded into the student's classifier
+at the end, or dropped.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from safetensors.torch import save_file
+
+from ...checkpoints import read_json
+from ...files import written_whole
+from ...models import is_ours
+from ...publishing import export
+from ..results import Progress, find_device, machine, no_progress, write_result
+from ..resumable import multiplies_bfloat16, train
+from .data import HELD_OUT_PART, Folders
+from .networks import class_names, create_student, load_teacher, load_trunk
+from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
+from .run import DistillationRun
+
+__all__ = [
+    'DistillationRecipe',
+    'Folders',
+    'Stage',
+    'distill',
+    'list_distillation_recipes',
+    'load_distillation_recipe',
+]
+
+PROSE = """\
+A {{ architecture }} with {{ num_labels }} classes that learnt from images without labels what another network says of
+them, by `vt-hub distill`."""
+
+
+def distill(
+    recipe: DistillationRecipe,
+    data: Folders,
+    output: str | Path,
+    teacher_checkpoint: Path | None = None,
+    trunk_checkpoint: Path | None = None,
+    seed: int = 0,
+    minutes: float | None = None,
+    device: torch.device | None = None,
+    workers: int = 2,
+    progress: Progress = no_progress,
+) -> Path | None:
+    """Teach a student by a recipe. A run that was stopped resumes from its last checkpoint, bit for bit.
+
+    Args:
+        recipe: See `load_distillation_recipe`.
+        data: The images.
+        output: Folder of the run: `recipe.json`, `state.pt`, `summary.csv`, and at the end `result.json` and `model`.
+        teacher_checkpoint: File with the teacher's weights; default: timm's own.
+        trunk_checkpoint: File with weights that the student starts from, for the parts that it has.
+        seed: Of new weights, views and mixtures.
+        minutes: Stop after this time; started again, the run resumes.
+        device: Default: the GPU if there is one.
+        workers: Processes that read images, for each device.
+        progress: Wraps the steps, to show how far they are.
+
+    Returns:
+        `output / 'model'`, a model folder, or for an architecture that is not ours one that holds only
+        `model.safetensors`; None if the run was stopped before its end, and in processes but the first.
+
+    Raises:
+        FloatingPointError: The weights are not finite; the last checkpoint, whose weights are, stays.
+        LookupError: timm has no such model.
+        ValueError: The run in `output` has another recipe, or networks and checkpoints do not fit.
+    """
+    output, device = Path(output), device or find_device()
+    settings = json.loads(json.dumps({**asdict(recipe), 'data': data.describe(), 'seed': seed}))
+    known = read_json(output / 'recipe.json') if (output / 'recipe.json').exists() else {}
+    for key, value in known.items():
+        if settings.get(key) != value:
+            raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
+    if (output / 'model').is_dir():
+        return output / 'model'  # nothing is left to do
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(seed)
+    teacher = load_teacher(recipe.teacher, teacher_checkpoint, **recipe.teacher_args)
+    if not isinstance(teacher.get_classifier(), nn.Linear):
+        raise ValueError(f'{recipe.teacher} has no linear classifier on pooled features, which a teacher needs.')
+    student = create_student(recipe, teacher)
+    trunk = load_trunk(student, trunk_checkpoint) if trunk_checkpoint else []
+    run = DistillationRun(recipe, data, student, trunk, teacher, seed, device, workers, output / 'unreadable.txt')
+    for stage in reversed(recipe.stages):  # names of parts are checked before hours are spent
+        run.enter(stage)
+    output.mkdir(parents=True, exist_ok=True)
+    if not known and run.rank == 0:
+        write_result(output / 'recipe.json', settings)
+    if (output / 'state.pt').exists():
+        run.load(output / 'state.pt')
+    train(run, output, minutes, progress, 'Distilling')
+    if run.step < recipe.steps or run.rank > 0:
+        return None
+    net = run.ema.module.eval()
+    result = {
+        'task': 'image-classification',
+        'dataset': {
+            'name': 'images that were not trained on',
+            'type': 'imagefolder',
+            'split': f'one image in {HELD_OUT_PART}, against the teacher',
+            'num_images': len(run.held_out),
+        },
+        'metrics': run.evaluate(),
+        'tokens': [module.to_dict() for module in run.tokens()],
+        'training': {
+            **settings,
+            'num_images': recipe.steps * recipe.batch_size,
+            'precision': 'bfloat16' if multiplies_bfloat16(device) else 'float32',
+            'seconds': round(run.seconds),
+            **machine(device),
+        },
+    }
+    write_result(output / 'result.json', result)
+    model = net.fold()
+    if is_ours(recipe.model):
+        return export(model, output / 'model', labels=class_names(teacher), metrics=[result], prose=PROSE)
+    with written_whole(output / 'model') as folder:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'model.safetensors')
+    return output / 'model'

@@ -1,0 +1,134 @@
+"""Images without labels, and views of them."""
+
+import random
+import signal
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import Dataset
+
+from ...images import read_image, walk_images
+from .recipe import DistillationRecipe
+
+__all__ = ['HELD_OUT_PART', 'Folders', 'Views', 'start_worker']
+
+HELD_OUT = 1024  # images that an evaluation looks at
+HELD_OUT_PART = 10  # one image in so many is never trained on
+TRIED = 64  # images of a folder that are read before a run begins
+
+
+def is_held_out(path: Path) -> bool:
+    """Whether an image is kept from training: by its file name, so that it holds wherever the folder lies."""
+    return zlib.crc32(path.name.encode()) % HELD_OUT_PART == 0
+
+
+class Folders:
+    """Image files of some folders, without labels, each folder with its share of the views.
+
+    Args:
+        folders: Searched through, by file name extension.
+        shares: One number for each; without, by the number of images.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it has no images.
+        ValueError: The shares do not fit, or none of the first images of a folder can be read.
+    """
+
+    def __init__(self, folders: Sequence[Path], shares: Sequence[float] = ()):
+        if shares and (len(shares) != len(folders) or min(shares) < 0 or sum(shares) == 0):
+            raise ValueError(f'Each of {len(folders)} folders takes one share of 0 or more, not {list(shares)}.')
+        self.folders = list(folders)
+        self.parts: list[list[Path]] = []  # to train on
+        held_out: list[Path] = []
+        for folder in folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(f'There is no folder {folder}.')
+            paths = sorted(walk_images(folder))
+            check_readable(folder, paths)
+            self.parts.append([path for path in paths if not is_held_out(path)])
+            held_out += [path for path in paths if is_held_out(path)]
+            if not self.parts[-1]:
+                raise FileNotFoundError(f'There are too few images in {folder}.')
+        self.shares = list(shares) or [len(part) for part in self.parts]
+        random.Random(0).shuffle(held_out)
+        readable = (path for path in held_out if is_readable(path))
+        self.held_out = list(islice(readable, HELD_OUT))  # not trained on
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Name, number of images and share of each folder."""
+        total = sum(self.shares)
+        return [
+            {'name': folder.resolve().name, 'num_images': len(part), 'share': round(share / total, 4)}
+            for folder, part, share in zip(self.folders, self.parts, self.shares, strict=True)
+        ]
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except ValueError:
+        return False
+    return True
+
+
+def check_readable(folder: Path, paths: list[Path]):
+    """Raise where a folder has no images, or none of those that are tried can be read."""
+    if not paths:
+        raise FileNotFoundError(f'There are no images in {folder}.')
+    tried = paths[:: -(-len(paths) // TRIED)]
+    if not any(map(is_readable, tried)):
+        raise ValueError(f'None of {len(tried)} images that were tried can be read, such as {tried[0]}.')
+
+
+@cache
+def training_transform(size: int, scale: tuple[float, float], color_jitter: float):
+    return create_transform(
+        size, is_training=True, scale=scale, color_jitter=color_jitter or None, interpolation='bicubic', normalize=False
+    )
+
+
+class Views(Dataset):
+    """Views of images, (3, size, size) bytes, each a function of the seed and its number.
+
+    An image that cannot be read is named in a file, and another one drawn.
+    """
+
+    def __init__(self, recipe: DistillationRecipe, data: Folders, seed: int, unreadable: Path):
+        self.recipe, self.data, self.seed = recipe, data, seed
+        self.unreadable, self.named = unreadable, set[Path]()
+
+    def __len__(self) -> int:
+        return self.recipe.steps * self.recipe.batch_size
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        recipe = self.recipe
+        stage = recipe.stage(item // recipe.batch_size)
+        random.seed(f'{self.seed} {item}')
+        torch.manual_seed(random.getrandbits(62))
+        image = self.draw()
+        return training_transform(stage.size, recipe.crop_scale, recipe.color_jitter)(image)
+
+    def draw(self) -> Image.Image:
+        while True:
+            [part] = random.choices(self.data.parts, self.data.shares)
+            path = random.choice(part)
+            try:
+                return read_image(path)
+            except ValueError as error:
+                if path not in self.named:
+                    self.named.add(path)
+                    with open(self.unreadable, 'a') as file:
+                        file.write(f'{error}\n')
+
+
+def start_worker(_: int):
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run stops after its step
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

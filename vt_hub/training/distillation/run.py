@@ -1,0 +1,235 @@
+"""The training itself."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import Mixup, create_transform
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ...diversity import TokenDiversity, token_diversity, token_figures
+from ...images import read_image
+from ...predict import data_config
+from ..resumable import ResumableRun, autocast
+from .data import Folders, Views, start_worker
+from .networks import Distiller, outputs, shared_parts
+from .recipe import DistillationRecipe, Stage
+
+__all__ = ['DistillationRun']
+
+EMA_DECAY = 0.999
+MIN_LR = 1e-5
+CLIP_NORM = 1.0
+CALIBRATION = 16  # batches that the teacher's means and deviations are taken from
+EVALUATION_BATCH = 64
+
+
+def error_of_maps(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of two maps (B, C, h, w), on the coarser grid of the two."""
+    size = min(found.shape[-2:], wanted.shape[-2:])
+    return F.mse_loss(F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(wanted, size))
+
+
+class DistillationRun(ResumableRun):
+    """The state of a distillation."""
+
+    def __init__(
+        self,
+        recipe: DistillationRecipe,
+        data: Folders,
+        student: nn.Module,
+        trunk: Sequence[str],
+        teacher: nn.Module,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        unreadable: Path,
+    ):
+        torch.manual_seed(seed)
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.steps, self.batch_size, self.log_every = recipe.steps, recipe.batch_size, recipe.evaluate_every
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.views, self.held_out, self.workers = Views(recipe, data, seed, unreadable), data.held_out, workers
+        self.normalization = [constants(net, device) for net in (student, teacher)]
+        self.teacher = teacher.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        net = Distiller(student, teacher, recipe.stages[0].size)
+        self.net = net.to(device, memory_format=torch.channels_last)
+        of_trunk = [nn.ModuleDict({name: getattr(student, name) for name in trunk})]
+        rest = {name: part for name, part in student.named_children() if name not in trunk}
+        of_rest = nn.ModuleDict({**rest, 'helper': net.features, 'map_helper': net.map})
+        groups = [
+            {**group, 'lr': recipe.lr * factor}
+            for part, factor in ((of_trunk[0], recipe.trunk_lr), (of_rest, 1.0))
+            for group in param_groups_weight_decay(part, recipe.weight_decay)
+        ]
+        self.optimizer = create_optimizer_v2(groups, 'adamw', recipe.lr, recipe.weight_decay)
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            recipe.steps - recipe.warmup_steps,
+            lr_min=MIN_LR,
+            warmup_t=recipe.warmup_steps,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        self.ema = ModelEmaV3(net, EMA_DECAY, use_warmup=True)
+        self.mix = None
+        if recipe.mixup or recipe.cutmix:
+            self.mix = Mixup(recipe.mixup, recipe.cutmix, mode='elem', num_classes=1)
+        self.sums = torch.zeros(3, device=device)  # of the losses since the last evaluation
+        self.batches: Iterator[torch.Tensor] | None = None
+        self.stage: Stage | None = None
+
+    def loader(self, first: int, last: int) -> Iterator[torch.Tensor]:
+        """This process's part of the views of some steps."""
+        size = self.batch_size // self.world
+        starts = (step * self.batch_size + self.rank * size for step in range(first, last))
+        return iter(
+            DataLoader(
+                self.views,
+                batch_sampler=[range(start, start + size) for start in starts],
+                num_workers=self.workers,
+                worker_init_fn=start_worker,
+                pin_memory=self.device.type == 'cuda',
+            )
+        )
+
+    def enter(self, stage: Stage):
+        """Let the parts of a stage learn, and find those that student and teacher have in common."""
+        self.stage, student = stage, self.net.student
+        names = [name for name, _ in student.named_children()]
+        if unknown := sorted(set(stage.free) - set(names)):
+            raise ValueError(f'{self.recipe.model} has no part {unknown[0]}; there are {", ".join(names)}.')
+        self.net.requires_grad_(True)
+        self.frozen = [name for name in names if stage.free and name not in stage.free]
+        for name in self.frozen:
+            getattr(student, name).requires_grad_(False)
+        student.get_classifier().requires_grad_(False)  # made at the end
+        self.net.classifier.requires_grad_(False)
+        self.shared = shared_parts(student, self.teacher, self.frozen) if self.same_images() else []
+        self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
+
+    def same_images(self) -> bool:
+        return all(map(torch.equal, *self.normalization))
+
+    def targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images from 0 to 1 to what the student starts from, and to the teacher's features and map."""
+        with torch.no_grad(), autocast(self.device):
+            x, of_teacher = (
+                ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+                for mean, std in self.normalization
+            )
+            for name in self.shared:
+                x = of_teacher = getattr(self.teacher, name)(x)
+            return x, *outputs(self.teacher, of_teacher, self.shared)
+
+    def losses(self, net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The losses (3) of features, maps and logits, and the logits of student and teacher."""
+        x, features, last_map = self.targets(images)
+        with autocast(self.device):
+            found, found_map, logits = net(x, self.shared)
+        own = self.net
+        wanted = own.classifier(features.float())
+        losses = torch.stack(
+            [
+                F.mse_loss(found, (features.float() - own.mean) / own.std),
+                error_of_maps(found_map, (last_map.float() - own.map_mean) / own.map_std),
+                F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction='batchmean'),
+            ]
+        )
+        return losses, logits, wanted
+
+    def train_step(self):
+        if self.batches is None:
+            self.batches = self.loader(self.step, self.steps)
+        stage = self.recipe.stage(self.step)
+        if stage != self.stage:
+            self.enter(stage)
+        if self.step == 0:
+            count = CALIBRATION
+            self.net.calibrate(self.targets(self.to_device(images))[1:] for images in self.loader(0, count))
+            self.ema.module.load_state_dict(self.net.state_dict())
+        images = self.to_device(next(self.batches))
+        torch.manual_seed(self.seed * 1_000_003 + self.step)
+        np.random.seed([self.seed, self.step, self.rank])  # what timm's Mixup draws from
+        if self.mix:
+            images, _ = self.mix(images, torch.zeros(len(images), dtype=torch.int64, device=self.device))
+        self.net.train()
+        for name in self.frozen:
+            getattr(self.net.student, name).eval()
+        self.schedule.step_update(self.step)
+        losses, _, _ = self.losses(self.parallel, images)
+        recipe = self.recipe
+        loss = (losses * losses.new_tensor([recipe.features, recipe.maps, recipe.logits])).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.net, step=self.step)
+        self.sums += losses.detach()
+        self.step += 1
+
+    def to_device(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, non_blocking=True).float() / 255
+
+    def figures(self) -> dict[str, float]:
+        steps = (self.step - 1) % self.log_every + 1
+        features, maps, logits = (self.sums / steps).tolist()
+        self.sums.zero_()
+        found = self.evaluate()
+        return {
+            'size': self.stage.size,
+            'features_loss': round(features, 4),
+            'maps_loss': round(maps, 4),
+            'logits_loss': round(logits, 4),
+            'lr': self.optimizer.param_groups[-1]['lr'],
+            **found,
+            **token_figures(self.tokens()),
+        }
+
+    def held_out_batches(self) -> Iterator[torch.Tensor]:
+        size = self.recipe.input_size
+        transform = create_transform(size, interpolation='bicubic', normalize=False)
+        for first in range(0, len(self.held_out), EVALUATION_BATCH):
+            paths = self.held_out[first : first + EVALUATION_BATCH]
+            yield self.to_device(torch.stack([transform(read_image(path)) for path in paths]))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """How far the averaged student is from the teacher on held-out images."""
+        net, sums, hits, count = self.ema.module.eval(), torch.zeros(3, device=self.device), 0.0, 0
+        for images in self.held_out_batches():
+            losses, logits, wanted = self.losses(net, images)
+            sums += losses * len(images)
+            hits += (logits.argmax(1) == wanted.argmax(1)).sum().item()
+            count += len(images)
+        if not count:
+            return {}
+        features, _, kl = (sums / count).tolist()
+        return {
+            'held_out_features': round(features, 4),
+            'held_out_kl': round(kl, 4),
+            'held_out_agreement': round(100 * hits / count, 2),
+        }
+
+    @torch.no_grad()
+    def tokens(self) -> list[TokenDiversity]:
+        """How much the tokens of each module of the averaged student differ, on held-out images."""
+        images = next(self.held_out_batches(), None)
+        if images is None:
+            return []
+        mean, std = self.normalization[0]
+        return token_diversity(self.ema.module.student.eval(), (images - mean) / std)
+
+
+def constants(net: nn.Module, device: torch.device) -> torch.Tensor:
+    """Mean and deviation that a network normalises by, (2, 3, 1, 1)."""
+    config = data_config(net)
+    return torch.tensor([config['mean'], config['std']], device=device).view(2, 3, 1, 1)

@@ -1,0 +1,143 @@
+"""Trainings that may stop at any step and resume bit for bit: their state, signals, time and log."""
+
+import csv
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from timm.utils import ModelEmaV3
+
+from ..files import replaced_whole
+from .results import Progress
+
+__all__ = ['ResumableRun', 'autocast', 'multiplies_bfloat16', 'train']
+
+SAVE_EVERY = 300  # seconds
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does so; elsewhere bfloat16 is slower than float32."""
+    if device.type != 'cpu':
+        return True
+    known = torch.cpu.get_capabilities()
+    return bool(known.get('avx512_bf16') or known.get('bf16'))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision where it is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
+
+
+class ResumableRun:
+    """The state of a training, and how it moves on; everything random is a function of (seed, step).
+
+    A subclass makes `net`, `optimizer` and `ema`, says how many `steps` of `batch_size` images there are and after
+    which it logs, and writes `train_step` and `figures`. `sums` is what it adds up between two lines of the log.
+    """
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3
+    device: torch.device
+    steps: int
+    batch_size: int
+    log_every: int
+    sums: torch.Tensor | None = None
+    step = 0
+    seconds = 0.0
+
+    def train_step(self):
+        """One step of the optimizer; adds 1 to `step`."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        """What `summary.csv` says of the last steps."""
+        raise NotImplementedError
+
+    def check_finite(self):
+        """Raise FloatingPointError if a weight is not finite."""
+        if not all(weight.isfinite().all() for weight in self.net.parameters()):
+            raise FloatingPointError(
+                f'The weights are not finite by step {self.step}; start again in another folder with a lower lr.'
+            )
+
+    def save(self, path: Path):
+        self.check_finite()
+        state = {name: getattr(self, name).state_dict() for name in ('net', 'optimizer', 'ema')}
+        with replaced_whole(path) as unfinished:
+            torch.save({**state, 'sums': self.sums, 'step': self.step, 'seconds': self.seconds}, unfinished)
+
+    def load(self, path: Path):
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        for name in ('net', 'optimizer', 'ema'):
+            getattr(self, name).load_state_dict(state[name])
+        self.sums, self.step, self.seconds = state['sums'], state['step'], state['seconds']
+
+
+def train(run: ResumableRun, output: Path, minutes: float | None, progress: Progress, title: str):
+    """Move a run on to its end, or until the time is over or a signal comes; its state is in `output` then.
+
+    Of several processes the first writes, and all stop at the same step.
+    """
+    earlier, started = run.seconds, time.monotonic()
+    saved, logged = started, (run.step, started)
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    with told_to_stop() as told:
+        for _ in progress(range(run.step, run.steps), run.steps - run.step, title):
+            run.train_step()
+            now = time.monotonic()
+            run.seconds = earlier + now - started
+            done = run.step == run.steps
+            if run.step % run.log_every == 0 or done:
+                run.check_finite()
+                figures = run.figures()
+                if writes:
+                    rate = (run.step - logged[0]) * run.batch_size / (now - logged[1])
+                    log(output / 'summary.csv', step=run.step, **figures, images_per_second=round(rate, 1))
+                logged = run.step, time.monotonic()
+            over = any_process(bool(told) or (minutes is not None and now - started > 60 * minutes), run.device)
+            if writes and (over or done or now - saved > SAVE_EVERY):
+                run.save(output / 'state.pt')
+                saved = now
+            if over:
+                break
+
+
+def any_process(value: bool, device: torch.device) -> bool:
+    """Whether a value is true in any of the processes that train together."""
+    if not dist.is_initialized():
+        return value
+    flag = torch.tensor(float(value), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.item() > 0
+
+
+def log(path: Path, step: int, **figures: float):
+    """Append a line to a CSV file; lines of later steps, which a run that was killed has left, are dropped."""
+    rows: list[dict[str, str]] = []
+    if path.exists():
+        with open(path, newline='') as file:
+            rows = [row for row in csv.DictReader(file) if int(row['step']) < step]
+    with replaced_whole(path) as unfinished, open(unfinished, 'w', newline='') as file:
+        writer = csv.DictWriter(file, ['step', *figures])
+        writer.writeheader()
+        writer.writerows([*rows, {'step': step, **figures}])
+
+
+@contextmanager
+def told_to_stop() -> Iterator[list[int]]:
+    """A list that is filled on SIGTERM or SIGINT, so that a run can end after its step."""
+    told: list[int] = []
+    handlers = {
+        kind: signal.signal(kind, lambda kind, _: told.append(kind)) for kind in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield told
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
