@@ -97,7 +97,8 @@ def test_distinct_tokenizer_is_equation_1_or_2_with_bounded_logits(recurrent, to
         for t in range(L):
             w = unit(tokenizer.filters[t])
             if recurrent:
-                w = w + 0.5 * unit(torch.stack([tokens[b, t] @ row for row in tokenizer.token_to_filter.weight]))
+                asked = torch.stack([tokens[b, t] @ row for row in tokenizer.token_to_filter.weight])
+                w = w + 0.5 * (unit(asked) if asked.norm() > 1 else asked)
             filters.append(1.7 * w)
         rms = math.sqrt(sum(v.item() ** 2 for v in x[b].flatten()) / x[b].numel())
         expected, A = naive_pool(x[b], torch.stack(filters, 1), rms)

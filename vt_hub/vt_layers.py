@@ -82,8 +82,8 @@ class RecurrentTokenizer(Tokenizer):
 class DistinctTokenizer(Tokenizer):
     """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / rms(X)), T = A^T X W_C.
 
-    The filters W (L, C) are W_A, or in a recurrent tokenizer W_A + T_in W_(T->R) / 2, both with rows of unit length. So
-    the learned s bounds the logits, and filters are 78 degrees apart even where all tokens T_in are equal.
+    The filters W (L, C) are W_A with rows of unit length; a recurrent tokenizer adds half of T_in W_(T->R), cut to unit
+    length. So the learned s bounds the logits, and filters are 78 degrees apart even where all tokens T_in are equal.
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, recurrent: bool = False, device=None, dtype=None):
@@ -101,7 +101,7 @@ class DistinctTokenizer(Tokenizer):
     def forward(self, x: Tensor, tokens: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         X, W = pixels(x), F.normalize(self.filters, dim=1)
         if self.token_to_filter is not None and tokens is not None:
-            W = W + F.normalize(self.token_to_filter(tokens), dim=2) / 2
+            W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
         A = (X @ W.transpose(-2, -1) * (self.sharpness / rms(X))).softmax(dim=1)
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 

@@ -7,6 +7,10 @@ import typer
 
 from .common import Json, app, print_json, print_table
 
+GROWN_PROSE = """\
+A {{ architecture }} with {{ num_labels }} classes: a smaller network inside a deeper one that computes the same, by
+`vt-hub convert --grow`. It is a start for more training, and as good as the smaller one until then."""
+
 
 @app.command()
 def export(
@@ -197,6 +201,9 @@ def pull(
 def convert(
     source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; or a model folder.')],
     target: Annotated[Path, typer.Argument(help='Model folder to write; or a .safetensors file.')],
+    grow: Annotated[
+        str | None, typer.Option(help='Deeper architecture to put the source into, so that it computes the same.')
+    ] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help='Classes of the new classifier.')] = None,
     labels: Annotated[
         Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
@@ -209,21 +216,32 @@ def convert(
 
     Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
     """
-    from ..conversion import is_vt_checkpoint, save_timm_weights, warm_start
+    from ..conversion import is_vt_checkpoint, load_source, save_timm_weights, warm_start
+    from ..growing import grow as grown
+    from ..models import is_folder
     from ..publishing import export as run
+    from ..weights import list_pretrained
 
     if target.suffix == '.safetensors':
-        if num_classes or labels:
-            raise typer.BadParameter('--num-classes and --labels go with a model folder, not with a plain timm file.')
+        if num_classes or labels or grow:
+            raise typer.BadParameter(
+                '--num-classes, --labels and --grow go with a model folder, not with a plain timm file.'
+            )
         print(save_timm_weights(source, target))
         return
-    if Path(source).is_dir() or is_vt_checkpoint(source):
+    if is_folder(source) or source in list_pretrained() or is_vt_checkpoint(source):
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a model folder has its classes.')
-        export(source, target, labels=labels)
+        if not grow:
+            export(source, target, labels=labels)
+            return
+        names = read_labels(labels) if labels else None
+        model = grown(load_source(source)[0], grow)
+        print(run(model, target, labels=names, prose=GROWN_PROSE, origin=f'It computes what {Path(source).name} does.'))
         return
     names = read_labels(labels) if labels else None
     classes = num_classes or (len(names) if names else None)
     start = warm_start(source, **({'num_classes': classes} if classes else {}))
-    run(start.model, target, labels=names, prose=start.prose(Path(source).name), license=start.license)
+    model = grown(start.model, grow) if grow else start.model
+    run(model, target, labels=names, prose=start.prose(Path(source).name), license=start.license)
     print(f'{target}: {start}')
