@@ -151,7 +151,7 @@ def test_what_transformers_users_set_counts_or_is_refused(tmp_path):
     mean, std = torch.tensor(CFG['mean']).view(3, 1, 1), torch.tensor(CFG['std']).view(3, 1, 1)
     torch.testing.assert_close(other(image)['pixel_values'], plain(image)['pixel_values'] * std + mean)
     assert (other.image_mean, other.image_std) == ([0, 0, 0], [1, 1, 1])
-    with pytest.raises(TypeError, match='do_normalize'):
+    with pytest.raises(ValueError, match='do_normalize cannot be turned off'):
         plain(image, do_normalize=False)
     with pytest.raises(ValueError, match='do_resize cannot be turned off'):
         AutoImageProcessor.from_pretrained(tmp_path, do_resize=False)
@@ -170,3 +170,97 @@ def test_what_transformers_users_set_counts_or_is_refused(tmp_path):
 def test_arrays_that_are_no_images_are_refused(array):
     with pytest.raises(ValueError, match='An image has values from'):
         vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)(array)
+
+
+@pytest.mark.parametrize('shape', [(6, 64, 64), (0, 0, 3), (0, 9), (2, 9, 9), (3, 3, 9, 9, 9), (5,)])
+def test_shapes_that_are_not_an_images_are_refused(shape):
+    with pytest.raises(ValueError, match=r'An image is \(height, width\), with 1, 3 or 4 channels|no image'):
+        vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)(np.zeros(shape, np.uint8))
+
+
+def test_a_tensor_with_a_gradient_is_an_image():
+    processor, tensor = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG), torch.rand(3, 70, 50)
+    expected = processor(tensor)['pixel_values']
+    assert torch.equal(processor(tensor.clone().requires_grad_())['pixel_values'], expected)
+
+
+def test_the_layout_of_an_array_can_be_told():
+    processor, array = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG), np.random.default_rng(0).random((3, 40, 3))
+    last = processor(array, input_data_format='channels_last')['pixel_values']
+    first = processor(array, input_data_format='channels_first')['pixel_values']
+    assert torch.equal(processor(array)['pixel_values'], last)
+    assert torch.equal(processor(np.moveaxis(array, 0, -1), input_data_format='channels_last')['pixel_values'], first)
+    assert not torch.equal(first, last)
+
+
+@pytest.mark.parametrize('resample', [0, 1, 2, 3, 4, 5])
+def test_resample_is_timms_interpolation(resample, tmp_path):
+    names = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
+    cfg, image = {**CFG, 'interpolation': names[resample]}, picture(200, 100)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg), is_training=False)
+    plain = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG)
+    plain.save_pretrained(tmp_path / 'plain')
+    given = vt_hub.VTResNetImageProcessor(pretrained_cfg=CFG, resample=resample)
+    given.save_pretrained(tmp_path / 'given')
+    processors = (
+        given,
+        AutoImageProcessor.from_pretrained(tmp_path / 'plain', resample=resample),
+        AutoImageProcessor.from_pretrained(tmp_path / 'given'),
+    )
+    for processor in processors:
+        assert processor.resample == resample
+        assert torch.equal(processor(image)['pixel_values'][0], transform(image))
+    assert torch.equal(plain(image, resample=Image.Resampling(resample))['pixel_values'][0], transform(image))
+
+
+@pytest.mark.parametrize('kind', [vt_hub.VTResNetImageProcessor, vt_hub.VTFPNImageProcessor])
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (
+            {'crop_size': 128},
+            'crop_size=128 is not an option of this image processor; it takes size, crop_pct, resample',
+        ),
+        ({'foo': 1}, 'foo=1 is not an option'),
+        ({'rescale_factor': 0.5}, 'rescale_factor=0.5 is not an option'),
+        ({'do_rescale': False}, 'do_rescale cannot be turned off'),
+        ({'resample': 99}, r'resample=99 is not one of PIL\.Image\.Resampling'),
+        ({'data_format': 'channels_last'}, 'data_format'),
+    ],
+)
+def test_options_are_used_or_refused_by_name(kind, option, message, tmp_path):
+    plain, image = kind(pretrained_cfg=CFG), picture(70, 50)
+    plain.save_pretrained(tmp_path)
+    for refused in (
+        lambda: kind(pretrained_cfg=CFG, **option),
+        lambda: AutoImageProcessor.from_pretrained(tmp_path, **option),
+        lambda: plain(image, **option),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+@pytest.mark.parametrize('kind', [vt_hub.VTResNetImageProcessor, vt_hub.VTFPNImageProcessor])
+def test_what_transformers_own_processors_take_for_a_call(kind):
+    processor, image = kind(pretrained_cfg=CFG), picture(70, 50)
+    expected = processor(image)['pixel_values']
+    same = {
+        'do_resize': True, 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True, 'do_convert_rgb': True,
+        'input_data_format': None, 'data_format': 'channels_first', 'device': 'cpu', 'resample': None,
+        'size': {'height': 64, 'width': 64},
+    }  # fmt: skip
+    assert torch.equal(processor(image, **same)['pixel_values'], expected)
+    array = processor(image, return_tensors='np')['pixel_values']
+    assert isinstance(array, np.ndarray)
+    assert np.array_equal(array, expected.numpy())
+    raw = processor(image, image_mean=[0, 0, 0], image_std=[1, 1, 1])['pixel_values']
+    assert 0 <= raw.min() <= raw.max() <= 1
+
+
+def test_label_maps_are_whole_numbers():
+    processor, image = vt_hub.VTFPNImageProcessor(pretrained_cfg=CFG), picture(9, 9)
+    assert processor(image, np.full((9, 9), 2.0))['labels'].unique().item() == 2
+    with pytest.raises(ValueError, match='values that are not whole numbers'):
+        processor(image, np.full((9, 9), 1.5))
+    with pytest.raises(ValueError, match=r'is \(height, width\) of class indices, not \(9, 9, 1\)'):
+        processor(image, np.zeros((9, 9, 1), np.uint8))

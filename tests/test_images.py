@@ -1,12 +1,16 @@
 import io
 import os
 import struct
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vt_hub.images import find_images, read_image
+from vt_hub.images import find_images, read_image, to_channels
 
 GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))
 
@@ -72,14 +76,6 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, content, reason):
         read_image(path)
     assert str(error.value).startswith(f'Cannot read {path} as an image: ')
     assert '\n' not in str(error.value)
-
-
-def test_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, recwarn):
-    path = save(tmp_path, Image.new('1', (400, 300)))
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100_000)
-    with pytest.raises(ValueError, match=r'120000 pixels.* exceeds limit of 100000'):
-        read_image(path)
-    assert not recwarn.list
 
 
 def test_a_folder_is_searched_for_what_is_read_as_an_image(tmp_path):
@@ -173,3 +169,36 @@ def test_big_endian_tiff(tmp_path):
     path.write_bytes(header + values.tobytes() + directory)
     assert Image.open(path).mode == 'I;16B'
     assert np.abs(np.asarray(read_image(path))[..., 0] - GRADIENT * 255).max() <= 1
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'webp'])
+def test_a_damaged_exif_block_does_not_hide_the_picture(tmp_path, suffix):
+    path = tmp_path / f'e.{suffix}'
+    Image.new('RGB', (32, 24), 'red').save(path, exif=b'Exif\0\0garbage')
+    assert read_image(path).size == (32, 24)
+    image = Image.new('RGB', (32, 24))
+    image.info['exif'] = b'garbage'
+    assert to_channels(image).size == (32, 24)
+
+
+def test_many_pixels_are_refused_and_the_limit_can_be_raised(tmp_path, monkeypatch):
+    path = save(tmp_path, Image.new('L', (50, 40)), 'large.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1500)
+    filters = list(warnings.filters)
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match=r'50 x 40 pixels, more than 1500; the environment variable VT_HUB_MAX_IMAGE'),
+    ):
+        read_image(path)
+    assert list(warnings.filters)[-len(filters) :] == filters
+    code = 'from PIL import Image; import vt_hub.images; print(Image.MAX_IMAGE_PIXELS)'
+    environment = {**os.environ, 'VT_HUB_MAX_IMAGE_PIXELS': '2000'}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '2000'
+
+
+def test_threads_leave_the_warning_filters_alone(samples):
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_image, [samples / 'scene.png'] * 64))
+    assert list(warnings.filters) == before

@@ -1,5 +1,7 @@
 """VT-ResNet and VT-FPN model configurations"""
 
+from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -8,8 +10,10 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 from .images import with_channels
 from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
+from .vt_fpn import VTFPNBody
 from .vt_fpn import default_cfgs as vt_fpn_default_cfgs
 from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
+from .vt_resnet import VTResNetBody
 from .vt_resnet import default_cfgs as vt_resnet_default_cfgs
 from .weights import saved_args
 
@@ -19,11 +23,30 @@ __all__ = ['VTConfig', 'VTFPNConfig', 'VTResNetConfig']
 DERIVED = ('num_classes', 'label_names', 'label_descriptions', 'num_features', 'global_pool', 'stage_names')
 
 
+def labels_by_number(labels: Any) -> dict[int, str]:
+    """Class names as a list, or as a dictionary with the numbers as keys, in JSON as text.
+
+    Raises:
+        ValueError: The numbers do not count from 0.
+    """
+    pairs = labels.items() if isinstance(labels, dict) else enumerate(labels)
+    try:
+        named = {int(number): str(name) for number, name in pairs}
+    except ValueError as error:
+        raise ValueError(f'id2label has a key that is not a number: {error}.') from error
+    if sorted(named) != list(range(len(named))):
+        raise ValueError(f'id2label names the classes {sorted(named)}; they count from 0, without gaps.')
+    return dict(sorted(named.items()))
+
+
 class VTConfig(PreTrainedConfig):
     """What the configurations share. Their `config.json` is timm's as well: both libraries load the same folder.
 
-    The labels live in `id2label` alone; what timm needs of them is written from there on every save.
+    The labels live in `id2label` alone, whenever it is set: `label2id` is made of it, with the first number of a name
+    that two classes have, and what timm needs of them is written from there on every save.
     """
+
+    network = None  # whose `build` has the arguments
 
     known_architectures = {}  # arguments of each architecture's `build`
     default_cfgs = {}  # timm's
@@ -32,7 +55,27 @@ class VTConfig(PreTrainedConfig):
     model_args: dict[str, Any] | None = None
     pretrained_cfg: dict[str, Any] | None = None
 
+    def __setattr__(self, name: str, value: Any):
+        if name == 'id2label' and value is not None:
+            value = labels_by_number(value)
+        elif name == 'label2id' and value is not None and self.id2label is not None:
+            first: dict[str, int] = {}
+            for number, label in self.id2label.items():
+                first.setdefault(label, number)
+            value = first
+        super().__setattr__(name, value)
+        if name == 'id2label' and value is not None:
+            self.label2id = {}
+
+    @classmethod
+    def check_places(cls, keys: Iterable[str]):
+        """Raise ValueError where an argument of the network is given as one of the configuration."""
+        for key in keys:
+            if key in signature(cls.network.build).parameters and not (key in DERIVED or hasattr(cls, key)):
+                raise ValueError(f"{key} is an argument of the network; write model_args={{'{key}': ...}}.")
+
     def __post_init__(self, **kwargs):
+        self.check_places(kwargs)
         if self.architecture not in self.known_architectures:
             raise ValueError(
                 f'Unknown architecture {self.architecture!r}; use one of '
@@ -41,8 +84,7 @@ class VTConfig(PreTrainedConfig):
         label_names, descriptions = kwargs.get('label_names'), kwargs.get('label_descriptions') or {}
         if self.id2label is None and 'num_labels' not in kwargs:
             if label_names:
-                self.id2label = {i: descriptions.get(name, name) for i, name in enumerate(label_names)}
-                self.label2id = {name: i for i, name in self.id2label.items()}
+                self.id2label = [descriptions.get(name, name) for name in label_names]
             elif kwargs.get('num_classes'):
                 kwargs['num_labels'] = kwargs['num_classes']
         for key in DERIVED:
@@ -56,12 +98,12 @@ class VTConfig(PreTrainedConfig):
         if in_chans := self.model_args.pop('in_chans', None):  # they live in `input_size` alone
             self.pretrained_cfg = with_channels({'input_size': default.input_size, **self.pretrained_cfg}, in_chans)
         super().__post_init__(**kwargs)
-        if sorted(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(f'id2label names the classes {sorted(self.id2label)}; they count from 0, without gaps.')
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        return super().from_dict({**config_dict, 'model_args': saved_args(config_dict)}, **kwargs)
+        cls.check_places(kwargs)
+        labels = {key: kwargs.pop(key) for key in ('id2label', 'label2id') if key in kwargs}
+        return super().from_dict({**config_dict, 'model_args': saved_args(config_dict), **labels}, **kwargs)
 
     @property
     def build_args(self) -> dict[str, Any]:
@@ -112,10 +154,15 @@ class VTResNetConfig(BackboneConfigMixin, VTConfig):
     ```"""
 
     model_type = 'vt_resnet'
+    network = VTResNetBody
     known_architectures = VT_RESNET_ARCHITECTURES
     default_cfgs = vt_resnet_default_cfgs
 
     architecture: str = 'vt_resnet50'
+
+    @property
+    def build_args(self) -> dict[str, Any]:
+        return {**super().build_args, 'problem_type': self.problem_type}
 
     def __post_init__(self, **kwargs):
         self.stage_names = ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
@@ -152,6 +199,7 @@ class VTFPNConfig(VTConfig):
     ```"""
 
     model_type = 'vt_fpn'
+    network = VTFPNBody
     known_architectures = VT_FPN_ARCHITECTURES
     default_cfgs = vt_fpn_default_cfgs
 

@@ -16,6 +16,7 @@ from .diversity import TokenDiversity, measure_module
 from .figures import new_figure, save_figure
 from .images import to_channels
 from .predict import data_config, eval_transform, label_names
+from .scores import meaning_of, scores_of
 from .vt_resnet import VTResNetBody
 
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
@@ -32,11 +33,12 @@ class Explanation:
 
     Args:
         image: What the network saw, (H, W, 3) uint8: resized and cropped.
-        predictions: `label`, `score` (softmax probability) and `logit` of the likeliest classes, best first.
+        predictions: `label`, `score` (see `scores_of`) and `logit` of the likeliest classes, best first.
         attention: For each VT module, where each token looks, (L, H / 16, W / 16); a token's map sums to 1.
         contributions: What each token adds to the logit of each of those classes, (classes, L).
         biases: The rest of each logit, (classes,).
         diversity: How much the tokens of each module differ.
+        meaning: What the scores mean, see `meaning_of`.
     """
 
     image: np.ndarray
@@ -45,6 +47,7 @@ class Explanation:
     contributions: torch.Tensor
     biases: torch.Tensor
     diversity: list[TokenDiversity]
+    meaning: str
 
     def to_dict(self) -> dict[str, Any]:
         """All but the image, in plain types."""
@@ -81,7 +84,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     diversity = [measure_module(T, attn) for T, attn in zip(tokens, attns, strict=True)]
     tokens = tokens[-1]
     logits = model.forward_head(tokens)[0].float().cpu()
-    scores, classes = logits.softmax(0).topk(min(topk, model.num_classes))
+    scores, classes = scores_of(model, logits).topk(min(topk, model.num_classes))
     labels = label_names(model)
     return Explanation(
         image=(255 * seen).round().to(torch.uint8).permute(1, 2, 0).numpy(),
@@ -93,6 +96,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
         contributions=weight.float().cpu()[classes] @ tokens[0].float().cpu().T / tokens.shape[1],
         biases=model.fc.bias.float().cpu()[classes],
         diversity=diversity,
+        meaning=meaning_of(model),
     )
 
 
@@ -123,10 +127,14 @@ def draw_explanation(explanation: Explanation) -> Any:
     image_axes.axis('off')
     labels = [shortened(prediction['label']) for prediction in explanation.predictions]
     places = range(len(labels))
-    class_axes.barh(places, [100 * prediction['score'] for prediction in explanation.predictions], color='0.35')
+    of_chance = explanation.meaning != 'value'
+    scores = [prediction['score'] * (100 if of_chance else 1) for prediction in explanation.predictions]
+    class_axes.barh(places, scores, color='0.35')
     class_axes.set_yticks(places, labels, parse_math=False)
     class_axes.invert_yaxis()
-    class_axes.set(title='probability (%)', xlim=(0, 100))
+    class_axes.set_title(f'{explanation.meaning} (%)' if of_chance else 'value')
+    if of_chance:
+        class_axes.set_xlim(0, 100)
     token_axes.bar(range(1, num_tokens + 1), explanation.contributions[0].tolist(), color='0.35')
     token_axes.axhline(0, color='0.35', linewidth=0.8)
     logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()

@@ -7,6 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.transforms import str_to_pil_interp
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput
@@ -17,6 +18,32 @@ __all__ = ['VTFPNImageProcessor', 'VTResNetImageProcessor']
 
 # timm's names of what decides the evaluation transform
 DATA_KEYS = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+RESAMPLINGS = {
+    name: str_to_pil_interp(name) for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+}
+ALWAYS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_convert_rgb')  # the transform's own steps
+FILED = ('image_processor_type', 'feature_extractor_type', 'processor_class', 'auto_map')  # beside the options
+# options of loading that pipelines and AutoImageProcessor hand on
+LOADING = ('dtype', 'torch_dtype', 'trust_remote_code', 'code_revision', 'use_fast', 'backend', '_commit_hash')
+LOADING += ('_from_auto', '_from_pipeline')
+Size = int | tuple[int, int] | dict[str, int] | None
+
+
+def check_options(options: dict[str, Any]):
+    """Raise ValueError for what the transform does not do; transformers' own names for what it does pass."""
+    for key, value in options.items():
+        if value is None or key in FILED or (key in ALWAYS and value):
+            continue
+        if key in ALWAYS:
+            raise ValueError(f'{key} cannot be turned off; normalise tensors of your own without this processor.')
+        if key == 'rescale_factor' and abs(value * 255 - 1) < 1e-6:
+            continue
+        if key == 'data_format' and str(getattr(value, 'value', value)) == 'channels_first':
+            continue
+        raise ValueError(
+            f'{key}={value!r} is not an option of this image processor; it takes size, crop_pct, resample, image_mean '
+            'and image_std.'
+        )
 
 
 class VTResNetImageProcessor(BaseImageProcessor):
@@ -34,6 +61,11 @@ class VTResNetImageProcessor(BaseImageProcessor):
             Output size as a fraction of the size that the image is first resized to.
         image_mean, image_std (`list[float]`, *optional*):
             Normalisation in place of the one in `pretrained_cfg`.
+        resample (`int` or `PIL.Image.Resampling`, *optional*):
+            How images are resized, in place of timm's `interpolation` in `pretrained_cfg`.
+
+    Raises:
+        ValueError: An option is not one of these.
     """
 
     model_input_names = ['pixel_values']
@@ -42,19 +74,19 @@ class VTResNetImageProcessor(BaseImageProcessor):
     def __init__(
         self,
         pretrained_cfg: dict[str, Any] | None = None,
-        size: int | tuple[int, int] | dict[str, int] | None = None,
+        size: Size = None,
         crop_pct: float | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
+        resample: int | None = None,
         **kwargs: Any,
     ):
-        if steps := [key for key, value in kwargs.items() if key.startswith('do_') and not value]:
-            raise ValueError(f'{", ".join(steps)} cannot be turned off; normalise tensors of your own without this.')
+        check_options(kwargs)
         super().__init__()
         cfg = {'input_size': (3, self.default_size, self.default_size), **(pretrained_cfg or {})}
         cfg = {key: value for key, value in cfg.items() if key in DATA_KEYS}
-        cfg |= {key: value for key, value in (('mean', image_mean), ('std', image_std)) if value is not None}
-        self.pretrained_cfg = timm.data.resolve_data_config(pretrained_cfg=self._override(cfg, size, crop_pct))
+        cfg = self._override(cfg, size, crop_pct, image_mean, image_std, resample)
+        self.pretrained_cfg = timm.data.resolve_data_config(pretrained_cfg=cfg)
         self.pretrained_cfg = {key: self.pretrained_cfg[key] for key in DATA_KEYS}
 
     @property
@@ -73,11 +105,26 @@ class VTResNetImageProcessor(BaseImageProcessor):
     def crop_pct(self) -> float:
         return self.pretrained_cfg['crop_pct']
 
+    @property
+    def resample(self) -> Image.Resampling:
+        return RESAMPLINGS[self.pretrained_cfg['interpolation']]
+
     @staticmethod
     def _override(
-        cfg: dict[str, Any], size: int | tuple[int, int] | dict[str, int] | None, crop_pct: float | None
+        cfg: dict[str, Any],
+        size: Size = None,
+        crop_pct: float | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        resample: int | None = None,
     ) -> dict[str, Any]:
-        cfg = dict(cfg)
+        given = {'mean': image_mean, 'std': image_std, 'crop_pct': crop_pct}
+        cfg = cfg | {key: value for key, value in given.items() if value is not None}
+        if resample is not None:
+            names = {filter: name for name, filter in RESAMPLINGS.items()}
+            if resample not in names:
+                raise ValueError(f'resample={resample!r} is not one of PIL.Image.Resampling.')
+            cfg['interpolation'] = names[resample]
         if size is not None:
             if isinstance(size, dict):
                 if set(size) != {'height', 'width'}:
@@ -85,8 +132,6 @@ class VTResNetImageProcessor(BaseImageProcessor):
                 size = size['height'], size['width']
             height, width = (size, size) if isinstance(size, int) else size
             cfg['input_size'] = (cfg.get('input_size', (3,))[0], height, width)
-        if crop_pct is not None:
-            cfg['crop_pct'] = crop_pct
         return cfg
 
     @classmethod
@@ -99,40 +144,53 @@ class VTResNetImageProcessor(BaseImageProcessor):
         except OSError:
             pass
         kwargs['image_processor_filename'] = 'config.json'
-        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        found, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        return {'pretrained_cfg': found.get('pretrained_cfg')}, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
-        if 'crop_pct' in kwargs:  # transformers would set the attribute, past what follows from it
-            image_processor_dict = {**image_processor_dict, 'crop_pct': kwargs.pop('crop_pct')}
-        return super().from_dict(image_processor_dict, **kwargs)
+        """transformers would set unknown options as attributes; here each reaches the transform or is refused."""
+        unused = kwargs.pop('return_unused_kwargs', False)
+        options = {key: value for key, value in kwargs.items() if key not in LOADING}
+        processor = cls(**{**image_processor_dict, **options})
+        return (processor, {}) if unused else processor
 
     def preprocess(
         self,
         images: ImageInput,
-        size: int | tuple[int, int] | dict[str, int] | None = None,
+        size: Size = None,
         crop_pct: float | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        resample: int | None = None,
+        input_data_format: str | None = None,
+        device: str | torch.device | None = None,
         return_tensors: str | None = 'pt',
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
             images: One image or a batch: PIL, numpy (uint8, or float in 0..1), tensor, file name or URL.
-            size: Output size, or (height, width), for this call.
-            crop_pct: Crop fraction for this call.
+            size, crop_pct, image_mean, image_std, resample: As the processor's, for this call.
+            input_data_format: 'channels_first' or 'channels_last', of arrays that could be either.
+            device: Where the tensors go.
             return_tensors: 'pt', 'np' or None for a list.
 
         Returns:
             `pixel_values`, (B, channels, height, width).
 
         Raises:
-            ValueError: There is no image, or an array has values that are no image's.
+            ValueError: There is no image, an array is not an image, or an option is not one of these.
         """
-        return self._transform(self._read(images), size, crop_pct, return_tensors)
+        check_options(kwargs)
+        cfg = self._override(self.pretrained_cfg, size, crop_pct, image_mean, image_std, resample)
+        return self._transform(self._read(images, input_data_format), cfg, device, return_tensors)
 
-    def _read(self, images: ImageInput) -> list[Image.Image]:
+    def _read(self, images: ImageInput, input_data_format: str | None) -> list[Image.Image]:
         """Images of the mode that the model reads, upright."""
         channels = self.pretrained_cfg['input_size'][0]
-        found = [to_channels(to_pil(image), channels) for image in flatten(self.fetch_images(images))]
+        layout = str(getattr(input_data_format, 'value', input_data_format))
+        found = [to_channels(to_pil(image, layout), channels) for image in flatten(self.fetch_images(images))]
         if not found:
             raise ValueError('There is no image to process.')
         return found
@@ -140,15 +198,14 @@ class VTResNetImageProcessor(BaseImageProcessor):
     def _transform(
         self,
         images: list[Image.Image],
-        size: int | tuple[int, int] | dict[str, int] | None,
-        crop_pct: float | None,
+        cfg: dict[str, Any],
+        device: str | torch.device | None,
         return_tensors: str | None,
     ) -> BatchFeature:
-        cfg = self._override(self.pretrained_cfg, size, crop_pct)
         transform = timm.data.create_transform(**cfg, is_training=False)
         pixels = [transform(image) for image in images]
         if return_tensors == 'pt':
-            return BatchFeature({'pixel_values': torch.stack(pixels)})
+            return BatchFeature({'pixel_values': torch.stack(pixels).to(device)})
         return BatchFeature({'pixel_values': [p.numpy() for p in pixels]}, tensor_type=return_tensors)
 
 
@@ -175,7 +232,7 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
     def __init__(
         self,
         pretrained_cfg: dict[str, Any] | None = None,
-        size: int | tuple[int, int] | dict[str, int] | None = None,
+        size: Size = None,
         do_reduce_labels: bool = False,
         **kwargs: Any,
     ):
@@ -187,16 +244,23 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         self,
         images: ImageInput,
         segmentation_maps: Any = None,
-        size: int | tuple[int, int] | dict[str, int] | None = None,
+        size: Size = None,
         do_reduce_labels: bool | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        resample: int | None = None,
+        input_data_format: str | None = None,
+        device: str | torch.device | None = None,
         return_tensors: str | None = 'pt',
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
             images: One image or a batch: PIL, numpy (uint8, or float in 0..1), tensor, file name or URL.
             segmentation_maps: Label map of each image: PIL, of mode L or P, or an integer array (H, W).
-            size: Output size, or (height, width), for this call.
-            do_reduce_labels: As the processor's, for this call.
+            size, do_reduce_labels, image_mean, image_std, resample: As the processor's, for this call.
+            input_data_format: 'channels_first' or 'channels_last', of arrays that could be either.
+            device: Where the tensors go.
             return_tensors: 'pt', 'np' or None for a list.
 
         Returns:
@@ -205,12 +269,14 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         Raises:
             ValueError: As for images alone, or images and label maps differ in number or size.
         """
-        found = self._read(images)
-        batch = self._transform(found, size, None, return_tensors)
+        check_options(kwargs)
+        cfg = self._override(self.pretrained_cfg, size, None, image_mean, image_std, resample)
+        found = self._read(images, input_data_format)
+        batch = self._transform(found, cfg, device, return_tensors)
         if segmentation_maps is not None:
             reduce = self.do_reduce_labels if do_reduce_labels is None else do_reduce_labels
-            _, height, width = self._override(self.pretrained_cfg, size, None)['input_size']
-            single = isinstance(segmentation_maps, Image.Image) or getattr(segmentation_maps, 'ndim', 3) == 2
+            _, height, width = cfg['input_size']
+            single = isinstance(segmentation_maps, Image.Image) or is_single_map(segmentation_maps)
             maps = [to_label_map(one) for one in ([segmentation_maps] if single else segmentation_maps)]
             if len(maps) != len(found):
                 raise ValueError(f'{len(found)} images came with {len(maps)} segmentation maps.')
@@ -225,6 +291,8 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
                 resized = label_map.resize((width, height), Image.Resampling.NEAREST)
                 labels.append(np.array(resized, dtype=np.int64))
             batch['labels'] = BatchFeature({'labels': labels}, tensor_type=return_tensors)['labels']
+            if return_tensors == 'pt':
+                batch['labels'] = batch['labels'].to(device)
         return batch
 
     def post_process_semantic_segmentation(
@@ -255,13 +323,20 @@ def to_label_map(labels: Any) -> np.ndarray:
     """Label map as (H, W) of uint8; a palette's indices stay what they are.
 
     Raises:
-        ValueError: It has several channels, or values outside 0..255.
+        ValueError: It has several channels, or values that are not whole, or outside 0..255.
     """
-    array = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if array.ndim != 2:
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
+    if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f'A segmentation map is (height, width) of class indices, not {array.shape}.')
     check_range(array, 'A segmentation map')
+    if (array != np.rint(array)).any():
+        raise ValueError('A segmentation map has values that are not whole numbers.')
     return array.astype(np.uint8)
+
+
+def is_single_map(maps: Any) -> bool:
+    """Whether an array is one label map, (H, W), or one with a channel too many, and not a batch (B, H, W)."""
+    return hasattr(maps, 'ndim') and (maps.ndim == 2 or (maps.ndim == 3 and maps.shape[-1] == 1))
 
 
 def check_range(array: np.ndarray, what: str):
@@ -282,18 +357,27 @@ def flatten(images: Any) -> list[Any]:
     return list(images) if not isinstance(images, Image.Image) and images.ndim == 4 else [images]
 
 
-def to_pil(image: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+def to_pil(image: Image.Image | np.ndarray | torch.Tensor, layout: str = 'None') -> Image.Image:
     """A PIL image from an array (H, W), (H, W, C) or (C, H, W) of integers, or of floats in 0..1 or 0..255.
 
+    Args:
+        image: PIL, array or tensor.
+        layout: 'channels_first' or 'channels_last'; 'None' for what has 1, 3 or 4 channels, the last axis first.
+
     Raises:
-        ValueError: The array has values outside 0..255, such as those of a normalised tensor.
+        ValueError: The array has another shape, or values outside 0..255, such as those of a normalised tensor.
     """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, torch.Tensor):
-        image = (image.float() if image.is_floating_point() else image).cpu().numpy()
-    if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[-1] not in (1, 3, 4):
+        image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+    shape = image.shape
+    if image.ndim == 3 and (
+        layout == 'channels_first' or (layout == 'None' and shape[0] in (1, 3, 4) and shape[-1] not in (1, 3, 4))
+    ):
         image = np.moveaxis(image, 0, -1)
+    if 0 in shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 3, 4))):
+        raise ValueError(f'An image is (height, width), with 1, 3 or 4 channels first or last, not {shape}.')
     if image.dtype == np.uint16:
         image = image / 65535
     elif image.dtype == bool:

@@ -3,17 +3,19 @@
 import glob
 import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-__all__ = ['find_images', 'read_image', 'to_channels', 'walk_images', 'with_channels']
+__all__ = ['check_size', 'find_images', 'read_image', 'to_channels', 'upright', 'walk_images', 'with_channels']
 
 NOT_IMAGES = ('MPEG', 'HDF5', 'GRIB', 'BUFR')  # which Pillow recognises, and does not read
 MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
+LIMIT = 'VT_HUB_MAX_IMAGE_PIXELS'  # of the environment, in place of Pillow's limit
+if os.environ.get(LIMIT):
+    Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT])
 
 
 def walk_images(folder: str | Path) -> Iterator[Path]:
@@ -58,6 +60,24 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
     return paths
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned by its EXIF orientation; as it is where the EXIF block is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged blocks make Pillow raise almost anything, and say nothing of the picture
+        return image
+
+
+def check_size(image: Image.Image):
+    """Raise ValueError for an image with more pixels than Pillow's limit; Pillow itself refuses at twice as many."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and image.width * image.height > limit:
+        raise ValueError(
+            f'it has {image.width} x {image.height} pixels, more than {limit}; the environment variable {LIMIT} raises '
+            'the limit'
+        )
+
+
 def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
     """Any Pillow mode to RGB, or to grey for one channel, upright (EXIF orientation applied).
 
@@ -68,7 +88,7 @@ def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
     """
     if channels not in (1, 3):
         raise ValueError(f'A model with {channels} channels takes no image files.')
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith(('I', 'F')):  # convert() would clip these to 0..255
         sixteen_bits = image.mode.startswith('I;16')
         image = image.convert('I') if sixteen_bits else image  # I;16B knows little else
@@ -107,14 +127,13 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
     try:
         if content is None and Path(path).is_dir():
             raise ValueError('it is a folder without images')
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)  # Pillow refuses at twice its limit only
-            with open(path, 'rb') if content is None else io.BytesIO(content) as file, Image.open(file) as image:
-                if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-                    raise ValueError(f'it is a strip of {image.width} x {image.height} pixels')
-                if image.format == 'EPS':  # Pillow would have Ghostscript run it, for ever if it says so
-                    raise ValueError('it is a PostScript program')
-                return to_channels(image, channels)
+        with open(path, 'rb') if content is None else io.BytesIO(content) as file, Image.open(file) as image:
+            check_size(image)
+            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+                raise ValueError(f'it is a strip of {image.width} x {image.height} pixels')
+            if image.format == 'EPS':  # Pillow would have Ghostscript run it, for ever if it says so
+                raise ValueError('it is a PostScript program')
+            return to_channels(image, channels)
     except Exception as error:  # a hostile file makes Pillow's decoders raise almost anything
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):

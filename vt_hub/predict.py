@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from .images import read_image, with_channels
+from .scores import scores_of
 
 __all__ = [
     'DTYPES',
@@ -128,7 +129,7 @@ class Classifier(torch.utils.data.Dataset):
         dtype = DTYPES[self.dtype]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             logits = self.model(images.to(self.device, self.weight_dtype, non_blocking=True))
-        scores, classes = logits.float().softmax(dim=-1).topk(self.topk)
+        scores, classes = scores_of(self.model, logits).topk(self.topk)
         good = (result for result in results if 'error' not in result)
         for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):
             if not math.isfinite(row_scores[0]):
@@ -157,8 +158,8 @@ def predict(
         dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
 
     Yields:
-        One dict per path: `image`, and `predictions`, a list of `label` and `score` (the softmax probability), or
-        `error`, a sentence that names the file.
+        One dict per path: `image`, and `predictions`, a list of `label` and `score` (see `scores_of`), or `error`, a
+        sentence that names the file.
 
     Raises:
         ValueError: The model does not classify.

@@ -29,6 +29,7 @@ from .files import replaced_whole, written_whole
 from .images import find_images, walk_images
 from .predict import Classifier
 from .prediction_output import Results, check_table, read_jsonl, table_writer
+from .scores import meaning_of
 from .training.results import Progress, no_progress, write_result
 
 __all__ = ['check_run', 'default_workers', 'predict_files']
@@ -100,7 +101,8 @@ def list_images(inputs: Iterable[str], folder: Path) -> Iterator[str]:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """sha256 of what a model's predictions depend on: weights, preprocessing, labels."""
-    config = {**timm.data.resolve_model_data_config(model), 'labels': model.pretrained_cfg.get('label_names')}
+    config = timm.data.resolve_model_data_config(model)
+    config |= {'labels': model.pretrained_cfg.get('label_names'), 'scores': meaning_of(model)}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -137,6 +137,7 @@ class VTResNetBody:
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        problem_type: Optional[str] = None,
         device=None,
         dtype=None,
     ):
@@ -160,6 +161,8 @@ class VTResNetBody:
             global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
             drop_rate: Dropout before the classifier.
             drop_path_rate: Stochastic depth rate of the last residual, rising linearly from 0 at the first.
+            problem_type: What the logits are for, in transformers' words: 'single_label_classification',
+                'multi_label_classification' or 'regression'. It changes no logit.
         """
         dd = {'device': device, 'dtype': dtype}
         if block not in BLOCKS:
@@ -167,6 +170,7 @@ class VTResNetBody:
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.distinct_tokens = distinct_tokens
+        self.problem_type = problem_type
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         self.pruned = False
@@ -462,7 +466,7 @@ def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
     if kwargs.get('features_only') and kwargs.get('feature_cls') in ('hook', 'fx'):
         raise ValueError("The last map is nobody's output for hooks or fx; use feature_cls 'getter', 'list' or 'dict'.")
-    model_cls, args = VTResNet, args_of_source(kwargs.get('pretrained_cfg'))
+    model_cls, args = VTResNet, args_of_source(kwargs.get('pretrained_cfg'), 'problem_type')
     if pretrained:
         overlay, published = published_weights(
             variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')

@@ -218,8 +218,8 @@ def published_weights(
     return dict(overlay, file=str(folder / 'model.safetensors')), args
 
 
-def args_of_source(pretrained_cfg: Any) -> dict[str, Any]:
-    """`saved_args` of the folder, on disk or on the Hub, that timm's builder was given the configuration of."""
+def args_of_source(pretrained_cfg: Any, *keys: str) -> dict[str, Any]:
+    """`saved_args`, and some keys, of the folder on disk or on the Hub that timm's builder was given the config of."""
     cfg = pretrained_cfg.to_dict() if hasattr(pretrained_cfg, 'to_dict') else pretrained_cfg
     source = cfg.get('source') if isinstance(cfg, dict) else None
     path: Any = None
@@ -231,4 +231,7 @@ def args_of_source(pretrained_cfg: Any) -> dict[str, Any]:
 
         repo_id, revision = hf_split(cfg['hf_hub_id'])
         path = try_to_load_from_cache(repo_id, 'config.json', revision=revision)
-    return saved_args(json.loads(Path(path).read_text('utf-8'))) if isinstance(path, (str, Path)) else {}
+    if not isinstance(path, (str, Path)):
+        return {}
+    config = json.loads(Path(path).read_text('utf-8'))
+    return saved_args(config) | {key: config[key] for key in keys if config.get(key)}

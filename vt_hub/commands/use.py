@@ -122,6 +122,7 @@ def predict(
     from ..images import find_images
     from ..models import load_model
     from ..predict import predict as run
+    from ..scores import shown
 
     if output:
         predict_table(images, model, output, as_json, topk=topk, batch_size=batch_size, dtype=dtype, workers=workers)
@@ -129,7 +130,8 @@ def predict(
     if workers:
         raise typer.BadParameter('--workers needs --output')
     paths = find_images(images)
-    results = run(load_model(model).fuse(), paths, topk=topk, batch_size=batch_size, dtype=dtype)
+    network = load_model(model).fuse()
+    results = run(network, paths, topk=topk, batch_size=batch_size, dtype=dtype)
     failed = []
     for result in progress(results, len(paths), 'Classifying'):
         if 'error' in result:
@@ -137,7 +139,7 @@ def predict(
         if as_json:
             print(json.dumps(result))
         elif 'predictions' in result:
-            classes = '  '.join(f'{p["label"]} {100 * p["score"]:.1f} %' for p in result['predictions'])
+            classes = '  '.join(f'{p["label"]} {shown(network, p["score"])}' for p in result['predictions'])
             print(f'{result["image"]}: {classes}')
     report_failed(failed, len(paths))
 

@@ -11,6 +11,7 @@ from ..explanation import explain
 from ..images import read_image
 from ..models import load_model
 from ..predict import is_segmenter, label_names
+from ..scores import shown
 from ..segment import draw_overlay, segment_image
 from ..synthesis.shapes import scene
 from ..weights import list_pretrained
@@ -81,10 +82,12 @@ def open_upload(path: str | Path, channels: int) -> Image.Image:
     return image
 
 
-def classify(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float], str]:
-    """The likeliest classes of an image file with their probabilities, and the figure of the tokens as HTML."""
+def classify(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float] | str, str]:
+    """The likeliest classes of an image file with their scores, and the figure of the tokens as HTML."""
     explanation = explain(model, open_upload(path, model.in_chans), TOPK)
-    scores = {prediction['label']: prediction['score'] for prediction in explanation.predictions}
+    scores: dict[str, float] | str = {found['label']: found['score'] for found in reversed(explanation.predictions)}
+    if explanation.meaning == 'value':  # no share of anything
+        scores = ', '.join(f'{found["label"]} {shown(model, found["score"])}' for found in explanation.predictions)
     return scores, token_figure(explanation)
 
 

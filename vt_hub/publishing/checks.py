@@ -24,6 +24,7 @@ from ..diversity import TokenDiversity, token_diversity, warning_of
 from ..images import to_channels
 from ..models import find_folder
 from ..predict import eval_transform, label_names
+from ..scores import scores_of
 from ..synthesis.shapes import scene
 from ..weights import check_folder, read_checksums
 from .folder import code_files, with_code
@@ -262,7 +263,7 @@ def _classifies(folder: Path) -> str:
     from transformers import pipeline
 
     model, image, logits = _timm_logits(folder)
-    expected = sorted(zip(label_names(model), logits.softmax(-1)[0].tolist(), strict=True))
+    expected = sorted(zip(label_names(model), scores_of(model, logits)[0].tolist(), strict=True))
     results = pipeline('image-classification', model=str(folder))(image, top_k=model.num_classes)
     found = sorted((result['label'], result['score']) for result in results)
     for (label, score), (other, known) in zip(found, expected, strict=True):

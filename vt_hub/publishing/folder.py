@@ -71,7 +71,7 @@ OLD_KEYS = (
     'notes',
     'origin_url',
 )
-START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone')  # arguments that are not the structure's
+START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone', 'problem_type')  # not the structure's
 MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
 Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
 DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
@@ -103,6 +103,7 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
             model_args={k: v for k, v in args.items() if k not in START_ARGS}
             | {'distinct_tokens': model.distinct_tokens},  # which published weights may set
             pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
+            problem_type=getattr(model, 'problem_type', None),
             label_names=cfg.get('label_names'),
             label_descriptions=cfg.get('label_descriptions'),
             **({} if cfg.get('label_names') else {'id2label': dict(enumerate(map(str, range(model.num_classes))))}),
@@ -110,9 +111,8 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
     if labels is not None:
         if len(labels) != model.num_classes:
             raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
-        config.id2label = dict(enumerate(labels))
+        config.id2label = list(labels)
     config.architectures = [kind.__name__]
-    config.label2id = {name: i for i, name in config.id2label.items()}
     return config
 
 

@@ -1,7 +1,6 @@
 """Reading and checking pairs of images and masks of class indices, as the public data sets lay them out."""
 
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..checkpoints import read_json
 from ..image_processing_vt import reduce_labels
-from ..images import read_image, to_channels
+from ..images import check_size, read_image, to_channels
 
 __all__ = ['IGNORE', 'LAYOUTS', 'SegmentationData', 'find_faults', 'open_data']
 
@@ -36,9 +35,7 @@ MASK_COLUMNS = ('annotation', 'mask', 'label', 'segmentation_mask', 'labels')
 def one_sentence(what: str) -> Iterator[None]:
     """Turn all that a decoder raises, which for a hostile file is almost anything, into a ValueError about `what`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)  # Pillow refuses at twice its limit only
-            yield
+        yield
     except Exception as error:
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -150,6 +147,7 @@ def read_mask(path: Path) -> np.ndarray:
         ValueError: It is missing, damaged, or holds no class indices.
     """
     with one_sentence(f'{path} as a mask'), Image.open(path) as image:
+        check_size(image)
         return mask_values(image)
 
 
