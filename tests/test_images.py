@@ -139,9 +139,10 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     (tmp_path / 'loop.png').symlink_to('loop.png')
     (tmp_path / 'nowhere.png').symlink_to('missing')
     (tmp_path / 'link.png').symlink_to('folder.png')
+    (tmp_path / 'folder.png' / 'back').symlink_to('..')
     os.mkfifo(tmp_path / 'pipe.png')
     found = [path.relative_to(tmp_path).as_posix() for path in find_images([str(tmp_path)])]
-    assert found == ['folder.png/a.png', 'loop.png', 'nowhere.png']
+    assert found == ['folder.png/a.png', 'link.png/a.png', 'loop.png', 'nowhere.png']
 
 
 def test_channels(tmp_path):

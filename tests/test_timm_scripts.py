@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 from PIL import Image
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 
 import vt_hub
 from vt_hub.checkpoints import load_folder, read_foreign
+from vt_hub.images import find_images, read_image
 from vt_hub.publishing import checks, verify
 from vt_hub.synthesis.shapes import CLASSES, write_shapes
 from vt_hub.training import timm_scripts
+from vt_hub.training.image_folders import open_image_folder
 from vt_hub.training.plot import read_curves
 from vt_hub.training.timm_scripts import find_script, script_version
 
@@ -185,18 +188,70 @@ for workers in (0, 2):
     counts.append(sum(len(images) for images, _ in loader))
 try:
     timm.data.create_dataset('', root=root, split='validation')[0]
-except RuntimeError as error:
+except ValueError as error:
     counts.append(str(error))
 print(json.dumps(counts))
 """
     environment = os.environ | {'VT_HUB_UNREADABLE': str(tmp_path / 'unreadable.txt')}
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == [8, 8, 'Failed to load 1 consecutive samples']  # no end of bad ones is an error
+    *counts, error = json.loads(result.stdout)
+    assert counts == [8, 8]
+    assert error == 'Cannot read image 0 as an image: it is not an image.'  # no end of bad ones is an error
     names = os.fsdecode((tmp_path / 'unreadable.txt').read_bytes()).splitlines()
     bad = [str(folder / name) for name in ('1.png', '3.png', 'caf\udce9.png')]
     assert sorted(name for name in names if name.startswith(str(folder))) == sorted(2 * bad)
     assert names[2 * len(bad) :] == [str(tmp_path / 'val' / 'a' / '0.png')] * 50
+
+
+def odd_images(root):
+    """Two classes of images that readers differ on; returns the files."""
+    noise = Image.effect_noise((60, 40), 80).convert('RGB')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name in ('dark', 'light'):
+        folder = root / name
+        folder.mkdir(parents=True)
+        level = 9000 if name == 'dark' else 40000
+        Image.fromarray(np.full((40, 60), level, np.uint16)).save(folder / 'sixteen.png')
+        noise.save(folder / 'turned.jpg', exif=turned)
+        noise.save(folder / 'a.webp')
+        noise.convert('CMYK').save(folder / 'b.jpg')
+        for number, suffix in enumerate(('tif', 'gif', 'bmp')):
+            noise.save(folder / f'{number}.{suffix}')
+        noise.convert('LA').save(folder / 'transparent.png')
+        (folder / '._a.png').write_bytes(b'of a Mac')
+        (folder / '.ipynb_checkpoints').mkdir()
+        noise.save(folder / '.ipynb_checkpoints' / 'a-checkpoint.png')
+        (folder / 'notes.txt').write_text('no image')
+    return find_images([str(root)])
+
+
+def test_training_sees_the_files_and_the_pixels_that_prediction_sees(tmp_path):
+    files = odd_images(tmp_path / 'train')
+    assert len(files) == 16
+    code = f"""
+import importlib, json, timm.data, numpy as np
+importlib.import_module('vt_hub.training.timm_plugin')
+dataset = timm.data.create_dataset('', root={str(tmp_path)!r}, split='train', is_training=True)
+names = [dataset.filename(i, absolute=True) for i in range(len(dataset))]
+np.savez({str(tmp_path / 'seen.npz')!r}, **{{name: np.asarray(dataset[i][0]) for i, name in enumerate(names)}})
+print(json.dumps([names, [dataset[i][1] for i in range(len(dataset))], dataset.reader.class_to_idx]))
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    names, targets, classes = json.loads(result.stdout)
+    evaluated = open_image_folder(tmp_path, 'train')
+    assert names == [str(path) for path in evaluated.files]
+    assert sorted(names) == sorted(map(str, files))
+    assert targets == evaluated.targets
+    assert classes == {'dark': 0, 'light': 1}
+    assert [path.name for path in evaluated.skipped] == ['notes.txt', 'notes.txt']
+    with np.load(tmp_path / 'seen.npz') as seen:
+        for path in evaluated.files:
+            assert np.array_equal(seen[str(path)], np.asarray(read_image(path))), path
+    means = [np.asarray(read_image(tmp_path / 'train' / name / 'sixteen.png')).mean() for name in classes]
+    assert means == [pytest.approx(35, abs=1), pytest.approx(155.5, abs=1)]
 
 
 real = pytest.mark.skipif(

@@ -4,12 +4,23 @@ import glob
 import io
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-__all__ = ['check_size', 'find_images', 'read_image', 'to_channels', 'upright', 'walk_images', 'with_channels']
+__all__ = [
+    'check_size',
+    'find_images',
+    'is_image_name',
+    'read_image',
+    'to_channels',
+    'upright',
+    'walk_files',
+    'walk_images',
+    'with_channels',
+]
 
 NOT_IMAGES = ('MPEG', 'HDF5', 'GRIB', 'BUFR')  # which Pillow recognises, and does not read
 MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
@@ -19,26 +30,45 @@ if os.environ.get(LIMIT):
 
 
 def walk_images(folder: str | Path) -> Iterator[Path]:
-    """Image files under a folder, by file name extension and in no order; links to folders are not followed.
+    """Image files under a folder, by file name extension and in no order; links to folders are followed.
 
     Links that lead nowhere are among them, so that reading them reports them; names that begin with a dot are not.
 
     Raises:
         OSError: A folder cannot be read.
     """
+    for path in walk_files(folder):
+        if is_image_name(path.name):
+            yield path
+
+
+@cache
+def image_extensions() -> frozenset[str]:
     known = Image.registered_extensions()
-    extensions = {ext for ext, kind in known.items() if kind in Image.OPEN and kind not in NOT_IMAGES}
-    folders = [os.fspath(folder)]
+    return frozenset(ext for ext, kind in known.items() if kind in Image.OPEN and kind not in NOT_IMAGES)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is an image by its extension."""
+    return os.path.splitext(name)[1].lower() in image_extensions()
+
+
+def walk_files(folder: str | Path) -> Iterator[Path]:
+    """Files under a folder, as `walk_images` finds images."""
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(os.fspath(folder), frozenset())]  # and those around it
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        place, around = folders.pop()
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in around:
+            continue  # a link leads back
+        around |= {(status.st_dev, status.st_ino)}
+        with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith('.'):
                     continue  # copies of a Mac's files are called ._image.png
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif os.path.splitext(entry.name)[1].lower() in extensions and (
-                    os.path.isfile(entry.path) or not os.path.exists(entry.path)
-                ):
+                if os.path.isdir(entry.path):
+                    folders.append((entry.path, around))
+                elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
                     yield Path(entry.path)
 
 

@@ -154,9 +154,21 @@ class TrainingRun:
                 f'{train.root} has {len(train.files)} images, and a batch is {self.batch_size}; name a smaller one '
                 f'with --batch-size.'
             )
+        for part in (train, val):
+            if part.skipped:
+                print(
+                    f'{len(part.skipped)} files of {part.root} are not images and are left out, such as '
+                    f'{part.skipped[0]}.',
+                    file=sys.stderr,
+                )
         self.classes = train.classes
         self.needs_map = len(set(val.targets)) < len(self.classes)
         wanted = self.value('num_classes')
+        if self.value('input_img_mode', 'RGB') not in ('RGB', 'L'):
+            raise ValueError(
+                f'Images are read as RGB or grey (--in-chans 1 --input-img-mode L), not as '
+                f'{self.value("input_img_mode")}.'
+            )
         if wanted and int(wanted) != len(self.classes):
             raise ValueError(f'{train.root} has {len(self.classes)} classes, not {wanted}.')
 

@@ -1,12 +1,15 @@
-"""Folders of class folders, as timm's train script reads them."""
+"""Folders of class folders: which images they have, for evaluation here and for training by timm's script."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
 
-__all__ = ['ImageFolder', 'open_image_folder']
+from ..images import is_image_name, walk_files, walk_images
+
+__all__ = ['ImageFolder', 'class_names', 'find_images_and_targets', 'open_image_folder']
 
 SYNONYMS = (  # after the name itself, in the order in which timm looks for them
     ('train', 'training'),
@@ -22,6 +25,26 @@ class ImageFolder:
     files: list[Path]
     targets: list[int]
     classes: list[str]
+    skipped: list[Path] = field(default_factory=list)  # files that are not images, by their names
+
+
+def find_images_and_targets(
+    folder: str, types: Iterable[str] | None = None, class_to_idx: dict[str, int] | None = None, **kwargs: Any
+) -> tuple[list[tuple[str, int]], dict[str, int]]:
+    """timm's function of this name, for the images that `walk_images` finds.
+
+    Args:
+        folder: Searched through; an image's class is the name of the folder that it lies in.
+        types: File name extensions; default: those of all images.
+        class_to_idx: Numbers of the classes; default: in timm's order, in which 2 comes before 10.
+        kwargs: Taken for timm's sake.
+    """
+    found = [path for path in walk_images(folder) if not types or path.suffix.lower() in set(types)]
+    if class_to_idx is None:
+        names = sorted({path.parent.name for path in found}, key=natural_key)
+        class_to_idx = {name: number for number, name in enumerate(names)}
+    pairs = [(str(path), class_to_idx[path.parent.name]) for path in found if path.parent.name in class_to_idx]
+    return sorted(pairs, key=lambda pair: natural_key(pair[0])), class_to_idx
 
 
 def class_names(folder: Path) -> list[str]:
@@ -59,4 +82,5 @@ def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | Non
         raise ValueError(f'{root} has the class {unknown[0]}, which is none of {len(classes)} known ones.')
     classes = classes or found
     number = {name: i for i, name in enumerate(classes)}
-    return ImageFolder(root, files, [number[name] for name in names], classes)
+    skipped = [path for path in walk_files(root) if not is_image_name(path.name)]
+    return ImageFolder(root, files, [number[name] for name in names], classes, sorted(skipped))

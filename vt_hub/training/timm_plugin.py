@@ -10,9 +10,12 @@ from typing import Any
 import torch
 import torch.nn as nn
 from timm.data import ImageDataset, dataset_factory
+from timm.data.readers import reader_image_folder
 
 import vt_hub  # noqa: F401  registers the models
 from vt_hub.diversity import measure_module
+from vt_hub.images import read_image
+from vt_hub.training.image_folders import find_images_and_targets
 from vt_hub.training.timm_scripts import UNREADABLE
 from vt_hub.vt_layers import VTModule
 
@@ -23,20 +26,27 @@ MAX_IN_A_ROW = 50  # then it is not the images that are at fault
 
 
 class ReadableImageDataset(ImageDataset):
-    """timm's dataset, with the next image in place of one that cannot be read."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._max_retries = 1  # timm's own
+    """timm's dataset, whose images are read as for prediction; the next one stands in for one that cannot be read."""
 
     def __getitem__(self, index: int) -> Any:
+        channels = 1 if self.input_img_mode == 'L' else 3
         for _ in range(MAX_IN_A_ROW):
+            file, target, *features = self.reader[index]
             try:
-                return super().__getitem__(index)
-            except Exception as error:  # hostile files make Pillow's decoders raise almost anything
+                with file:
+                    image = read_image(f'image {index}', channels, file.read())
+            except ValueError as error:
                 failure = error
-            note(self.filename(index, absolute=True))
-            index = (index + 1) % len(self.reader)
+                note(self.filename(index, absolute=True))
+                index = (index + 1) % len(self.reader)
+                continue
+            if self.transform:
+                image = self.transform(image)
+            if target is None:
+                target = -1
+            elif self.target_transform:
+                target = self.target_transform(target)
+            return image, target, *features
         raise failure
 
 
@@ -65,5 +75,6 @@ def note(name: str):
         os.close(handle)
 
 
+reader_image_folder.find_images_and_targets = find_images_and_targets  # the same files as prediction
 dataset_factory.ImageDataset = ReadableImageDataset  # what timm.data.create_dataset makes
 MONITOR = nn.modules.module.register_module_forward_hook(TokenMonitor())  # of every module of the process
