@@ -85,3 +85,18 @@ def test_a_model_in_training_is_left_alone():
     with pytest.raises(ValueError, match='call eval'):
         model.fuse()
     assert list(model.state_dict()) == keys
+
+
+@torch.no_grad()
+def test_a_norm_in_place_of_batchnorm_stays():
+    """As opacus' ModuleValidator.fix puts them in: training, evaluation and fuse() are one network then."""
+    torch.manual_seed(0)
+    model = timm.create_model('test_vt_resnet', num_classes=3)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(module, name, torch.nn.GroupNorm(8, child.num_features))
+    x = torch.rand(2, 3, 64, 64)
+    expected = model.train()(x)
+    torch.testing.assert_close(model.eval()(x), expected)
+    torch.testing.assert_close(model.fuse()(x), expected)

@@ -176,3 +176,16 @@ def test_ready_for_synchronized_batch_norm(backbone):
 
 def test_labels_of_the_shapes_weights_are_the_generators():
     assert SHAPES == CLASSES
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore:.torch.jit.script. is deprecated')
+@pytest.mark.parametrize('kwargs', [{}, {'decoder': 'fpn'}, {'distinct_tokens': False}, {'top_down': False}], ids=str)
+def test_torch_script(kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model('test_vt_fpn', **kwargs).eval()
+    scripted = torch.jit.script(model)
+    for size in ((1, 3, 64, 96), (2, 3, 75, 107)):
+        x = torch.rand(size)
+        torch.testing.assert_close(scripted(x), model(x))
+    torch.testing.assert_close(torch.jit.script(model.fuse())(x), model(x))

@@ -89,10 +89,10 @@ class VTDecoder(nn.Module):
 
     def forward_tokens(self, maps: List[torch.Tensor]) -> Tuple[List[torch.Tensor], torch.Tensor, List[torch.Tensor]]:
         """Maps (B, in_chs, H, W) to maps (B, dim, H, W), all tokens (B, levels * L, D) and attention (B, L, P)."""
-        maps = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        maps = [lateral(maps[i]) for i, lateral in enumerate(self.laterals)]
         if self.top_down:
             maps = merge_top_down(maps)
-        pooled = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, maps, strict=True)]
+        pooled = [tokenizer(maps[i]) for i, tokenizer in enumerate(self.tokenizers)]
         tokens = self.norm(self.mixer(torch.cat([t for t, _ in pooled], dim=1)))
         own = tokens.split(self.num_tokens, dim=1)
         for i, projector in enumerate(self.projectors):  # one by one, so that the old maps are freed
@@ -120,8 +120,8 @@ class TopDownDecoder(nn.Module):
 
     def forward(self, maps: List[torch.Tensor]) -> List[torch.Tensor]:
         """Maps (B, in_chs, H, W) to maps (B, dim, H, W), finest first."""
-        maps = merge_top_down([lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)])
-        return [output(x) for output, x in zip(self.outputs, maps, strict=True)]
+        maps = merge_top_down([lateral(maps[i]) for i, lateral in enumerate(self.laterals)])
+        return [output(maps[i]) for i, output in enumerate(self.outputs)]
 
 
 def upsampled(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -162,17 +162,19 @@ class SemanticHead(nn.Module):
 
     def forward(self, maps: List[torch.Tensor]) -> torch.Tensor:
         """Maps (B, dim, H / 4 .. H / 32, ...), finest first, to logits (B, num_classes, H / 4, W / 4)."""
-        sums = []
-        for i, convs in enumerate(self.levels[1:], 1):
+        parts: List[torch.Tensor] = []
+        for i, convs in enumerate(self.levels):
             x = maps[i]
             for j, conv in enumerate(convs):
                 if j > 0:
                     x = upsampled(x, maps[i - j])
                 x = conv(x)
-            sums.append(x)
+            parts.append(x)
+        coarse = parts[1]
+        for part in parts[2:]:
+            coarse = coarse + part
         # upsampling is linear: once for the sum is the same as for each of its terms
-        total = upsampled(sum(sums[1:], sums[0]), maps[0])
-        return self.predictor(total.add_(self.levels[0][0](maps[0])))
+        return self.predictor(upsampled(coarse, maps[0]).add_(parts[0]))
 
 
 class VTFPNBody:
@@ -259,6 +261,7 @@ class VTFPNBody:
         maps = self.backbone(x)
         return [maps[i] for i in self.levels]
 
+    @torch.jit.ignore
     def forward_maps(
         self, maps: List[torch.Tensor], attention: bool = False
     ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
@@ -290,7 +293,7 @@ class VTFPN(VTFPNBody, nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes, H / 4, W / 4), rounded up."""
-        return self.head(self.forward_maps(self.forward_features(x))[0])
+        return self.head(self.decoder(self.forward_features(x)))
 
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:
