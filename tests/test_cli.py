@@ -1,5 +1,6 @@
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -208,3 +209,57 @@ def test_every_command_has_help_with_an_example(run, command):
     code, out, _ = run(*command.split(), '--help')
     assert code == 0
     assert f'vt-hub {command}' in out.split('Example')[1]
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('predict', 'digit_7.png', 'digit_8.png', '--json'),
+        ('segment', 'scene.png', '--json'),
+        ('explain', 'digit_7.png', '--json'),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_output_that_is_redirected_at_a_terminal_is_whole(samples, tmp_path, arguments):
+    """The bar is on the terminal, where stderr is; JSON lines are in the file, as long as they are."""
+    paths = [str(samples / name) if name.endswith('.png') else name for name in arguments]
+    if arguments[0] == 'explain':
+        paths += ['--out', str(tmp_path / 'sheet.png')]
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    with open(tmp_path / 'out.json', 'w') as out:
+        code = 'import sys; from vt_hub.cli import main; main()'
+        environment = {**os.environ, 'TERM': 'xterm', 'COLUMNS': '80'}
+        command = [sys.executable, '-c', code, *paths]
+        done = subprocess.run(command, stdout=out, stderr=theirs, env=environment, check=False)
+    os.close(theirs)
+    seen = os.read(ours, 100_000)
+    os.close(ours)
+    assert done.returncode == 0, seen
+    lines = (tmp_path / 'out.json').read_text().splitlines()
+    assert [json.loads(line) for line in lines] if arguments[0] == 'predict' else json.loads('\n'.join(lines))
+    assert max(map(len, lines)) > 80 or arguments[0] != 'predict'
+    assert b'"label"' not in seen
+
+
+def test_names_that_the_outputs_encoding_lacks(samples, tmp_path):
+    folder = tmp_path / 'snow ☃'
+    folder.mkdir()
+    names = ['a.png', os.fsdecode(b'caf\xe9.png'), 'b.png']
+    for name in names:
+        shutil.copy(samples / 'digit_7.png', folder / name)
+    command = [sys.executable, '-c', 'from vt_hub.cli import main; main()', 'predict', str(folder), '--topk', '1']
+    environment = {**os.environ, 'PYTHONIOENCODING': 'cp1252'}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(b'snow \\u2603' in line and b': 7 ' in line for line in lines)
+
+
+@pytest.mark.parametrize('command', ['predict', 'segment', 'explain'])
+def test_addresses_are_not_taken_for_files(run, command, tmp_path):
+    out = ['--out', tmp_path / 'sheet.png'] if command == 'explain' else []
+    code, _, err = run(command, 'https://example.com/cat.jpg', *out)
+    assert code == 1
+    assert 'https://example.com/cat.jpg is an address, and only files are read; fetch the image first.' in err

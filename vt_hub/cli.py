@@ -1,5 +1,6 @@
 """The command `vt-hub`."""
 
+import codecs
 import os
 import sys
 
@@ -11,11 +12,21 @@ from .commands.common import app
 SAID = (FloatingPointError, LookupError, ModuleNotFoundError, OSError, ValueError)  # raised with a sentence
 
 
+def as_is_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """How names are written that need not be Unicode, and need not be in the output's encoding."""
+    try:
+        return codecs.lookup_error('surrogateescape')(error)  # the bytes that the name has on the disk
+    except UnicodeError:
+        return codecs.lookup_error('backslashreplace')(error)
+
+
 def main():
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
     if not sys.stderr.isatty():
         disable_progress_bars()  # transformers asks the Hub client
-    sys.stdout.reconfigure(errors='surrogateescape')  # file names need not be Unicode
+    codecs.register_error('as_is_or_escaped', as_is_or_escaped)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='as_is_or_escaped')
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe has gone; leave nothing for the interpreter to flush

@@ -77,9 +77,14 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
     A path that does not exist, a folder without images and a pattern without files are kept as they are, so that
     reading them reports them.
+
+    Raises:
+        ValueError: One is the address of a page or an image.
     """
     paths = []
     for name in inputs:
+        if name.startswith(('http://', 'https://')):
+            raise ValueError(f'{name} is an address, and only files are read; fetch the image first.')
         path = Path(name)
         found = []
         if path.is_dir():

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 __all__ = ['Json', 'app', 'print_json', 'print_table', 'progress', 'report_failed', 'sigterm_as_interrupt']
@@ -56,10 +56,15 @@ def print_json(value: Any):
     print(json.dumps(value, indent=2))
 
 
-def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """A progress bar on stderr, where that is a terminal."""
+def progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+    """A progress bar on stderr, where that is a terminal. What is printed meanwhile goes where stdout goes."""
     console = Console(stderr=True)
-    return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+    columns = (TextColumn('{task.description}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    together = sys.stdout.isatty()  # then lines are put above the bar; a pipe or a file gets them as they are
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=together, disable=not console.is_terminal
+    ) as bar:
+        yield from bar.track(items, total=total, description=description)
 
 
 @contextmanager
