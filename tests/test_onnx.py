@@ -224,3 +224,49 @@ def test_other_models_are_refused(tmp_path):
             vt_hub.export_onnx(model, tmp_path / 'model.onnx')
     with pytest.raises(ValueError, match='Only a VT-ResNet gives attention maps'):
         vt_hub.export_onnx(build('test_vt_fpn'), tmp_path / 'model.onnx', attention=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('opset', 'ir'), [(17, 8), (18, 8), (20, 9), (22, 10)])
+def test_the_opset_is_chosen_and_the_ir_is_the_lowest_that_holds_it(opset, ir, tmp_path, run):
+    model = vt_hub.export(build('test_vt_resnet', num_classes=3), tmp_path / 'folder')
+    path = tmp_path / 'model.onnx'
+    code, _, err = run('export', model, path, '--opset', opset)
+    assert code == 0, err
+    written = onnx.load(path)
+    assert (written.opset_import[0].version, written.ir_version) == (opset, ir)
+    pixels = torch.rand(2, 3, 75, 107)
+    torch.testing.assert_close(outputs(path, pixels)['logits'], vt_hub.load_model(model)(pixels), rtol=0, atol=1e-5)
+
+
+def test_opsets_without_the_operators_are_refused(tmp_path, run):
+    with pytest.raises(ValueError, match='from opset 17 on, not in 16'):
+        vt_hub.export_onnx(build('test_vt_resnet'), tmp_path / 'model.onnx', opset=16)
+    assert run('export', 'vt_resnet10.digits', tmp_path / 'folder', '--opset', 18)[0] == 2
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [
+        ('test_vt_resnet', {}),
+        ('test_vt_resnet', {'distinct_tokens': False, 'token_mixer': 'graph'}),
+        ('test_vt_fpn', {}),
+        ('test_vt_fpn', {'decoder': 'fpn'}),
+    ],
+)
+def test_torchs_older_exporter_leaves_batch_and_size_free(name, kwargs, fused, tmp_path):
+    """As timm's own script calls it. Pooling and cluster tokenizers pool adaptively, which it cannot do at any size."""
+    model = build(name, **kwargs)
+    model = model.fuse() if fused else model
+    axes = {'pixel_values': {0: 'batch', 2: 'height', 3: 'width'}, 'logits': {0: 'batch'}}
+    names = {'input_names': ['pixel_values'], 'output_names': ['logits'], 'dynamic_axes': axes}
+    torch.onnx.export(
+        model, torch.rand(1, 3, 96, 128), tmp_path / 'model.onnx', dynamo=False, opset_version=17, **names
+    )
+    for size in ((4, 3, 96, 128), (2, 3, 64, 64), (3, 3, 75, 107)):
+        pixels = torch.rand(size)
+        found = outputs(tmp_path / 'model.onnx', pixels)['logits']
+        torch.testing.assert_close(found, model(pixels), rtol=0, atol=1e-5)

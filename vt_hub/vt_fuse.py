@@ -72,7 +72,7 @@ class FusedProjector(nn.Module):
     def forward(self, x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
         A = (pixels(x) @ self.key(T).transpose(1, 2)).softmax(dim=2)
         out = torch.baddbmm(x.flatten(2), self.value(T).transpose(1, 2), A.transpose(1, 2))
-        return out.unflatten(2, x.shape[2:])
+        return out.view(x.shape)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ def export(
     int8: Annotated[
         Path | None, typer.Option(help='Quantise the .onnx file, calibrated with the images of this folder.')
     ] = None,
+    opset: Annotated[int | None, typer.Option(help='Opset of the .onnx file, 17 or higher; default: 18.')] = None,
 ):
     """Write a model folder that timm, transformers and torch.hub load; or a lone ONNX file, for onnxruntime.
 
@@ -53,8 +54,11 @@ def export(
                 '--labels, --result, --prose, --license and --dtype go with a model folder, not with a .onnx file.'
             )
         calibration = find_images([str(int8)]) if int8 else []
-        print(export_onnx(load_source(source, model, weights)[0], target, attention, calibration))
+        opsets = {'opset': opset} if opset is not None else {}
+        print(export_onnx(load_source(source, model, weights)[0], target, attention, calibration, **opsets))
         return
+    if opset is not None:
+        raise typer.BadParameter(f'--opset goes with a .onnx file; {target} would be a model folder.')
     if int8:
         raise typer.BadParameter(f'--int8 goes with a .onnx file; {target} would be a model folder.')
     if attention and not onnx:

@@ -9,6 +9,7 @@ import itertools
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ TOLERANCE = 1e-4  # largest difference of an output from torch's, in parts of it
 TRACED_SIZE = (96, 128)  # height and width; any other would give the same graph
 CHECKED_BATCHES = (1, 3)
 CHECKED_SIZES = ((64, 96), (75, 107))  # beside the model's own: what was traced must not have stuck
+OPSET = 18  # onnxruntime 1.14, of 2023, and later
+TRACED_OPSET = 18  # the lowest that torch's exporter writes; below, its older one does, which cannot pool adaptively
+LOWEST_OPSET = 17  # the first with LayerNormalization
 CALIBRATION_IMAGES = 128  # at most
 QUANTIZED = ['Conv', 'MatMul', 'Gemm', 'Add', 'MaxPool', 'Resize']  # norms and softmaxes stay fp32
 
@@ -87,7 +91,11 @@ DECOMPOSITIONS: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 def export_onnx(
-    model: nn.Module, path: str | Path, attention: bool = False, calibration: Sequence[Path] = ()
+    model: nn.Module,
+    path: str | Path,
+    attention: bool = False,
+    calibration: Sequence[Path] = (),
+    opset: int = OPSET,
 ) -> OnnxExport:
     """Write a model as one .onnx file, and compare it with torch in onnxruntime. If it fails, nothing is left behind.
 
@@ -97,6 +105,7 @@ def export_onnx(
         attention: Give the token attention of each VT module too, `attention_1` and so on, (B, L, H / 16, W / 16).
         calibration: Image files like those the model is for. With them weights and activations are quantised to int8
             (per channel, statically); at most 128 are read, spread over all.
+        opset: Version of ONNX's operators, 17 or higher; the file says the lowest IR version that has it.
 
     Raises:
         FileExistsError: The file exists.
@@ -108,6 +117,8 @@ def export_onnx(
     path = Path(path)
     if path.exists():
         raise FileExistsError(f'{path} exists already; name another file or remove it.')
+    if opset < LOWEST_OPSET:
+        raise ValueError(f'The operators of these networks are in ONNX from opset {LOWEST_OPSET} on, not in {opset}.')
     model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
     if not isinstance(model, (VTResNet, VTFPN)) or model.num_classes == 0:
         raise ValueError(f'Only a VT-ResNet or VT-FPN with a classifier becomes ONNX, not this {type(model).__name__}.')
@@ -127,7 +138,7 @@ def export_onnx(
         pixels = read_calibration(calibration, model)
         try:
             with replaced_whole(path) as unfinished:
-                write(fused, model, names, unfinished)
+                write(fused, model, names, opset, unfinished)
                 difference = compare(graph, model, names, unfinished)
                 agreement = quantize(unfinished, pixels) if pixels else None
         except OSError as error:
@@ -152,26 +163,43 @@ def open_onnx(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     return lambda pixels: [torch.from_numpy(out) for out in session.run(None, {'pixel_values': pixels.numpy()})]
 
 
-def write(graph: nn.Module, model: nn.Module, names: list[str], path: Path):
+def write(graph: nn.Module, model: nn.Module, names: list[str], opset: int, path: Path):
     """The graph as torch's exporter writes it, without the stack traces, which name folders of this machine."""
+    import onnx
+
     example = torch.zeros(2, model.in_chans, *TRACED_SIZE)  # a batch of one would be taken for a constant
-    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    inputs: dict[str, Any] = {'input_names': ['pixel_values'], 'output_names': names, 'verbose': False}
+    free = {0: 'batch', 2: 'height', 3: 'width'}
     try:
-        exported = torch.export.export(graph, (example,), dynamic_shapes=(free,)).run_decompositions(DECOMPOSITIONS)
-        program = torch.onnx.export(
-            exported,
-            dynamo=True,
-            input_names=['pixel_values'],
-            output_names=names,
-            dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
-            verbose=False,
-        )
+        if opset < TRACED_OPSET:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # it is the older one
+                torch.onnx.export(
+                    graph,
+                    (example,),
+                    path,
+                    dynamo=False,
+                    opset_version=opset,
+                    dynamic_axes={'pixel_values': free},
+                    **inputs,
+                )
+            written = onnx.load(path)
+        else:
+            dynamic = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
+            exported = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,))
+            exported = exported.run_decompositions(DECOMPOSITIONS)
+            program = torch.onnx.export(exported, dynamo=True, opset_version=opset, dynamic_shapes=(free,), **inputs)
+            written = program.model_proto
     except Exception as error:  # of any kind, with pages of advice
         reason = str(error).strip().partition('\n')[0]
         raise ValueError(f'torch cannot export this {type(model).__name__} to ONNX: {reason}') from error
-    for node in program.model.graph:
-        node.metadata_props.clear()
-    program.save(path, external_data=False)
+    for node in written.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ''
+    if (found := written.opset_import[0].version) != opset:
+        raise ValueError(f'torch cannot export this {type(model).__name__} with opset {opset}, only with {found}.')
+    written.ir_version = onnx.helper.find_min_ir_version_for(written.opset_import)
+    onnx.save(written, path)
 
 
 def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) -> float:
