@@ -1,6 +1,7 @@
 """Distillation: recipes, images, what the student learns from, runs that are stopped, and what a run leaves."""
 
 import csv
+import random
 import signal
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def test_folders_have_their_shares(smoke, data, tmp_path, monkeypatch):
     read = module.read_image
     monkeypatch.setattr(module, 'read_image', lambda path: drawn.update([path.name[:4]]) or read(path))
     views = Views(smoke, data, 0, tmp_path / 'unreadable.txt')
+    random.seed(0)
     for _ in range(400):
         views.draw()
     assert 0.68 < drawn['dogs'] / 400 < 0.82
@@ -139,6 +141,7 @@ def test_folders_have_their_shares(smoke, data, tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_read_is_named_once(smoke, data, tmp_path):
     views = Views(smoke, data, 0, tmp_path / 'unreadable.txt')
+    random.seed(0)
     images = [views.draw() for _ in range(400)]
     assert len(images) == 400
     assert (tmp_path / 'unreadable.txt').read_text().count('broken.jpg') == 1
@@ -402,3 +405,43 @@ def test_a_student_can_reach_its_teacher(smoke, data, teacher_file, tmp_path):
         net.features.bias.copy_(-net.mean / net.std)
         x = torch.rand(2, 3, 64, 64)
         torch.testing.assert_close(net.fold()(x), teacher(x))
+
+
+@torch.no_grad()
+def test_weights_give_networks_with_fewer_tokens(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model('test_vt_resnet', num_classes=3).eval()
+    folder = vt_hub.export(model, tmp_path / 'folder')
+    fewer = timm.create_model(f'local-dir:{folder}', pretrained=True, num_tokens=4).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert fewer.forward_features(x).shape == (2, 4, 96)
+    state = {k: v[:4] if k.endswith('tokenizer.filters') else v for k, v in model.state_dict().items()}
+    fewer_still = timm.create_model('test_vt_resnet', num_classes=3, num_tokens=4).eval()
+    fewer_still.load_state_dict(state)
+    assert torch.equal(fewer(x), fewer_still(x))
+    published = timm.create_model('vt_resnet10', pretrained=True, num_tokens=2).eval()
+    assert published.forward_features(x).shape == (2, 2, 256)
+
+
+def test_nested_tokens_train_every_number_of_them(make_run):
+    changes = {'teacher_args': {'num_classes': CLASSES}, 'nested_tokens': True, 'maps': 0.0}
+    run = make_run(load_distillation_recipe('smoke', changes))
+    counts, first = [], run.fewer_tokens
+
+    def seen(net):
+        fewer = first(net)
+        counts.append({len(value) for value in fewer.values()})
+        return fewer
+
+    run.fewer_tokens = seen
+    before = run.net.student.vt.blocks[0].tokenizer.filters.clone()
+    for _ in range(12):
+        run.train_step()
+    assert all(len(count) == 1 for count in counts)  # the same in all modules
+    used = {next(iter(count)) for count in counts}
+    assert len(used) > 3
+    assert used <= set(range(1, 17))
+    moved = (run.net.student.vt.blocks[0].tokenizer.filters - before).norm(dim=1)
+    assert (moved > 0).all()
+    run.net.eval()
+    assert run.fewer_tokens(run.net) == {}

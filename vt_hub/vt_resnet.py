@@ -169,6 +169,7 @@ class VTResNetBody:
             raise ValueError(f'Unknown block {block!r}; use one of {", ".join(map(repr, BLOCKS))}.')
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.num_tokens = num_tokens
         self.distinct_tokens = distinct_tokens
         self.problem_type = problem_type
         self.drop_rate = drop_rate
@@ -454,6 +455,17 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build;
 }
 
 
+def first_filters(state_dict: Dict[str, torch.Tensor], num_tokens: int) -> Dict[str, torch.Tensor]:
+    """Weights with the filters of the first tokens alone; those of fewer tokens stay as they are."""
+    names = ('tokenizer.filters', 'tokenizer.filters.weight')
+    return {key: value[:num_tokens] if key.endswith(names) else value for key, value in state_dict.items()}
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Any weights give a network with fewer tokens, which answers well where they were trained for it."""
+    return first_filters(state_dict, model.num_tokens)
+
+
 def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
     """A VT-ResNet without values, but for the layers that other classes or channels keep from being loaded."""
     model = VTResNet(device='meta', **kwargs).to_empty(device=device or torch.get_default_device())
@@ -480,6 +492,7 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         model_cls,
         variant,
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
         # the getter prunes: a wrapped backbone keeps no parameter without a gradient
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
         **{**ARCHITECTURES[variant], **args, **kwargs},

@@ -46,6 +46,9 @@ class DistillationRecipe:
         features: Weight of the squared error of the pooled features, each with unit variance.
         maps: Weight of the squared error of the last map, each channel with unit variance.
         logits: Weight of the Kullback-Leibler divergence of the logits.
+        nested_tokens: In each step, use the first k of a student's tokens only, k drawn from 1 to all (nested dropout,
+            Rippel et al. 2014, https://arxiv.org/abs/1402.0915). The weights then serve any number of tokens:
+            `timm.create_model(..., num_tokens=4)`.
         stages: What learns when, and on images of which size.
     """
 
@@ -68,6 +71,7 @@ class DistillationRecipe:
     features: float
     maps: float
     logits: float
+    nested_tokens: bool
     stages: tuple[Stage, ...]
 
     def stage(self, step: int) -> Stage:

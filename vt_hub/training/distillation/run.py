@@ -12,12 +12,14 @@ from timm.data import Mixup, create_transform
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ...diversity import TokenDiversity, token_diversity, token_figures
 from ...images import read_image
 from ...predict import data_config
+from ...vt_resnet import first_filters
 from ..resumable import ResumableRun, autocast
 from .data import Folders, Views, start_worker
 from .networks import Distiller, outputs, shared_parts
@@ -134,7 +136,7 @@ class DistillationRun(ResumableRun):
         """The losses (3) of features, maps and logits, and the logits of student and teacher."""
         x, features, last_map = self.targets(images)
         with autocast(self.device):
-            found, found_map, logits = net(x, self.shared)
+            found, found_map, logits = functional_call(net, self.fewer_tokens(net), (x, self.shared))
         own = self.net
         wanted = own.classifier(features.float())
         losses = torch.stack(
@@ -145,6 +147,14 @@ class DistillationRun(ResumableRun):
             ]
         )
         return losses, logits, wanted
+
+    def fewer_tokens(self, net: nn.Module) -> dict[str, torch.Tensor]:
+        """Filters of the tokens that a step uses, in place of all."""
+        if not (self.recipe.nested_tokens and net.training):
+            return {}
+        count = np.random.randint(self.net.student.num_tokens) + 1
+        filters = {name: value for name, value in net.named_parameters() if '.tokenizer.filters' in name}
+        return first_filters(filters, count)
 
     def train_step(self):
         if self.batches is None:
