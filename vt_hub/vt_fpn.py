@@ -19,7 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from .vt_fuse import fuse
 from .vt_layers import DISTINCT_TOKENIZERS, TOKENIZERS, Projector, TransformerMixer
 from .vt_resnet import register
-from .weights import args_of_source, hub_id, published_weights
+from .weights import builder_args, hub_id
 
 __all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
 
@@ -350,13 +350,8 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
 def _create_vt_fpn(variant: str, pretrained: bool = False, **kwargs: Any) -> VTFPN:
     if kwargs.pop('features_only', False):
         raise ValueError(f'{variant} is no backbone; use its backbone alone.')
-    args = args_of_source(kwargs.get('pretrained_cfg'))
-    if pretrained:
-        overlay, published = published_weights(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
-        )
-        kwargs['pretrained_cfg_overlay'], args = overlay, args | published
-    return build_model_with_cfg(VTFPN, variant, pretrained, **{**ARCHITECTURES[variant], **args, **kwargs})
+    kwargs, _ = builder_args(variant, pretrained, kwargs)
+    return build_model_with_cfg(VTFPN, variant, pretrained, **{**ARCHITECTURES[variant], **kwargs})
 
 
 @register

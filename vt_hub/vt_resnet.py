@@ -29,7 +29,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 
 from .vt_fuse import fuse
 from .vt_layers import VTModule
-from .weights import args_of_source, hub_id, published_weights
+from .weights import builder_args, hub_id
 
 __all__ = ['VTResNet']
 
@@ -478,15 +478,13 @@ def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
     if kwargs.get('features_only') and kwargs.get('feature_cls') in ('hook', 'fx'):
         raise ValueError("The last map is nobody's output for hooks or fx; use feature_cls 'getter', 'list' or 'dict'.")
-    model_cls, args = VTResNet, args_of_source(kwargs.get('pretrained_cfg'), 'problem_type')
-    if pretrained:
-        overlay, published = published_weights(
-            variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')
-        )
-        kwargs['pretrained_cfg_overlay'], args = overlay, args | published
-        if published and kwargs.get('pretrained_strict', True):
-            model_cls = _empty_vt_resnet  # the published file has all the rest
-    elif 'untrained' in default_cfgs[variant].cfgs:  # the paper's classes and image size, not those of our weights
+    kwargs, published = builder_args(variant, pretrained, kwargs, 'problem_type')
+    model_cls = VTResNet
+    if published and kwargs.get('pretrained_strict', True):
+        model_cls = _empty_vt_resnet  # the published file has all the rest
+    elif (
+        not pretrained and 'untrained' in default_cfgs[variant].cfgs
+    ):  # the paper's classes and image size, not those of our weights
         kwargs['pretrained_cfg'] = kwargs.get('pretrained_cfg') or 'untrained'
     return build_model_with_cfg(
         model_cls,
@@ -495,7 +493,7 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         pretrained_filter_fn=checkpoint_filter_fn,
         # the getter prunes: a wrapped backbone keeps no parameter without a gradient
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
-        **{**ARCHITECTURES[variant], **args, **kwargs},
+        **{**ARCHITECTURES[variant], **kwargs},
     )
 
 

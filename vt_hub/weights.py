@@ -218,20 +218,55 @@ def published_weights(
     return dict(overlay, file=str(folder / 'model.safetensors')), args
 
 
-def args_of_source(pretrained_cfg: Any, *keys: str) -> dict[str, Any]:
-    """`saved_args`, and some keys, of the folder on disk or on the Hub that timm's builder was given the config of."""
+def source_folder(pretrained_cfg: Any) -> Path | None:
+    """The model folder, on disk or in the Hub's cache, that timm's builder was given the configuration of."""
     cfg = pretrained_cfg.to_dict() if hasattr(pretrained_cfg, 'to_dict') else pretrained_cfg
     source = cfg.get('source') if isinstance(cfg, dict) else None
-    path: Any = None
     if source == 'local-dir':
-        path = Path(cfg['file'], 'config.json')
-    elif source == 'hf-hub':  # timm has just fetched it
+        return Path(cfg['file'])
+    if source == 'hf-hub':  # timm has just fetched it
         from huggingface_hub import try_to_load_from_cache
         from timm.models import hf_split
 
         repo_id, revision = hf_split(cfg['hf_hub_id'])
         path = try_to_load_from_cache(repo_id, 'config.json', revision=revision)
-    if not isinstance(path, (str, Path)):
+        return Path(path).parent if isinstance(path, str) else None
+    return None
+
+
+def args_of_source(pretrained_cfg: Any, *keys: str) -> dict[str, Any]:
+    """`saved_args` of the folder that timm's builder was given the configuration of, and some keys of its config.json.
+
+    With what a processor that was saved beside the weights says of preprocessing, as an overlay: it is what
+    transformers uses, and may be of a later training than config.json.
+    """
+    folder = source_folder(pretrained_cfg)
+    if folder is None:
         return {}
-    config = json.loads(Path(path).read_text('utf-8'))
-    return saved_args(config) | {key: config[key] for key in keys if config.get(key)}
+    config = json.loads((folder / 'config.json').read_text('utf-8'))
+    args = saved_args(config) | {key: config[key] for key in keys if config.get(key)}
+    if (path := folder / 'preprocessor_config.json').is_file():
+        args['pretrained_cfg_overlay'] = json.loads(path.read_text('utf-8')).get('pretrained_cfg') or {}
+    return args
+
+
+def builder_args(
+    variant: str, pretrained: bool, kwargs: dict[str, Any], *keys: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What timm's builder is to be given for the weights that are asked for.
+
+    Args:
+        variant: Architecture name.
+        pretrained: Whether weights are loaded.
+        kwargs: What the caller gave, which wins.
+        keys: Of a folder's config.json, that are arguments of the network.
+
+    Returns:
+        The arguments, and those of them that published weights bring.
+    """
+    args = args_of_source(kwargs.get('pretrained_cfg'), *keys)
+    overlay = args.pop('pretrained_cfg_overlay', {}) | (kwargs.get('pretrained_cfg_overlay') or {})
+    published: dict[str, Any] = {}
+    if pretrained:
+        overlay, published = published_weights(variant, kwargs.get('pretrained_cfg'), overlay)
+    return args | published | kwargs | {'pretrained_cfg_overlay': overlay}, published
