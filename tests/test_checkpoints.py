@@ -161,3 +161,72 @@ def test_foreign_checkpoints_that_do_not_fit(tmp_path):
         warm_start(str(path))
     with pytest.raises(ValueError, match='neither a file nor a model of timm'):
         warm_start('resnet5000')
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: {f'_orig_mod.{key}': value for key, value in state.items()},
+        lambda state: {'state_dict': {f'model.{key}': value for key, value in state.items()}, 'epoch': 3},
+        lambda state: {'state_dict': {f'model._orig_mod.{key}': value for key, value in state.items()}},
+        lambda state: {'model_state_dict': {f'module.{key}': value for key, value in state.items()}},
+        lambda state: {'model': {f'module._orig_mod.{key}': value for key, value in state.items()}},
+    ],
+    ids=['compiled', 'Lightning', 'Lightning, compiled', 'model_state_dict', 'DDP, compiled'],
+)
+def test_checkpoints_of_wrapped_networks(wrap, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model('test_vt_resnet', num_classes=3)
+    torch.save(wrap(model.state_dict()), tmp_path / 'checkpoint.pt')
+    loaded, _ = load_checkpoint(tmp_path / 'checkpoint.pt', 'test_vt_resnet')
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    flat = wrap(model.state_dict())
+    if len(flat) > 2:
+        save_file(flat, tmp_path / 'checkpoint.safetensors')
+        load_checkpoint(tmp_path / 'checkpoint.safetensors', 'test_vt_resnet')
+
+
+def test_another_wrapper_is_named(tmp_path):
+    state = timm.create_model('test_vt_resnet', num_classes=3).state_dict()
+    save_file({f'wrapped.{key}': value for key, value in state.items()}, tmp_path / 'checkpoint.safetensors')
+    with pytest.raises(ValueError, match='no conv1.weight or fc.weight'):
+        load_checkpoint(tmp_path / 'checkpoint.safetensors', 'test_vt_resnet')
+
+
+@pytest.mark.parametrize('options', [{'max_shard_size': '100KB'}, {'variant': 'fp16'}], ids=['shards', 'variant'])
+def test_folders_of_transformers_in_parts(options, tmp_path):
+    torch.manual_seed(0)
+    config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', num_labels=3)
+    model = vt_hub.VTResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / 'saved', **options)
+    assert not (tmp_path / 'saved' / 'model.safetensors').exists()
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(load_folder(tmp_path / 'saved')(x), model(x).logits)
+    exported = vt_hub.export(load_folder(tmp_path / 'saved'), tmp_path / 'exported')
+    assert (exported / 'model.safetensors').is_file()
+
+
+def test_shards_outside_of_the_folder_are_refused(tmp_path):
+    config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', num_labels=3)
+    vt_hub.VTResNetForImageClassification(config).save_pretrained(tmp_path / 'saved', max_shard_size='100KB')
+    index = tmp_path / 'saved' / 'model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': {'fc.weight': '../other.safetensors'}}))
+    with pytest.raises(ValueError, match=r'names a file that is not in its folder: \.\./other\.safetensors'):
+        load_folder(tmp_path / 'saved')
+
+
+def test_what_is_exported_again_keeps_dtype_and_card(run, tmp_path):
+    code, out, err = run('export', 'vt_resnet10.digits', tmp_path / 'mine')
+    assert code == 0, err
+    published = vt_hub.pretrained_folder('vt_resnet10.digits')
+    assert (tmp_path / 'mine' / 'model.safetensors').stat().st_size == (published / 'model.safetensors').stat().st_size
+    assert ': 10 classes, fp16, given weights' in out
+    card, before = ((folder / 'README.md').read_text() for folder in (tmp_path / 'mine', published))
+    assert 'Not measured' not in card
+    assert card.partition('## Use it')[0] == before.partition('## Use it')[0]
+    assert "timm.create_model('local-dir:mine', pretrained=True)" in card
+    assert "model='mine'" in card
+    assert run('export', 'vt_resnet10.digits', tmp_path / 'fp32', '--dtype', 'fp32')[0] == 0
+    assert (tmp_path / 'fp32' / 'model.safetensors').stat().st_size > 1.9 * (
+        published / 'model.safetensors'
+    ).stat().st_size

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
 
-__all__ = ['load_folder', 'load_into', 'read_foreign', 'read_json', 'read_safetensors']
+WRAPPERS = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')  # of DDP, torch.compile, Lightning, and habit
+
+__all__ = ['load_folder', 'load_into', 'read_foreign', 'read_json', 'read_safetensors', 'stored_dtype']
 
 
 def find_not_finite(state_dict: dict[str, torch.Tensor]) -> str | None:
@@ -69,7 +71,7 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
     """
     path = Path(path)
     if path.suffix == '.safetensors':
-        return read_safetensors(path), {'weights': 'raw'}
+        return without_wrappers(read_safetensors(path)), {'weights': 'raw'}
     if not path.is_file():
         raise FileNotFoundError(f'There is no checkpoint at {path}.')
     try:
@@ -81,7 +83,7 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
         raise ValueError(f'{path} is no checkpoint of tensors and plain values: {reason}.') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint.')
-    keys = ['state_dict_ema'] * (weights == 'ema') + ['state_dict', 'model']
+    keys = ['state_dict_ema'] * (weights == 'ema') + ['state_dict', 'model_state_dict', 'model']
     key = next((key for key in keys if key in checkpoint), '')
     state_dict = checkpoint.get(key, checkpoint)
     if not isinstance(state_dict, dict):
@@ -89,11 +91,18 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f'{path} is no state dict: {name} is a {type(value).__name__}.')
-    state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    state_dict = without_wrappers(state_dict)
     facts = {k: checkpoint[k] for k in ('arch', 'epoch', 'metric') if key and k in checkpoint}
     if key and isinstance(checkpoint.get('args'), argparse.Namespace):
         facts['args'] = vars(checkpoint['args'])
     return check_finite(state_dict, path), {'weights': 'ema' if key == 'state_dict_ema' else 'raw', **facts}
+
+
+def without_wrappers(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without the names of what the network was wrapped in, where all tensors have them."""
+    while wrapper := next((w for w in WRAPPERS if state_dict and all(name.startswith(w) for name in state_dict)), ''):
+        state_dict = {name.removeprefix(wrapper): value for name, value in state_dict.items()}
+    return state_dict
 
 
 def load_into(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], path: str | Path) -> torch.nn.Module:
@@ -154,5 +163,37 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
         model = timm.create_model(f'local-dir:{folder}', pretrained=False)
     except TypeError as error:
         raise ValueError(f'{folder / "config.json"} has a key that timm does not know: {error}.') from error
-    path = folder / 'model.safetensors'
-    return load_into(model, read_safetensors(path), path).eval()
+    path, state_dict = read_weights(folder)
+    return load_into(model, state_dict, path).eval()
+
+
+def stored_dtype(folder: Path) -> str:
+    """What a folder's weights are stored in: 'fp32', 'fp16' or 'bf16'."""
+    _, state_dict = read_weights(folder)
+    kinds = {torch.float16: 'fp16', torch.bfloat16: 'bf16'}
+    found = {value.dtype for key, value in state_dict.items() if value.is_floating_point() and 'running_' not in key}
+    return kinds.get(found.pop(), 'fp32') if len(found) == 1 else 'fp32'
+
+
+def read_weights(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weights of a folder, as transformers may have written them: whole, in shards, or as one variant.
+
+    Returns:
+        The file to name in errors, and the state dict.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: They are damaged.
+    """
+    whole, index = folder / 'model.safetensors', folder / 'model.safetensors.index.json'
+    if whole.is_file():
+        return whole, read_safetensors(whole)
+    if index.is_file():
+        shards = sorted(set(read_json(index).get('weight_map', {}).values()))
+        if outside := [name for name in shards if Path(name).name != name]:
+            raise ValueError(f'{index} names a file that is not in its folder: {outside[0]}.')
+        return index, {key: value for name in shards for key, value in read_safetensors(folder / name).items()}
+    variants = sorted(folder.glob('model.*.safetensors'))
+    if len(variants) == 1:
+        return variants[0], read_safetensors(variants[0])
+    return whole, read_safetensors(whole)

@@ -18,7 +18,10 @@ def export(
     target: Annotated[Path, typer.Argument(help='Model folder to write, or a .onnx file; must not exist.')],
     model: Annotated[str | None, typer.Option(help='Architecture, where a checkpoint does not name it.')] = None,
     weights: Annotated[Literal['ema', 'raw'], typer.Option(help='Averaged weights if there are any, or raw.')] = 'ema',
-    dtype: Annotated[Literal['fp32', 'fp16', 'bf16'], typer.Option(help='What the weights are stored in.')] = 'fp32',
+    dtype: Annotated[
+        Literal['fp32', 'fp16', 'bf16'] | None,
+        typer.Option(help="What the weights are stored in; default: the folder's own, or fp32."),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
     ] = None,
@@ -38,18 +41,20 @@ def export(
 
     Example: vt-hub export output/train/run/model_best.pth.tar flowers --labels data/train
     """
+    from ..checkpoints import stored_dtype
     from ..conversion import load_source
     from ..images import find_images
-    from ..models import is_folder
+    from ..models import find_folder, is_folder
     from ..publishing import export as run
     from ..publishing import export_onnx
-    from ..publishing.folder import DEFAULT_PROSE
+    from ..publishing.card import retarget
+    from ..publishing.folder import DEFAULT_PROSE, save_card
     from ..weights import resolve_name
 
     if (model or weights == 'raw') and not Path(source).is_file():
         raise FileNotFoundError(f'There is no checkpoint {source}; --model and --weights go with one.')
     if target.suffix == '.onnx':
-        if labels or result or prose or license_ or dtype != 'fp32':
+        if labels or result or prose or license_ or dtype:
             raise typer.BadParameter(
                 '--labels, --result, --prose, --license and --dtype go with a model folder, not with a .onnx file.'
             )
@@ -64,6 +69,7 @@ def export(
     if attention and not onnx:
         raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
+    dtype = dtype or ('fp32' if facts else stored_dtype(find_folder(source)))
     origin = ''
     if facts:
         epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
@@ -82,6 +88,10 @@ def export(
         onnx=onnx,
         attention=attention,
     )
+    if not (facts or labels or result or prose or license_) and (card := find_folder(source) / 'README.md').is_file():
+        save_card(
+            written, retarget(read_text(card), written.name, f'local-dir:{written.name}')
+        )  # what is known of them
     print(f'{written}: {loaded.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights')
 
 

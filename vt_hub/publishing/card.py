@@ -170,8 +170,14 @@ def build_card(
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 
 
-def retarget(card: str, repo: str) -> str:
-    """The text of a card whose snippets load a repository on the Hub, wherever they loaded from before."""
+def retarget(card: str, repo: str, source: str | None = None) -> str:
+    """The text of a card whose snippets load another place than before.
+
+    Args:
+        card: The text.
+        repo: What `pipeline` is to be given.
+        source: What `timm.create_model` is to be given; default: that repository on the Hub.
+    """
     prose, heading, use = card.rpartition('\n## Use it\n')
-    use = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'hf-hub:{repo}'", use)
+    use = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'{source or f'hf-hub:{repo}'}'", use)
     return prose + heading + re.sub(r"(pipeline\('[a-z-]+', model=)'[^']*'", rf"\g<1>'{repo}'", use)
