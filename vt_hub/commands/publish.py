@@ -89,9 +89,10 @@ def export(
         attention=attention,
     )
     if not (facts or labels or result or prose or license_) and (card := find_folder(source) / 'README.md').is_file():
-        save_card(
-            written, retarget(read_text(card), written.name, f'local-dir:{written.name}')
-        )  # what is known of them
+        text = retarget(read_text(card), written.name, f'local-dir:{written.name}')
+        if origin:
+            text = text.replace('\n## Results\n', f'\n{origin}\n\n## Results\n', 1)
+        save_card(written, text)
     print(f'{written}: {loaded.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights')
 
 
