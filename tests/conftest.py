@@ -1,14 +1,18 @@
 import os
 
 os.environ['HF_HUB_OFFLINE'] = '1'  # before anything imports huggingface_hub
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # before anything imports torch
 
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import vt_hub  # noqa: F401  registers the models
 from vt_hub import cli
+from vt_hub.publishing import checks
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 def samples() -> Path:
     """The folder of held-out digits that comes with the repository."""
     return ROOT / 'samples'
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """`verify` without the two loaders that need a process of their own; tests/test_publishing.py runs them."""
+    monkeypatch.setattr(checks, '_subprocess', lambda code, folder: load_file(folder / 'fixture.safetensors')['logits'])
 
 
 @pytest.fixture

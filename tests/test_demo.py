@@ -42,7 +42,12 @@ def bad_files(samples, tmp_path):
     Image.new('L', (2000, 50)).save(tmp_path / 'strip.png')
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'truncated.png').write_bytes((samples / 'scene.png').read_bytes()[:50_000])
-    reasons = {'huge': 'exceeds limit', 'strip': 'a strip of 2000 x 50 pixels', 'text': 'not an image', 'truncated': ''}
+    reasons = {
+        'huge': '10000 x 10000 pixels, more than',
+        'strip': 'a strip of 2000 x 50 pixels',
+        'text': 'not an image',
+        'truncated': '',
+    }
     return {tmp_path / f'{name}.png': reason for name, reason in reasons.items()}
 
 

@@ -270,11 +270,16 @@ def test_benchmarks_page_has_the_measured_figures(path):
     check_block('docs/benchmarks.md', path.stem, f'{text}\n\n{networks_table(found["rows"])}')
 
 
-TOKEN_TASKS = {  # of benchmarks/tokens.py: what it is, and the figure
-    'mosaic': ('two digits on a mosaic', 'hits'),
-    'digits': ('handwritten digits, distorted', 'augmented'),
-    'cifar10': ('CIFAR-10', 'top1'),
-    'trunk': ('photographs, frozen trunk', 'top1'),
+TOKEN_TASKS = {  # of benchmarks/tokens.py, with their steps: what it is, and the figure
+    ('mosaic', 160): ('two digits on a mosaic', 'hits'),
+    ('digits', 440): ('handwritten digits, distorted', 'augmented'),
+    ('cifar10', 300): ('CIFAR-10', 'top1'),
+    ('trunk', 400): ('photographs, frozen trunk', 'top1'),
+}
+LONGER_TASKS = {
+    ('digits', 2200): ('handwritten digits, distorted', 'augmented'),
+    ('shapes', 1500): ('segmentation of shapes, VT-FPN, mIoU', 'miou'),
+    ('trunk', 1200): ('photographs, frozen trunk', 'top1'),
 }
 TOKEN_VARIANTS = {
     'paper': "the paper's arithmetic",
@@ -287,38 +292,59 @@ TOKEN_VARIANTS = {
 
 
 def token_runs():
-    """The runs of benchmarks/tokens.py, by task, variant and number of tokens, then by seed."""
+    """The runs of benchmarks/tokens.py, by task and steps, variant and number of tokens, then by seed."""
     found = {}
     for line in (ROOT / 'docs' / 'benchmarks' / 'tokens.jsonl').read_text().splitlines():
         run = json.loads(line)
-        found.setdefault((run['task'], run['variant'], run['num_tokens']), {})[run['seed']] = run
+        found.setdefault(((run['task'], run['steps']), run['variant'], run['num_tokens']), {})[run['seed']] = run
     return found
 
 
-def spread_of(values):
-    deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-    return f'{statistics.mean(values):.1f}{deviation} ({len(values)})'
+def spread_of(values, digits=1):
+    deviation = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.{digits}f}{deviation} ({len(values)})'
 
 
-def tokens_table():
+def paired(runs, others, key):
+    """Differences between runs of the same seeds."""
+    return [run[key] - others[seed][key] for seed, run in sorted(runs.items()) if seed in others]
+
+
+def tokens_table(tasks):
     """Arithmetics of tokens side by side: accuracy over seeds, the paired difference, and how much tokens differ."""
     lines = ["| task | arithmetic | accuracy (%), deviation (seeds) | less the paper's, paired | cosine | spread |"]
     lines.append('|---|---|---|---|---|---|')
     runs = token_runs()
-    for task, (title, key) in TOKEN_TASKS.items():
+    for task, (title, key) in tasks.items():
         for variant, name in TOKEN_VARIANTS.items():
             seeds, paper = runs.get((task, variant, 16), {}), runs[task, 'paper', 16]
             if not seeds:
                 continue
-            differences = [run[key] - paper[seed][key] for seed, run in seeds.items() if seed in paper]
             modules = zip(*(run['diversity'] for run in seeds.values()), strict=True)
             cosine, spread = (
                 ', '.join(f'{statistics.mean(module[figure] for module in column):.2f}' for column in columns)
                 for figure, columns in zip(('cosine', 'spread'), [list(modules)] * 2, strict=True)
             )
-            paired = '' if variant == 'paper' else interval(differences)
+            gain = '' if variant == 'paper' else interval(paired(seeds, paper, key))
             accuracy = spread_of([run[key] for run in seeds.values()])
-            lines.append(f'| {title} | {name} | {accuracy} | {paired} | {cosine} | {spread} |')
+            lines.append(f'| {title} | {name} | {accuracy} | {gain} | {cosine} | {spread} |')
+    return '\n'.join(lines)
+
+
+def number_table():
+    """What more tokens are worth on photographs: top-1, and the share of the ResNet's features that is not explained."""
+    lines = ["| tokens | the paper's: top-1 (%) | features not explained (%) | `distinct_tokens`: top-1 (%) |"]
+    lines[0] += ' features not explained (%) | features, less one token, paired |'
+    lines.append('|---:|---|---|---|---|---|')
+    runs, task = token_runs(), ('trunk', 400)
+    for count in (1, 4, 8, 16, 32):
+        cells = []
+        for variant in ('paper', 'distinct'):
+            seeds = runs[task, variant, count].values()
+            cells += [spread_of([run['top1'] for run in seeds]), spread_of([100 * run['nips_open'] for run in seeds])]
+        gain = paired(runs[task, 'distinct', count], runs[task, 'distinct', 1], 'nips_open')
+        cells.append(interval([100 * value for value in gain]) if count > 1 else '')
+        lines.append(f'| {count} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -332,7 +358,9 @@ def interval(values):
 
 
 def test_architecture_page_has_the_measured_figures():
-    check_block('docs/architecture.md', 'tokens', tokens_table())
+    check_block('docs/architecture.md', 'tokens', tokens_table(TOKEN_TASKS))
+    check_block('docs/architecture.md', 'longer', tokens_table(LONGER_TASKS))
+    check_block('docs/architecture.md', 'number', number_table())
 
 
 def loading_table():

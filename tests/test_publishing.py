@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 import vt_hub
-from vt_hub.publishing import checks, verify
+from vt_hub.publishing import verify
 from vt_hub.publishing.card import retarget
 from vt_hub.publishing.folder import write_checksums
 
@@ -29,12 +29,6 @@ def tiny(**kwargs):
 @pytest.fixture
 def folder(tmp_path):
     return vt_hub.export(tiny(), tmp_path / 'flowers', labels=LABELS, metrics=[RESULT])
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Leave out the two loaders that need a process of their own; three tests run them."""
-    monkeypatch.setattr(checks, '_subprocess', lambda code, folder: load_file(folder / 'fixture.safetensors')['logits'])
 
 
 def failures(folder):
@@ -226,7 +220,7 @@ def test_the_licence_stays_with_the_weights(tmp_path):
     assert ModelCard.load(second / 'README.md').data.license == 'cc-by-nc-4.0'
 
 
-def test_two_classes_may_have_one_name(tmp_path):
+def test_two_classes_may_have_one_name(tmp_path, quick):
     """ImageNet has two cranes: classes are told apart by their numbers."""
     torch.manual_seed(0)
     folder = vt_hub.export(tiny(), tmp_path / 'birds', labels=['crane', 'stork', 'crane'])

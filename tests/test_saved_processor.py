@@ -23,7 +23,7 @@ def saved(tmp_path):
     return tmp_path / 'saved'
 
 
-def test_every_loader_uses_it_and_the_export_has_it(saved, samples, tmp_path):
+def test_every_loader_uses_it_and_the_export_has_it(saved, samples, tmp_path, quick):
     path = samples / 'digit_7.png'
     image = Image.open(path).convert('RGB')
     expected = AutoImageProcessor.from_pretrained(saved)(image)['pixel_values'][0]

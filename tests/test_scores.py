@@ -51,7 +51,7 @@ def image(tmp_path):
     return path
 
 
-def test_every_door_says_the_same(kind, folder, image, run):
+def test_every_door_says_the_same(kind, folder, image, run, quick):
     _, outputs, meaning = kind
     labels = LABELS[outputs]
     model = vt_hub.load_model(folder)
