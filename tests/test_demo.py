@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import BytesIO
 
+import gradio as gr
 import gradio_client
 import httpx
 import numpy as np
@@ -282,3 +283,19 @@ def test_sigterm_leaves_no_files(tmp_path):
 def test_an_address_of_another_machine(run):
     code, out, err = run('demo', '--model', DIGITS, '--host', '192.0.2.1')
     assert (code, out, err) == (1, '', 'error: Cannot listen on 192.0.2.1: it is no IPv4 address of this machine.\n')
+
+
+def test_the_page_starts_behind_a_proxy(monkeypatch):
+    """Nothing listens at the proxy: whoever asks it for this machine's own address fails."""
+    for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    monkeypatch.setenv('no_proxy', 'example.com')
+    monkeypatch.setenv('NO_PROXY', 'example.com')
+    with gr.Blocks() as page:
+        gr.Markdown('here')
+    try:
+        url = start(page, '127.0.0.1')
+        assert httpx.get(url, timeout=10).status_code == 200
+        assert os.environ['no_proxy'] == os.environ['NO_PROXY'] == 'example.com,localhost,127.0.0.1,::1'
+    finally:
+        page.close()

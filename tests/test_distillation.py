@@ -375,7 +375,11 @@ def test_command(photographs, tmp_path, monkeypatch):
     invoke = CliRunner().invoke
     first = invoke(cli.app, [*arguments, '--minutes', '0'])
     assert 'is not at its end; the same command resumes it.' in first.stdout
-    assert invoke(cli.app, arguments).stdout.strip() == str(tmp_path / 'run' / 'model')
+    last = invoke(cli.app, arguments)
+    assert last.stdout.strip() == str(tmp_path / 'run' / 'model')
+    told = last.stderr.strip().splitlines()
+    assert 'held out agreement' in told[0]
+    assert told[-1] == f'next: vt-hub predict IMAGE --model {tmp_path / "run" / "model"}'
     assert vt_hub.load_model(tmp_path / 'run' / 'model').num_classes == 1000
     assert read_json(tmp_path / 'run' / 'model' / 'config.json')['id2label']['281'] == 'tabby'
 

@@ -332,7 +332,7 @@ def tokens_table(tasks):
 
 
 def number_table():
-    """What more tokens are worth on photographs: top-1, and the share of the ResNet's features that is not explained."""
+    """What more tokens are worth on photographs: top-1, and the part of the ResNet's features not explained."""
     lines = ["| tokens | the paper's: top-1 (%) | features not explained (%) | `distinct_tokens`: top-1 (%) |"]
     lines[0] += ' features not explained (%) | features, less one token, paired |'
     lines.append('|---:|---|---|---|---|---|')

@@ -184,9 +184,32 @@ def train_classifier(
     if launch.node_rank > 0:
         return
     if is_ours(job.value('model')):
-        print(job.export(progress=progress))
+        print_end(job.export(progress=progress))
     else:
         print(f'{job.best_checkpoint()}: {job.value("model")} is not one of our models and is not exported')
+
+
+def print_end(folder: Path):
+    """The folder of a finished run on stdout; what it reached, and what to do with it, around it on stderr."""
+    from ..checkpoints import read_json
+
+    path = folder.parent / 'result.json'
+    if path.is_file():
+        result = read_json(path)
+        print(f'{shown_metrics(result)}, {result["dataset"]["num_images"]} images', file=sys.stderr, flush=True)
+    print(folder, flush=True)
+    if (folder / 'config.json').is_file():
+        print(f'next: vt-hub predict IMAGE --model {shlex.quote(str(folder))}', file=sys.stderr)
+
+
+def shown_metrics(result: dict[str, Any]) -> str:
+    """The metrics of a result file in words."""
+    from ..publishing.card import METRICS
+
+    return ', '.join(
+        f'{METRICS[key][1] if key in METRICS else key.replace("_", " ")} {value}'
+        for key, value in result['metrics'].items()
+    )
 
 
 def open_segmentation(
@@ -236,7 +259,7 @@ def pretrain(
 
     changes = {key: value for key, value in (('model', model), ('steps', steps)) if value is not None}
     if folder := run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress):
-        print(folder)
+        print_end(folder)
         return
     print(f'{output} is not at its end; the same command goes on.')
     if minutes is None:  # a signal ended it
@@ -286,7 +309,7 @@ def distill(
     if rank > 0:
         return
     if folder:
-        print(folder)
+        print_end(folder)
         return
     print(f'{output} is not at its end; the same command resumes it.')
     if minutes is None:  # a signal ended it
@@ -323,7 +346,6 @@ def evaluate(
     from ..checkpoints import load_folder
     from ..files import check_place
     from ..models import find_folder, task_of
-    from ..publishing.card import METRICS
     from ..training.classification_eval import evaluate_classifier, open_for_model
     from ..training.distributed import processes
     from ..training.results import machine, write_result
@@ -361,8 +383,7 @@ def evaluate(
         if 'per_class_iou' in found:
             shown = {name: '-' if iou is None else iou for name, iou in found['per_class_iou'].items()}
             print_table(['class', 'IoU (%)'], shown.items(), ['IoU (%)'])
-        values = [f'{METRICS[key][1] if key in METRICS else key} {value}' for key, value in found['metrics'].items()]
-        print(', '.join([*values, f'{found["dataset"]["num_images"]} images']))
+        print(f'{shown_metrics(found)}, {found["dataset"]["num_images"]} images')
         if found['tokens']:
             print_table(
                 ['tokens of module', *found['tokens'][0]], ([i, *m.values()] for i, m in enumerate(found['tokens'], 1))

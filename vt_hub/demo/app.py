@@ -20,6 +20,7 @@ __all__ = ['build', 'start']
 
 MAX_FILE_SIZE = 32 << 20  # bytes of an upload
 MAX_WAITING = 64  # requests in the queue
+LOOPBACK = ('localhost', '127.0.0.1', '::1')
 KEPT = 3600  # seconds that uploads and pictures stay on the disk
 
 TITLE = """\
@@ -141,6 +142,7 @@ def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open
         socket.create_server((host or '127.0.0.1', 0)).close()  # Gradio would try it with a hundred ports, slowly
     except OSError as error:
         raise OSError(f'Cannot listen on {host}: it is no IPv4 address of this machine.') from error
+    reach_loopback_directly()
     try:
         _, url, _ = app.launch(
             server_name=host,
@@ -161,3 +163,10 @@ def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open
             f'Cannot listen on {host or "this machine"}, port {port or "7860 to 7959"}; name another.'
         ) from error
     return url
+
+
+def reach_loopback_directly():
+    """Gradio asks its own address whether it is there: a proxy of the environment knows nothing of it."""
+    for name in ('no_proxy', 'NO_PROXY'):
+        hosts = [host for host in os.environ.get(name, '').split(',') if host]
+        os.environ[name] = ','.join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
