@@ -33,6 +33,21 @@ def check_place(path: Path):
 
 
 @contextmanager
+def named_if_full(path: Path) -> Iterator[None]:
+    """Turn what libraries raise where the disk is full, which names no file, into an OSError that names it."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        told = str(error)
+        if told.startswith('Cannot write ') or not (
+            full or os.strerror(errno.ENOSPC) in told
+        ):  # as safetensors and torch
+            raise
+        raise OSError(f'Cannot write {path}: {os.strerror(errno.ENOSPC)}; nothing was written.') from error
+
+
+@contextmanager
 def replaced_whole(path: str | Path) -> Iterator[Path]:
     """A temporary file to write, which replaces `path` at once if all goes well; if not, the old one stays."""
     path = resolved(path)
@@ -40,7 +55,8 @@ def replaced_whole(path: str | Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix='.', suffix=path.name, dir=path.parent)
     os.close(handle)
     try:
-        yield Path(name)
+        with named_if_full(path):
+            yield Path(name)
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:
@@ -53,7 +69,8 @@ def written_whole(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:
-        yield unfinished
+        with named_if_full(folder):
+            yield unfinished
         unfinished.chmod(0o755)
         for path in unfinished.rglob('*'):
             if path.is_file():
