@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -557,3 +558,35 @@ def test_a_full_disk(train, tmp_path, monkeypatch):
     assert (code, err) == (1, f'error: {tmp_path} has {gigabytes} left, and the checkpoints need {gigabytes}.\n')
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed))
     assert train('--dry-run', '-b', 8, recipe='basic')[0] == 0
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--input-size', '4', '64', '64', '--input-img-mode', 'RGBA'], 'in 3 channels or 1, not in 4'),
+        (['--in-chans', '4'], 'in 3 channels or 1, not in 4'),
+        (['--input-img-mode', 'RGBA'], r'A model of 3 channel\(s\) reads images as RGB, not as RGBA'),
+        (['--in-chans', '1', '--input-img-mode', 'RGB'], r'A model of 1 channel\(s\) reads images as L, not as RGB'),
+        (['--split-bn', '--aug-splits', '3'], 'of which no model folder is made'),
+    ],
+)
+def test_what_no_folder_can_be_made_of_is_said_before_training(train, options, message):
+    code, out, err = train(*options)
+    assert (code, out) == (1, '')
+    assert re.search(message, err)
+
+
+def test_grey_images_come_with_what_they_need(command):
+    arguments = command('--in-chans', '1')
+    assert value(arguments, '--input-img-mode') == 'L'
+    assert float(value(arguments, '--mean')) == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+    assert float(value(arguments, '--std')) == pytest.approx((0.229 + 0.224 + 0.225) / 3)
+    assert value(command('--in-chans', '1', '--mean', '0.2'), '--mean') == '0.2'
+    assert value(command(), '--input-img-mode') is None
+
+
+def test_what_is_left_out_of_the_data_is_named(command, train, data):
+    (data / 'train' / NAMES[0] / 'notes.txt').write_text('no image')
+    _, _, err = train('--dry-run')
+    assert f'1 files of {data / "train"} are not images and are left out, such as' in err
+    assert 'notes.txt' in err

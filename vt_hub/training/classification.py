@@ -16,6 +16,7 @@ import torch
 from ..checkpoints import load_folder, read_foreign, read_json
 from ..conversion import load_checkpoint
 from ..files import replaced_whole
+from ..images import with_channels
 from ..models import is_ours, list_models, task_of
 from ..publishing import export, verify
 from ..weights import resolve_name
@@ -119,6 +120,8 @@ class TrainingRun:
         if (self.output / 'model').exists():
             raise FileExistsError(f'{self.output / "model"} exists already; move it, or name another folder.')
         self.check_model()
+        if is_ours(self.value('model')):
+            self.check_export()
         self.check_data()
         self.check_teacher()
         cuda = torch.cuda.device_count()
@@ -128,6 +131,21 @@ class TrainingRun:
                 f'runs on the CPU in one process only.'
             )
         self.check_disk()
+
+    @property
+    def channels(self) -> int:
+        """Image channels that the model is to have."""
+        return int(self.value('in_chans') or self.value('input_size') or 3)
+
+    def check_export(self):
+        """Find what trains to the end and is no model folder then."""
+        wanted = 'L' if self.channels == 1 else 'RGB'
+        if self.channels not in (1, 3):
+            raise ValueError(f'A model folder reads images as RGB or grey, in 3 channels or 1, not in {self.channels}.')
+        if (mode := self.value('input_img_mode', wanted)) != wanted:
+            raise ValueError(f'A model of {self.channels} channel(s) reads images as {wanted}, not as {mode}.')
+        if self.value('split_bn'):
+            raise ValueError('--split-bn trains a network with other norms, of which no model folder is made.')
 
     def check_model(self):
         if not (model := self.value('model')):
@@ -164,11 +182,6 @@ class TrainingRun:
         self.classes = train.classes
         self.needs_map = len(set(val.targets)) < len(self.classes)
         wanted = self.value('num_classes')
-        if self.value('input_img_mode', 'RGB') not in ('RGB', 'L'):
-            raise ValueError(
-                f'Images are read as RGB or grey (--in-chans 1 --input-img-mode L), not as '
-                f'{self.value("input_img_mode")}.'
-            )
         if wanted and int(wanted) != len(self.classes):
             raise ValueError(f'{train.root} has {len(self.classes)} classes, not {wanted}.')
 
@@ -239,6 +252,8 @@ class TrainingRun:
         arguments += ['--output', str(output.parent), '--experiment', output.name]
         for name, default in DEFAULTS.items():
             arguments += [f'--{name}', default] if self.value(name) is None else []
+        if self.channels == 1 and is_ours(self.value('model')):
+            arguments += self.grey_arguments()
         arguments += [*self.extra, '--batch-size', str(device_batch)]
         if own > device_batch or self.value('grad_accum_steps'):
             arguments += ['--grad-accum-steps', str(own // device_batch)]
@@ -250,6 +265,11 @@ class TrainingRun:
         if self.resume and last.is_file():
             arguments += ['--resume', str(last)]
         return self.launch.command(str(script), *arguments)
+
+    def grey_arguments(self) -> list[str]:
+        """What the script needs to know of images in one channel; what the user gives comes later and wins."""
+        cfg = with_channels(timm.create_model(self.value('model'), device='meta').pretrained_cfg, 1)
+        return ['--input-img-mode', 'L', '--mean', str(cfg['mean'][0]), '--std', str(cfg['std'][0])]
 
     def start(self, command: Sequence[str]) -> int:
         """Run the command; returns its exit code."""
