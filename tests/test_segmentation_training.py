@@ -90,7 +90,10 @@ def test_changes_and_files(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'learning_rate': 1}, "'learning_rate' is no setting of a segmentation recipe; there are batch_size, "),
+        (
+            {'learning_rate': 1},
+            "'learning_rate' is no setting of a segmentation recipe; there are absent_classes, batch",
+        ),
         ({'optimizer': 'adam'}, r"optimizer of a recipe is .*'sgd', 'adamw'\], not 'adam'"),
         ({'schedule': 'linear'}, r"schedule of a recipe is .*, not 'linear'"),
         ({'lr': 'high'}, "lr of a recipe is float, not 'high'"),
@@ -378,7 +381,7 @@ def training(data, output, *more, batch_size=2):
     return [
         'train', '--task', 'segmentation', '--recipe', 'shapes', '--data-dir', data, '--output', output,
         '--workers', 0, '--model', 'test_vt_fpn', '--steps', 4, '--batch_size', batch_size, '--eval-every', 2,
-        '--input_size', '[64, 64]', *more,
+        '--input_size', '[64, 64]', '--absent-classes', 'true', *more,
     ]  # fmt: skip
 
 
@@ -510,12 +513,15 @@ def test_two_processes_find_what_one_finds(run, segmenter, spoiled, tmp_path):
 def test_a_run_ends_in_a_folder_with_its_figures(finished, shapes, run):
     result, model = read_json(finished / 'result.json'), finished / 'model'
     assert read_results([finished / 'result.json']) == [result]  # what `vt-hub card --result` needs
-    assert result['dataset'] == {'name': 'tiny shapes', 'type': 'tiny shapes', 'split': 'val', 'num_images': 4}
+    scored = sum(iou is not None for iou in result['per_class_iou'].values())
+    split = f'val, {scored} of 17 classes'  # a mean over fewer says so
+    assert scored < 17
+    assert result['dataset'] == {'name': 'tiny shapes', 'type': 'tiny shapes', 'split': split, 'num_images': 4}
     for key, value in {'lr': 0.02, 'steps': 4, 'batch_size': 2, 'seed': 0, 'num_images': 8}.items():
         assert result['training'][key] == value, key
     assert read_json(finished / 'recipe.json').items() <= result['training'].items()
     card = (model / 'README.md').read_text()
-    assert f'| tiny shapes | val | 4 | {result["metrics"]["miou"]} | {result["metrics"]["pixel_accuracy"]} |' in card
+    assert f'| tiny shapes | {split} | 4 | {result["metrics"]["miou"]} | {result["metrics"]["pixel_accuracy"]} |' in card
     assert list(read_json(model / 'config.json')['label_names']) == list(CLASSES)
     # the weights in the folder, in fp32 and through timm, are what the figures are of
     data = open_data(shapes, 'val')
@@ -562,11 +568,12 @@ def test_a_run_may_start_from_other_weights(finished):
 
 
 def fails(result, *parts):
-    """Exit code 1 and one line, which has the parts."""
+    """Exit code 1 and one line, after what is said of masks; it has the parts."""
     code, _, err = result
+    *told, error = err.splitlines()
     assert code == 1
-    assert err.startswith('error: ')
-    assert err.count('\n') == 1
+    assert error.startswith('error: ')
+    assert all('no pixel of any mask' in line for line in told)
     assert all(part in err for part in parts), err
 
 
@@ -678,3 +685,31 @@ def test_reduced_labels_in_training(shapes):
     whole = open_data(shapes, 'val')[0][1].astype(int)
     sample = training_pairs(data, input_size=[64, 64])[0]
     assert np.array_equal(sample['labels'], np.where(whole == 0, IGNORE, whole - 1))
+
+
+@pytest.fixture
+def binary(tmp_path):
+    """Masks of 0 and 255, as most programs draw two classes."""
+    for split in ('train', 'val'):
+        for kind in ('images', 'masks'):
+            (tmp_path / 'data' / split / kind).mkdir(parents=True)
+        for i in range(4):
+            mask = np.zeros((64, 64), np.uint8)
+            mask[:16] = 255
+            Image.fromarray(mask).save(tmp_path / 'data' / split / 'masks' / f'{i}.png')
+            Image.effect_noise((64, 64), 60).convert('RGB').save(tmp_path / 'data' / split / 'images' / f'{i}.png')
+    (tmp_path / 'data' / 'classes.txt').write_text('background\nlesion\n')
+    return tmp_path / 'data'
+
+
+def test_a_class_that_occurs_in_no_mask_is_named_before_training(binary, tmp_path):
+    arguments = [str(argument) for argument in training(binary, tmp_path / 'run')]
+    place = arguments.index('--absent-classes')
+    refused = CliRunner().invoke(cli.app, arguments[:place] + arguments[place + 2 :])
+    assert refused.exit_code == 1
+    assert 'data, train: 25.0 % of the pixels are 255, which counts for nothing.' in refused.stderr
+    assert 'data, train: no pixel of any mask is lesion; masks hold class numbers from 0' in str(refused.exception)
+    assert not (tmp_path / 'run').exists()
+    told = CliRunner().invoke(cli.app, arguments)
+    assert told.exit_code == 0
+    assert 'data, val: no pixel of any mask is lesion.' in told.stderr

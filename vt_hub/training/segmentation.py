@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from ..publishing.folder import config_of
 from ..vt_fpn import ARCHITECTURES
 from ..weights import list_pretrained
 from .results import Progress, machine, no_progress, write_result
-from .segmentation_data import IGNORE, SegmentationData, find_faults
+from .segmentation_data import IGNORE, SegmentationData, check_pairs
 from .segmentation_eval import evaluate_segmentation, fit_edges
 from .segmentation_recipe import SegmentationRecipe
 
@@ -122,18 +123,38 @@ class SegmentationTrainer(Trainer):
         return metrics
 
 
-def check_data(data: SegmentationData, workers: int, progress: Progress):
-    """Decode this process's share of the pairs.
+def check_data(data: SegmentationData, absent_classes: bool, workers: int, progress: Progress):
+    """Decode this process's share of the pairs, and say what their masks leave out.
 
     Raises:
-        ValueError: A pair is bad; the first are named.
+        ValueError: A pair is bad, and the first are named; or a class occurs in no mask to train on.
     """
-    share = range(int(os.environ.get('RANK', 0)), len(data), int(os.environ.get('WORLD_SIZE', 1)))
-    found = find_faults(data, len(data.classes), share, workers)
-    faults = [fault for fault in progress(found, len(share), f'Checking {data.split}') if fault]
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    share = range(int(os.environ.get('RANK', 0)), len(data), world)
+    found = check_pairs(data, len(data.classes), share, workers)
+    faults, counts = [], np.zeros(IGNORE + 1, dtype=np.int64)
+    for fault, pixels in progress(found, len(share), f'Checking {data.split}'):
+        counts += pixels
+        faults += [fault] if fault else []
     if faults:
         more = f' And {len(faults) - 3} more.' if len(faults) > 3 else ''
         raise ValueError(f'{len(faults)} of {len(share)} pairs of {data.name} are bad. {" ".join(faults[:3])}{more}')
+    ignored = 100 * counts[IGNORE] / max(counts.sum(), 1)
+    if ignored > 0:
+        print(
+            f'{data.name}, {data.split}: {ignored:.1f} % of the pixels are {IGNORE}, which counts for nothing.',
+            file=sys.stderr,
+        )
+    absent = [name for name, pixels in zip(data.classes, counts, strict=False) if not pixels]
+    if absent and world == 1:
+        named = f'{", ".join(absent[:5])}{" and more" if len(absent) > 5 else ""}'
+        sentence = f'{data.name}, {data.split}: no pixel of any mask is {named}'
+        if data.split == 'train' and not absent_classes:
+            raise ValueError(
+                f'{sentence}; masks hold class numbers from 0, and {IGNORE} for pixels that do not count. '
+                '--absent-classes true trains all the same.'
+            )
+        print(f'{sentence}.', file=sys.stderr)
 
 
 def source_of(recipe: SegmentationRecipe) -> str:
@@ -239,7 +260,7 @@ def train_segmentation(
     if (output / 'model').is_dir():
         return output / 'model'  # nothing is left to do
     for data in (train_data, val_data):
-        check_data(data, workers, progress)
+        check_data(data, recipe.absent_classes, workers, progress)
 
     set_seed(seed)
     model = start_model(recipe, train_data.classes)

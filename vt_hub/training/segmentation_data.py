@@ -15,7 +15,7 @@ from ..checkpoints import read_json
 from ..image_processing_vt import reduce_labels
 from ..images import check_size, read_image, to_channels
 
-__all__ = ['IGNORE', 'LAYOUTS', 'SegmentationData', 'find_faults', 'open_data']
+__all__ = ['IGNORE', 'LAYOUTS', 'SegmentationData', 'check_pairs', 'open_data']
 
 
 IGNORE = 255  # the mask value of pixels that count neither in training nor in evaluation
@@ -347,25 +347,26 @@ def open_data(
     return replace(data, reduce_labels=reduce_labels)
 
 
-def find_fault(data: SegmentationData, num_classes: int, i: int) -> str | None:
-    """What is wrong with pair i, in one sentence."""
+def check_pair(data: SegmentationData, num_classes: int, i: int) -> tuple[str | None, np.ndarray]:
+    """What is wrong with pair i, in one sentence, and how many pixels of its mask have each value, (256,)."""
     try:
         _, mask = data[i]
     except ValueError as error:
-        return str(error)
-    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE)[:IGNORE])
+        return str(error), np.zeros(IGNORE + 1, dtype=np.int64)
+    counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+    values = np.flatnonzero(counts[:IGNORE])
     if not (wrong := values[values >= num_classes].tolist()):
-        return None
+        return None, counts
     more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
     return (
         f'The mask of {data.name_of(i)} has the values {", ".join(map(str, wrong[:5]))}{more}'
         f'{" after reducing the labels" * data.reduce_labels}; it may have 0 to {num_classes - 1} and {IGNORE}.'
-    )
+    ), counts
 
 
-def find_faults(
+def check_pairs(
     data: SegmentationData, num_classes: int, indices: Sequence[int] | None = None, workers: int = 1
-) -> Iterator[str | None]:
+) -> Iterator[tuple[str | None, np.ndarray]]:
     """Decode pairs to check that they can be read, agree in size, and hold no other values than classes and 255.
 
     Args:
@@ -375,14 +376,14 @@ def find_faults(
         workers: Processes that decode; with one, it is this one.
 
     Yields:
-        For each pair, in order, None or one sentence that says what is wrong.
+        For each pair, in order, None or one sentence that says what is wrong, and the pixels of each value, (256,).
     """
     indices = range(len(data)) if indices is None else indices
     if workers <= 1:
-        yield from (find_fault(data, num_classes, i) for i in indices)
+        yield from (check_pair(data, num_classes, i) for i in indices)
         return
     with ProcessPoolExecutor(workers, initializer=start_worker, initargs=(data, num_classes)) as executor:
-        yield from executor.map(find_fault_in_worker, indices, chunksize=16)
+        yield from executor.map(check_pair_in_worker, indices, chunksize=16)
 
 
 _job: tuple[SegmentationData, int]
@@ -394,5 +395,5 @@ def start_worker(*job: Any) -> None:
     _job = job
 
 
-def find_fault_in_worker(i: int) -> str | None:
-    return find_fault(*_job, i)
+def check_pair_in_worker(i: int) -> tuple[str | None, np.ndarray]:
+    return check_pair(*_job, i)

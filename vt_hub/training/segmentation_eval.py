@@ -158,15 +158,17 @@ def evaluate_segmentation(
         errors = [error for part in gathered for error in part]
     if not confusion.any():
         raise ValueError(f'No labelled pixel of {data.name} could be used{": " + errors[0] if errors else "."}')
+    found = scores(confusion.cpu(), data.classes)
+    scored = sum(iou is not None for iou in found['per_class_iou'].values())
     return {
         'task': 'image-segmentation',
         'dataset': {
             'name': data.name,
             'type': data.name,
-            'split': data.split,
+            'split': data.split + f', {scored} of {num_classes} classes' * (scored < num_classes),
             'num_images': len(data) - len(errors),
         },
-        **scores(confusion.cpu(), data.classes),
+        **found,
         'tokens': [level.to_dict() for level in average(compared)],
         'errors': sorted(errors),
     }

@@ -34,6 +34,7 @@ class SegmentationRecipe:
         shortest_edge: Resize to one of these, drawn at random, and no further than `longest_edge`; no crop.
         eval_shortest_edge: Evaluate at this edge, and `longest_edge`, instead of at `input_size`.
         flip: Share of images mirrored.
+        absent_classes: Train although a class occurs in no mask.
         eval_every: Steps between evaluations, each with a checkpoint.
     """
 
@@ -63,6 +64,7 @@ class SegmentationRecipe:
     longest_edge: int = 1333
     eval_shortest_edge: int | None = None
     flip: float = 0.5
+    absent_classes: bool = False
 
     @property
     def eval_edges(self) -> tuple[int, int] | None:
