@@ -521,7 +521,9 @@ def test_a_run_ends_in_a_folder_with_its_figures(finished, shapes, run):
         assert result['training'][key] == value, key
     assert read_json(finished / 'recipe.json').items() <= result['training'].items()
     card = (model / 'README.md').read_text()
-    assert f'| tiny shapes | {split} | 4 | {result["metrics"]["miou"]} | {result["metrics"]["pixel_accuracy"]} |' in card
+    assert (
+        f'| tiny shapes | {split} | 4 | {result["metrics"]["miou"]} | {result["metrics"]["pixel_accuracy"]} |' in card
+    )
     assert list(read_json(model / 'config.json')['label_names']) == list(CLASSES)
     # the weights in the folder, in fp32 and through timm, are what the figures are of
     data = open_data(shapes, 'val')

@@ -75,9 +75,11 @@ def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
     if not taken:
         raise ValueError(f'{checkpoint} has no part of the student; its tensors begin with {next(iter(state_dict))}.')
     for name in taken:
-        start = f'{name}.'
-        values = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
-        load_into(getattr(student, name), values, f'{name} of {checkpoint}')
+        part, start = getattr(student, name), f'{name}.'
+        # files from elsewhere may leave out how many batches a norm has seen, which changes nothing
+        values = {key: value for key, value in part.state_dict().items() if key.endswith('num_batches_tracked')}
+        values |= {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
+        load_into(part, values, f'{name} of {checkpoint}')
     return taken
 
 
