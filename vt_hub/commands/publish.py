@@ -69,7 +69,8 @@ def export(
     if attention and not onnx:
         raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
-    dtype = dtype or ('fp32' if facts else stored_dtype(find_folder(source)))
+    folder = None if facts else find_folder(source)
+    dtype = dtype or (stored_dtype(folder) if folder else 'fp32')
     origin = ''
     if facts:
         epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
@@ -88,7 +89,7 @@ def export(
         onnx=onnx,
         attention=attention,
     )
-    if not (facts or labels or result or prose or license_) and (card := find_folder(source) / 'README.md').is_file():
+    if folder and not (labels or result or prose or license_) and (card := folder / 'README.md').is_file():
         text = retarget(read_text(card), written.name, f'local-dir:{written.name}')
         if origin:
             text = text.replace('\n## Results\n', f'\n{origin}\n\n## Results\n', 1)

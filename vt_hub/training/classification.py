@@ -173,10 +173,9 @@ class TrainingRun:
                 f'with --batch-size.'
             )
         for part in (train, val):
-            if part.skipped:
+            if skipped := part.skipped:
                 print(
-                    f'{len(part.skipped)} files of {part.root} are not images and are left out, such as '
-                    f'{part.skipped[0]}.',
+                    f'{len(skipped)} files of {part.root} are not images and are left out, such as {skipped[0]}.',
                     file=sys.stderr,
                 )
         self.classes = train.classes

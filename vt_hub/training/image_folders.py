@@ -1,7 +1,7 @@
 """Folders of class folders: which images they have, for evaluation here and for training by timm's script."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,11 @@ class ImageFolder:
     files: list[Path]
     targets: list[int]
     classes: list[str]
-    skipped: list[Path] = field(default_factory=list)  # files that are not images, by their names
+
+    @property
+    def skipped(self) -> list[Path]:
+        """Files under the root that are not images, by their names."""
+        return sorted(path for path in walk_files(self.root) if not is_image_name(path.name))
 
 
 def find_images_and_targets(
@@ -82,5 +86,4 @@ def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | Non
         raise ValueError(f'{root} has the class {unknown[0]}, which is none of {len(classes)} known ones.')
     classes = classes or found
     number = {name: i for i, name in enumerate(classes)}
-    skipped = [path for path in walk_files(root) if not is_image_name(path.name)]
-    return ImageFolder(root, files, [number[name] for name in names], classes, sorted(skipped))
+    return ImageFolder(root, files, [number[name] for name in names], classes)

@@ -5,7 +5,6 @@ https://arxiv.org/abs/2110.03091): which classes can be seen. Here as one softma
 class under each cell of the maps at strides 8 and 16; they are dropped afterwards.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import update_bn
 
-from ..checkpoints import read_json
 from ..diversity import TokenDiversity, token_diversity, token_figures
 from ..files import written_whole
 from ..models import is_ours
@@ -30,7 +27,7 @@ from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
 from ..vt_layers import Projector, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
 from .results import Progress, find_device, machine, no_progress, write_result
-from .resumable import ResumableRun, autocast, multiplies_bfloat16, train
+from .resumable import ResumableRun, autocast, check_settings, cosine, multiplies_bfloat16, train
 
 __all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
 
@@ -40,7 +37,6 @@ BACKGROUND_WEIGHT = 0.1  # most cells show no object
 LABEL_SMOOTHING = 0.1
 MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
 EMA_DECAY = 0.999
-MIN_LR = 1e-5
 RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
 SOFTENED = {  # layers that make logits of attention, by module; those of the tokenizers are bounded by themselves
     TransformerMixer: ('k', 'q'),
@@ -208,14 +204,7 @@ class PretrainingRun(ResumableRun):
         self.steps, self.batch_size = recipe.steps, recipe.batch_size
         self.net = Pretrainer(recipe).to(device, memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(self.net, 'lamb', recipe.lr, recipe.weight_decay)
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            recipe.steps - recipe.warmup_steps,
-            lr_min=MIN_LR,
-            warmup_t=recipe.warmup_steps,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
+        self.schedule = cosine(self.optimizer, recipe.steps, recipe.warmup_steps)
         self.ema = ModelEmaV3(self.net, EMA_DECAY, use_warmup=True)
         self.bank = fractal_bank(seed, recipe.classes, recipe.instances, recipe.bank_size, device)
 
@@ -298,18 +287,14 @@ def pretrain(
         ValueError: The run in `output` has another recipe, the model cannot be pretrained, or there is no such device.
     """
     output = Path(output)
-    settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed}))
-    known = read_json(output / 'recipe.json') if (output / 'recipe.json').exists() else {}
-    for key, value in known.items():
-        if settings.get(key) != value:
-            raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
+    settings = check_settings(output, {**asdict(recipe), 'seed': seed})
     if (output / 'model').is_dir():
         return output / 'model'  # nothing is left to do
     if not timm.is_model(recipe.model):
         raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` names ours.')
     torch.backends.cudnn.benchmark = True
     run = PretrainingRun(recipe, seed, find_device(device))
-    if not known:  # a run that cannot start leaves nothing
+    if not (output / 'recipe.json').exists():  # a run that cannot start leaves nothing
         write_result(output / 'recipe.json', settings)
     if (output / 'state.pt').exists():
         run.load(output / 'state.pt')

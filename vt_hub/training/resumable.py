@@ -1,22 +1,27 @@
 """Trainings that may stop at any step and resume bit for bit: their state, signals, time and log."""
 
 import csv
+import json
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
+from ..checkpoints import read_json
 from ..files import replaced_whole
 from .results import Progress
 
-__all__ = ['ResumableRun', 'autocast', 'multiplies_bfloat16', 'train']
+__all__ = ['ResumableRun', 'autocast', 'check_settings', 'cosine', 'multiplies_bfloat16', 'train']
 
+MIN_LR = 1e-5
 SAVE_EVERY = 300  # seconds
 
 
@@ -31,6 +36,23 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision where it is faster."""
     return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
+
+
+def cosine(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int) -> CosineLRScheduler:
+    """Learning rates that rise over the steps of warm-up, and fall along half a cosine over the others."""
+    return CosineLRScheduler(
+        optimizer, steps - warmup_steps, lr_min=MIN_LR, warmup_t=warmup_steps, warmup_prefix=True, t_in_epochs=False
+    )
+
+
+def check_settings(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as `recipe.json` holds them; raises ValueError where a run in the folder began with others."""
+    settings = json.loads(json.dumps(settings))
+    known = read_json(output / 'recipe.json') if (output / 'recipe.json').exists() else {}
+    for key, value in known.items():
+        if settings.get(key) != value:
+            raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
+    return settings
 
 
 class ResumableRun:

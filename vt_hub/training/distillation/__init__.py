@@ -7,7 +7,6 @@ classifier makes of the features that the student predicts. What helps in this i
 at the end, or dropped.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +14,11 @@ import torch
 import torch.nn as nn
 from safetensors.torch import save_file
 
-from ...checkpoints import read_json
 from ...files import written_whole
 from ...models import is_ours
 from ...publishing import export
 from ..results import Progress, find_device, machine, no_progress, write_result
-from ..resumable import multiplies_bfloat16, train
+from ..resumable import check_settings, multiplies_bfloat16, train
 from .data import HELD_OUT_PART, Folders
 from .networks import class_names, create_student, load_teacher, load_trunk
 from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
@@ -76,11 +74,7 @@ def distill(
         ValueError: The run in `output` has another recipe, or networks and checkpoints do not fit.
     """
     output, device = Path(output), device or find_device()
-    settings = json.loads(json.dumps({**asdict(recipe), 'data': data.describe(), 'seed': seed}))
-    known = read_json(output / 'recipe.json') if (output / 'recipe.json').exists() else {}
-    for key, value in known.items():
-        if settings.get(key) != value:
-            raise ValueError(f'{output} was started with {key} = {value}, not {settings.get(key)}.')
+    settings = check_settings(output, {**asdict(recipe), 'data': data.describe(), 'seed': seed})
     if (output / 'model').is_dir():
         return output / 'model'  # nothing is left to do
     torch.backends.cudnn.benchmark = True
@@ -94,7 +88,7 @@ def distill(
     for stage in reversed(recipe.stages):  # names of parts are checked before hours are spent
         run.enter(stage)
     output.mkdir(parents=True, exist_ok=True)
-    if not known and run.rank == 0:
+    if run.rank == 0 and not (output / 'recipe.json').exists():
         write_result(output / 'recipe.json', settings)
     if (output / 'state.pt').exists():
         run.load(output / 'state.pt')

@@ -10,7 +10,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import Mixup, create_transform
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +19,7 @@ from ...diversity import TokenDiversity, token_diversity, token_figures
 from ...images import read_image
 from ...predict import data_config
 from ...vt_resnet import first_filters
-from ..resumable import ResumableRun, autocast
+from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
 from .networks import Distiller, outputs, shared_parts
 from .recipe import DistillationRecipe, Stage
@@ -28,7 +27,6 @@ from .recipe import DistillationRecipe, Stage
 __all__ = ['DistillationRun']
 
 EMA_DECAY = 0.999
-MIN_LR = 1e-5
 CLIP_NORM = 1.0
 CALIBRATION = 16  # batches that the teacher's means and deviations are taken from
 EVALUATION_BATCH = 64
@@ -73,14 +71,7 @@ class DistillationRun(ResumableRun):
             for group in param_groups_weight_decay(part, recipe.weight_decay)
         ]
         self.optimizer = create_optimizer_v2(groups, 'adamw', recipe.lr, recipe.weight_decay)
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            recipe.steps - recipe.warmup_steps,
-            lr_min=MIN_LR,
-            warmup_t=recipe.warmup_steps,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
+        self.schedule = cosine(self.optimizer, recipe.steps, recipe.warmup_steps)
         self.ema = ModelEmaV3(net, EMA_DECAY, use_warmup=True)
         self.mix = None
         if recipe.mixup or recipe.cutmix:
