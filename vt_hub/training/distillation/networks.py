@@ -1,6 +1,6 @@
 """Teacher and student: where their weights come from, and what helps the one to follow the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from .recipe import DistillationRecipe
 
 __all__ = ['Distiller', 'class_names', 'create_student', 'load_teacher', 'load_trunk', 'outputs', 'shared_parts']
 
+RIDGE = 0.01  # of the mean variance of the student's features
 SHARED = ('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3')  # of a ResNet, in the order of the forward
 
 
@@ -134,6 +135,11 @@ def skipped(net: nn.Module, names: Sequence[str]) -> Iterator[None]:
             setattr(net, name, part)
 
 
+def deviations(found: torch.Tensor) -> torch.Tensor:
+    """Standard deviations to divide by: those of features that hardly ever differ would make them count for too much."""
+    return found.clamp(min=max(0.01 * found.mean().item(), 1e-6))
+
+
 class Distiller(nn.Module):
     """A student and what predicts the teacher's features, map and logits from its own.
 
@@ -162,14 +168,32 @@ class Distiller(nn.Module):
         features = self.features(own).float()
         return features, self.map(own_map).float(), self.classifier(features * self.std + self.mean).float()
 
-    def calibrate(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]):
-        """Take means and deviations from features and maps of the teacher."""
-        pairs = [(features.float(), last_map.float().transpose(0, 1).flatten(1)) for features, last_map in batches]
-        features, cells = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs], dim=1)
-        self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp(min=1e-6))
-        self.map_mean.copy_(cells.mean(1).view(-1, 1, 1))
-        self.map_std.copy_(cells.std(1).clamp(min=1e-6).view(-1, 1, 1))
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+        """Take means and deviations from the teacher, and begin `features` at its ridge regression.
+
+        Args:
+            batches: Features (B, own) of the student, features (B, F) and map (B, C, h, w) of the teacher; of a size.
+        """
+        rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+        cells: list[torch.Tensor] = []
+        for own, features, last_map in batches:
+            rows.append((own.float(), features.float()))
+            of_channels = last_map.float().transpose(0, 1).flatten(1)
+            cells.append(torch.stack([of_channels.mean(1), of_channels.square().mean(1)]))
+        X, Y = (torch.cat(part) for part in zip(*rows, strict=True))
+        mean, square = torch.stack(cells).mean(0)
+        self.map_mean.copy_(mean.view(-1, 1, 1))
+        self.map_std.copy_(deviations((square - mean.square()).clamp(min=0).sqrt()).view(-1, 1, 1))
+        self.mean.copy_(Y.mean(0))
+        self.std.copy_(deviations(Y.std(0)))
+        center, Y = X.mean(0), (Y - self.mean) / self.std
+        X = X - center
+        products = X.T @ X
+        products.diagonal().add_(RIDGE * products.trace() / len(products))
+        weight = torch.linalg.solve(products, X.T @ Y).T
+        self.features.weight.copy_(weight)
+        self.features.bias.copy_(-weight @ center)
 
     @torch.no_grad()
     def fold(self) -> nn.Module:

@@ -37,6 +37,8 @@ class DistillationRecipe:
         lr: Learning rate of AdamW at its highest; after `warmup_steps` half a cosine leads down.
         trunk_lr: Factor on it for what comes from the trunk's checkpoint.
         weight_decay: For all weights but norms and biases.
+        calibration_steps: Batches that, before the first step, give means and deviations of the teacher's features, and
+            the ridge regression of them that the student's linear layer begins with.
         steps: Optimizer steps.
         evaluate_every: Steps after which held-out images are looked at.
         crop_scale: Smallest and largest part of an image that a view shows, as a share of its area.
@@ -62,6 +64,7 @@ class DistillationRecipe:
     trunk_lr: float
     weight_decay: float
     warmup_steps: int
+    calibration_steps: int
     steps: int
     evaluate_every: int
     crop_scale: tuple[float, float]
@@ -92,9 +95,10 @@ def load_distillation_recipe(name: str, changes: dict[str, Any] | None = None) -
         ValueError: A key or value is not one of a recipe's.
     """
     recipe = read_recipe(DistillationRecipe, 'distillation', name, changes)
-    counts = recipe.batch_size, recipe.steps, recipe.evaluate_every, recipe.input_size, len(recipe.stages)
-    if min(counts) < 1:
-        raise ValueError(f'{name}: batch_size, steps, evaluate_every, input_size and stages are 1 or more.')
+    for key in ('batch_size', 'calibration_steps', 'steps', 'evaluate_every', 'input_size', 'stages'):
+        value = getattr(recipe, key)
+        if (len(value) if key == 'stages' else value) < 1:
+            raise ValueError(f'{name}: {key} is {value!r}; it takes 1 or more.')
     if recipe.batch_size % 2:
         raise ValueError(f'{name}: a batch of {recipe.batch_size} cannot be mixed in pairs; use an even number.')
     if not 0 <= recipe.warmup_steps < recipe.steps:

@@ -28,7 +28,6 @@ __all__ = ['DistillationRun']
 
 EMA_DECAY = 0.999
 CLIP_NORM = 1.0
-CALIBRATION = 16  # batches that the teacher's means and deviations are taken from
 EVALUATION_BATCH = 64
 
 
@@ -147,6 +146,27 @@ class DistillationRun(ResumableRun):
         filters = {name: value for name, value in net.named_parameters() if '.tokenizer.filters' in name}
         return first_filters(filters, count)
 
+    def train_mode(self):
+        self.net.train()
+        for name in self.frozen:
+            getattr(self.net.student, name).eval()
+
+    @torch.no_grad()
+    def calibrate(self):
+        """Before the first step: see `Distiller.calibrate`."""
+        self.train_mode()
+
+        def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            x, features, last_map = self.targets(self.to_device(views))
+            with autocast(self.device):
+                return outputs(self.net.student, x, self.shared)[0], features, last_map
+
+        self.net.calibrate(map(of_views, self.loader(0, self.recipe.calibration_steps)))
+        if self.world > 1:  # the first process's part of the views is enough
+            for value in self.net.state_dict().values():
+                dist.broadcast(value, 0)
+        self.ema.module.load_state_dict(self.net.state_dict())
+
     def train_step(self):
         if self.batches is None:
             self.batches = self.loader(self.step, self.steps)
@@ -154,17 +174,13 @@ class DistillationRun(ResumableRun):
         if stage != self.stage:
             self.enter(stage)
         if self.step == 0:
-            count = CALIBRATION
-            self.net.calibrate(self.targets(self.to_device(images))[1:] for images in self.loader(0, count))
-            self.ema.module.load_state_dict(self.net.state_dict())
+            self.calibrate()
         images = self.to_device(next(self.batches))
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         np.random.seed([self.seed, self.step, self.rank])  # what timm's Mixup draws from
         if self.mix:
             images, _ = self.mix(images, torch.zeros(len(images), dtype=torch.int64, device=self.device))
-        self.net.train()
-        for name in self.frozen:
-            getattr(self.net.student, name).eval()
+        self.train_mode()
         self.schedule.step_update(self.step)
         losses, _, _ = self.losses(self.parallel, images)
         recipe = self.recipe
