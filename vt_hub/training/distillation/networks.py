@@ -136,7 +136,7 @@ def skipped(net: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def deviations(found: torch.Tensor) -> torch.Tensor:
-    """Standard deviations to divide by: those of features that hardly ever differ would make them count for too much."""
+    """Standard deviations to divide by; not too small, or features that hardly ever differ would count for most."""
     return found.clamp(min=max(0.01 * found.mean().item(), 1e-6))
 
 
