@@ -197,6 +197,36 @@ def test_signals_leave_what_goes_on(run, folder, tmp_path, monkeypatch, kind):
     assert len(read_jsonl(output)) == IMAGES
 
 
+ARMED: list[signal.Signals] = []  # sent as the next process is forked
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_parent=lambda: ARMED and signal.raise_signal(ARMED.pop()))
+
+
+@needs_fork
+@pytest.mark.parametrize('kind', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_as_workers_start_is_not_lost(run, folder, tmp_path, kind):
+    """Python drops what is raised in the functions that run after a fork, such as those of `logging` and `random`."""
+    output = tmp_path / 'table.jsonl'
+    ARMED.append(kind)
+    code, out, err = run('predict', folder, '--output', output, '--workers', 2)
+    assert not ARMED
+    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command goes on.\n')
+
+
+@needs_fork
+@pytest.mark.parametrize('task', ['classification', 'segmentation'])
+def test_an_interrupt_as_an_evaluation_starts_is_not_lost(task):
+    from torch.utils.data import DataLoader
+
+    from vt_hub.training import classification_eval, segmentation_eval
+
+    module = classification_eval if task == 'classification' else segmentation_eval
+    ARMED.append(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(module.iterate(DataLoader(range(4), num_workers=1)))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_two_processes_make_the_same_table(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_run, 'predict_files', functools.partial(predict_files, part_size=8))
     assert run('predict', folder, '--output', tmp_path / 'one.jsonl', '--workers', 1)[0] == 1

@@ -165,6 +165,24 @@ def test_the_script_runs_with_our_models_and_its_own_arguments(run, tmp_path, mo
     assert json.loads((tmp_path / 'seen.json').read_text()) == [[*argv, '--batch-size', '4', '-x'], '__main__', True]
 
 
+@pytest.mark.parametrize(
+    ('given', 'named'),
+    [
+        (['--model', 'local-dir:/models/mine.v2'], ['--results-file', 'mine.v2']),
+        (['--model=hf-hub:org/name'], ['--results-file', 'name']),
+        (['-m', 'a/b', '--results-file', 'my.csv'], ['--results-file', 'b']),  # the last one counts
+        (['--model', 'vt_resnet10'], []),
+    ],
+)
+def test_results_of_a_model_with_a_slash_have_a_name(tmp_path, given, named):
+    from vt_hub.training.timm_scripts import runner
+
+    (tmp_path / 'inference.py').touch()
+    (tmp_path / 'validate.py').touch()
+    assert runner(tmp_path / 'inference.py', given)[4:] == [*named, *given]
+    assert runner(tmp_path / 'validate.py', given)[4:] == given
+
+
 def test_the_plugin_names_images_that_cannot_be_read(tmp_path):
     """As timm's train script imports it, with and without processes that read."""
     folder = tmp_path / 'train' / 'a'

@@ -4,6 +4,7 @@ import torch
 from timm.models import group_parameters
 from torch.nn.utils import prune
 
+import vt_hub
 from vt_hub import tables
 
 SWITCHES = [
@@ -145,6 +146,27 @@ def test_features_only(feature_cls):
     expected = tiny().eval().forward_intermediates(x, intermediates_only=True)
     for actual, wanted in zip(maps, expected, strict=True):
         torch.testing.assert_close(actual, wanted)
+
+
+@torch.no_grad()
+def test_a_level_at_each_stride(tmp_path):
+    """What decoders of segmentation_models_pytorch ask for; they give `features_only` alone, so it is in the folder."""
+    torch.manual_seed(0)
+    model = tiny(output_stride=32).eval()
+    backbone = timm.create_model(f'local-dir:{vt_hub.export(model, tmp_path)}', pretrained=True, features_only=True)
+    assert backbone.feature_info.reduction() == [2, 4, 8, 16, 32]
+    x = torch.randn(2, 3, 80, 64)
+    maps = backbone.eval()(x)
+    assert [tuple(m.shape[2:]) for m in maps] == [(40, 32), (20, 16), (10, 8), (5, 4), (3, 2)]
+    same = tiny().eval()
+    same.load_state_dict(model.state_dict())
+    torch.testing.assert_close(same(x), model(x))
+    fine = same.forward_intermediates(x, intermediates_only=True)[-1]
+    torch.testing.assert_close(maps[-1][..., :2, :], torch.nn.functional.avg_pool2d(fine, 2))
+    model.prune_intermediate_layers([3])
+    assert model.forward_features(x).shape == (2, 48, 5, 4)
+    with pytest.raises(ValueError, match='output_stride is 16 or 32, not 8'):
+        tiny(output_stride=8)
 
 
 def test_features_only_leaves_no_parameter_without_gradient():

@@ -127,7 +127,7 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
             x = self.forward_trunk(x)
         size = x.shape[-2:]
         x, tokens, attns = self.vt.forward_tokens(x)
-        hidden_states = (*maps, x) if output_hidden_states else None
+        hidden_states = (*maps, self.last_pool(x)) if output_hidden_states else None
         attentions = tuple(attn.unflatten(2, size) for attn in attns) if output_attentions else None
         return tokens[-1], hidden_states, attentions
 

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from .checkpoints import read_json
 from .files import replaced_whole, written_whole
 from .images import find_images, walk_images
+from .interrupts import iterate
 from .predict import Classifier
 from .prediction_output import Results, check_table, read_jsonl, table_writer
 from .scores import meaning_of
@@ -207,7 +208,7 @@ class Workers:
             num_workers=count,
             pin_memory=self.on_gpu,
         )
-        for batch in loader:
+        for batch in iterate(loader):
             yield self.classifier.classify(*batch) if self.on_gpu else batch
 
     def run(self, parts: Parts, todo: Iterable[int], progress: Progress):

@@ -132,6 +132,7 @@ class VTResNetBody:
         token_mixer: str = 'transformer',
         projector: bool = True,
         distinct_tokens: bool = True,
+        output_stride: int = 16,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = 'avg',
@@ -156,6 +157,8 @@ class VTResNetBody:
             projector: Project the tokens back onto the map (Table 7).
             distinct_tokens: Keep tokens apart; if False, the paper's arithmetic, by which they become one
                 (docs/architecture.md). Weights that were saved without this argument have False.
+            output_stride: Stride of the last feature level, 16 or 32; for 32 the map of stage 5 is averaged over 2 x 2
+                pixels, so that decoders find one level at each stride. It changes no logit.
             num_classes: Classes of the classifier; 0 for pooled features.
             in_chans: Image channels.
             global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
@@ -167,6 +170,8 @@ class VTResNetBody:
         dd = {'device': device, 'dtype': dtype}
         if block not in BLOCKS:
             raise ValueError(f'Unknown block {block!r}; use one of {", ".join(map(repr, BLOCKS))}.')
+        if output_stride not in (16, 32):
+            raise ValueError(f'output_stride is 16 or 32, not {output_stride!r}.')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_tokens = num_tokens
@@ -212,7 +217,8 @@ class VTResNetBody:
             drop_path_rates=drop_path_rates[sum(layers) :],
             **dd,
         )
-        self.feature_info.append(dict(num_chs=vt_dim, reduction=16, module='vt'))
+        self.last_pool = nn.AvgPool2d(2, ceil_mode=True) if output_stride == 32 else nn.Identity()
+        self.feature_info.append(dict(num_chs=vt_dim, reduction=output_stride, module='vt'))
 
         # head
         self.num_features = self.head_hidden_size = token_dim
@@ -252,7 +258,7 @@ class VTResNetBody:
         """Image (B, in_chans, H, W) to visual tokens (B, L, D), or once pruned to the map of the last level kept."""
         x = self.forward_trunk(x)
         if self.pruned:
-            return self.vt(x)
+            return self.last_pool(self.vt(x))
         return self.vt.forward_tokens(x)[1][-1]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -315,6 +321,7 @@ class VTResNetBody:
                 intermediates.append(x)
         if max_index == 4 or not stop_early:
             feature_map, tokens, _ = self.vt.forward_tokens(x)
+            feature_map = self.last_pool(feature_map)
             x = feature_map if self.pruned else tokens[-1]
             if 4 in take_indices:
                 intermediates.append(feature_map)
@@ -341,7 +348,7 @@ class VTResNetBody:
         if max_index == 0:
             self.maxpool = nn.Identity()
         if max_index < 4:
-            self.vt.embed = nn.Identity()
+            self.vt.embed = self.last_pool = nn.Identity()
         num_projectors = sum(block.projector is not None for block in self.vt.blocks)
         self.vt.blocks = self.vt.blocks[: num_projectors if max_index == 4 else 0]  # the modules the map depends on
         self.pruned = True

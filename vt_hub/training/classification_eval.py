@@ -1,7 +1,6 @@
 """Evaluation of classifiers on folders of class folders, with the model's own preprocessing."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..diversity import token_diversity
+from ..interrupts import iterate
 from ..predict import ImageReader, label_names
 from .image_folders import ImageFolder, open_image_folder
 from .results import Progress, no_progress
@@ -94,11 +94,11 @@ def evaluate_classifier(
     model = model.eval().to(device)
     batches = Batches(data, model, batch_size)
     share = torch.utils.data.Subset(batches, range(rank, len(batches), world))
-    loader: Iterable = torch.utils.data.DataLoader(share, batch_size=None, num_workers=workers)
+    loader = torch.utils.data.DataLoader(share, batch_size=None, num_workers=workers)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, right in five, loss
     errors: list[str] = []
     started = time.perf_counter()
-    for images, targets, failed in progress(loader, len(share), 'Evaluating'):
+    for images, targets, failed in progress(iterate(loader), len(share), 'Evaluating'):
         errors += failed
         if images is None:
             continue

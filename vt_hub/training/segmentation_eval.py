@@ -10,6 +10,7 @@ import torch.distributed as dist
 from ..checkpoints import read_json
 from ..diversity import TokenDiversity, average, token_diversity
 from ..image_processing_vt import VTFPNImageProcessor
+from ..interrupts import iterate
 from ..modeling_vt import VTFPNForSemanticSegmentation
 from ..vt_fpn import ARCHITECTURES
 from .results import Progress, no_progress
@@ -137,7 +138,7 @@ def evaluate_segmentation(
     errors = []
     compared: list[list[TokenDiversity]] = []
     model.eval()
-    for pair in progress(loader, len(pairs), 'Evaluating'):
+    for pair in progress(iterate(loader), len(pairs), 'Evaluating'):
         if isinstance(pair, str):
             errors.append(pair)
             continue

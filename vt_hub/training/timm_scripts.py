@@ -1,5 +1,6 @@
 """timm's own scripts, which its package does not hold: finding them, fetching them once, running them."""
 
+import argparse
 import hashlib
 import os
 import sys
@@ -74,10 +75,20 @@ def script_version(path: Path) -> str | None:
     return version.read_text().split('=')[1].strip().strip('\'"') if version.is_file() else None
 
 
+def results_file(arguments: Sequence[str]) -> list[str]:
+    """`--results-file` for a model whose name holds a slash, as a folder has: by default the name becomes a path."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--model', '-m', default='')
+    name = parser.parse_known_args(arguments)[0].model
+    return ['--results-file', Path(name).name] if '/' in name else []
+
+
 def runner(script: Path, arguments: Sequence[str]) -> list[str]:
     """The command for a script that has no `--device-modules`: our models are registered before it starts."""
     cpu = not torch.cuda.is_available() and "'--device'" in script.read_text(encoding='utf-8')
     if cpu and not any(argument.split('=')[0] == '--device' for argument in arguments):
         arguments = [*arguments, '--device', 'cpu']  # theirs is cuda
+    if script.name == 'inference.py':
+        arguments = [*results_file(arguments), *arguments]
     code = 'import runpy, sys, vt_hub; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
     return [sys.executable, '-c', code, str(script), *arguments]
