@@ -67,6 +67,14 @@ class Page:
             self.wait.until_not(lambda _: self.find(button), 'the image goes')
         self.one('#image input[type=file]').send_keys(str(path))
 
+    def clear(self):
+        self.one('#image [aria-label="Remove Image"]').click()
+
+    def see_nothing(self):
+        """Neither an image nor an answer."""
+        self.wait.until(lambda _: not self.find('#image img, #tokens .vt, #overlay img'), 'all is cleared')
+        self.wait.until(lambda _: '%' not in self.one('#scores').text, 'the scores are cleared')
+
     def choose(self, model):
         self.one('#model input').click()
         option = self.wait.until(lambda _: next((o for o in self.find('[role=option]') if model in o.text), None))
@@ -143,6 +151,21 @@ def test_samples(page):
     page.see('#tokens .said', 'to the logit of 7.')
 
 
+def test_clear(page, samples):
+    """What was cleared leaves no answer: a sample, and what a visitor sent."""
+    page.find('#samples button')[2].click()
+    page.see('#tokens .said', 'to the logit of 5.')
+    page.clear()
+    page.see_nothing()
+    page.picture('cleared')
+    page.upload(samples / 'digit_3.png')
+    page.see('#tokens .said', 'to the logit of 3.')
+    page.clear()
+    page.see_nothing()
+    page.find('#samples button')[3].click()
+    page.see('#tokens .said', 'to the logit of 7.')
+
+
 def test_haste(page):
     page.driver.execute_script("""
         const samples = document.querySelectorAll('#samples button')
@@ -178,10 +201,15 @@ def test_segment(page, samples):
 
 
 def test_bad_file(page, samples, tmp_path):
+    """One sentence, and nothing broken beside it."""
+    before = page.one('#image').rect
     (tmp_path / 'letter.png').write_text('no image')
     page.upload(tmp_path / 'letter.png')
     page.see('.toast-body', 'Cannot read letter.png as an image: it is not an image.')
+    page.see_nothing()
+    assert not page.find('.wrap .error')
     page.picture('bad_file')
+    assert page.one('#image').rect == before  # nothing jumps
     page.upload(samples / 'digit_5.png')
     page.see('#tokens .said', 'to the logit of 5.')
 

@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
 from ..predict import is_segmenter
-from .answers import classify, load_models, segment, summary, write_samples
+from .answers import classify, load_models, open_upload, segment, summary, write_samples
 
 __all__ = ['build', 'start']
 
@@ -64,6 +64,14 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    def check(model: str, image: str | None):
+        """Raises what `answer` would for a file that cannot be read; without outputs, which would all show an error."""
+        try:
+            if image:
+                open_upload(image, models[model].in_chans)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
     def change_model(model: str, image: str | None):
         """What belongs to the model; a sample that was shown gives way to one that the model can read."""
         own, segments = samples_of(model), is_segmenter(models[model])
@@ -97,9 +105,14 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
         parts = [about, gallery, image, scores, figure, overlay]
         answered = {'fn': answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
+        answered['concurrency_id'] = 'answer'  # one after the other, clearing too
         waits = {'trigger_mode': 'always_last'}  # or what a hasty visitor does meanwhile would have no answer
         private = {'api_visibility': 'private', **waits}
-        gr.on([image.upload, image.clear], **answered, **waits, api_name='answer')
+        uploaded = image.upload(check, [model, image], None, **private)
+        uploaded.success(**answered, **waits, api_name='answer')
+        uploaded.failure(lambda: 4 * [None], None, [image, scores, figure, overlay], **private)
+        # the browser still sends the image that is cleared
+        image.clear(lambda: 3 * [None], None, [scores, figure, overlay], concurrency_id='answer', **private)
         gr.on([app.load, model.change], change_model, [model, image], parts, **private).then(**answered, **private)
         gallery.click(pick, [model, gallery], image, **private).then(**answered, **private)
     return app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
