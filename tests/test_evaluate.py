@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from timm.data import ImageNetInfo
 from timm.data.dataset_factory import _search_split
 
 from vt_hub.files import check_place
@@ -122,6 +123,21 @@ def test_folders_named_by_identifiers(tmp_path):
     data = open_for_model(model, tmp_path)
     assert data.classes == ['ant', 'mule']
     assert evaluate_classifier(model, data, CPU)['metrics']['top1'] == 100
+
+
+def test_folders_of_imagenet_are_named_by_synset(tmp_path):
+    names = [description.split(', ')[0] for description in ImageNetInfo('imagenet-1k').label_descriptions()]
+    model = Table(torch.zeros(1, 1000), label_names=names)
+    for synset in ('n02123045', 'n01440764'):
+        draw(tmp_path / 'val', synset, 0)
+    data = open_for_model(model, tmp_path)
+    assert [data.classes[target] for target in data.targets] == ['tench', 'tabby']
+    shutil.rmtree(tmp_path / 'val')
+    draw(tmp_path / 'val', 'tench', 0)
+    assert open_for_model(model, tmp_path).targets == [0]
+    draw(tmp_path / 'val', 'crane', 0)  # a bird and a machine
+    with pytest.raises(ValueError, match='Two classes of the model are called crane'):
+        open_for_model(model, tmp_path)
 
 
 def test_other_names_than_the_models_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import save_file
 
 sys.path.append(str(ROOT / 'model_cards' / 'scenes'))
@@ -165,7 +166,9 @@ def test_statistics_are_those_of_the_weights_at_the_end(arms, augmented):
     model = arms[0].create(num_classes=2, seed=0)
     before = model.conv1.weight.clone()
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    transfer.finetune(model, images, np.array([0, 1, 0, 1, 0, 1]), lr=1e-2, steps=3, batch_size=4, seed=0)
+    transfer.finetune(
+        model, arms[0].as_input(images), np.array([0, 1, 0, 1, 0, 1]), lr=1e-2, steps=3, batch_size=4, seed=0
+    )
     assert not torch.equal(model.conv1.weight, before)
     maps = model.conv1(torch.cat(augmented[3:]))  # after three steps, the same number of batches again
     torch.testing.assert_close(model.bn1.running_mean, maps.mean((0, 2, 3)), atol=0.01, rtol=0.01)
@@ -289,3 +292,36 @@ def test_an_arm_is_a_model_folder():
     assert (arm.model, arm.shuffled) == ('vt_resnet10', False)
     pretrained = timm.create_model('vt_resnet10', pretrained=True)
     assert torch.equal(arm.create(num_classes=4, seed=0).conv1.weight, pretrained.conv1.weight)
+
+
+def test_photographs_are_read_from_the_folder(tmp_path):
+    """Each part has its own photographs, some of each class, square and of one size."""
+    for name in ('cifar/train/a', 'cifar/train/b', 'cifar/test/a', 'flowers/flowers/rose', 'imagenette/val/n01'):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(6):
+            colour = (40 * number, len(name), 0)
+            Image.new('RGB', (30, 20), colour).save(tmp_path / name / f'{number}.png')
+    train, test = (tasks.load_task('cifar10', part, 16, 4, tmp_path) for part in tasks.PARTS)
+    assert train.images.shape == (8, 16, 16, 3)
+    assert train.labels.tolist() == 4 * [0] + 4 * [1]
+    assert train.num_classes == 2
+    assert test.labels.tolist() == 4 * [0]
+    reds = [
+        {int(image[0, 0, 0]) for image in tasks.load_task('flowers', part, 16, 9, tmp_path).images}
+        for part in tasks.PARTS
+    ]
+    assert reds == [{0, 80, 160}, {40, 120, 200}]  # no photograph is in both
+    assert len(tasks.load_task('imagenette', 'test', 16, 9, tmp_path).labels) == 6
+
+
+def test_an_arm_reads_images_as_its_folder_says(work, tmp_path):
+    arm = transfer.parse_arm(f'vt=test_vt_resnet:{work / "model.safetensors"}')
+    images = np.full((1, 2, 2, 3), 255, dtype=np.uint8)
+    assert arm.as_input(images).unique().tolist() == [1]
+    config = {'architecture': 'test_vt_resnet', 'pretrained_cfg': {'mean': [0.5, 0.5, 0.5], 'std': [0.25, 0.25, 0.25]}}
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_args': {'num_tokens': 8}}))
+    (tmp_path / 'model.safetensors').write_bytes((work / 'model.safetensors').read_bytes())
+    arm = transfer.parse_arm(f'vt={tmp_path}')
+    assert arm.as_input(images).unique().tolist() == [2]
+    with pytest.raises(ValueError, match='does not fit'):
+        arm.create(3, 0)  # eight tokens

@@ -25,6 +25,8 @@ PAIRS = (
     ('vt_8000_seed1', 'vt_scratch'),
     ('vt_8000', 'vt_8000_sharp'),
     ('vt_8000', 'vt_8000_shuffled'),
+    ('vt', 'scenes'),
+    ('vt', 'reference'),
     ('resnet', 'resnet_scratch'),
     ('resnet', 'resnet_8000'),
 )
@@ -37,6 +39,8 @@ ARMS = {  # in the order of the tables' legend
     'vt_8000_seed1': 'those of another seed',
     'vt_8000_sharp': 'those before attention was softened',
     'vt_8000_shuffled': 'those, shuffled within each tensor',
+    'scenes': 'vt_resnet18.scenes, pretrained on generated scenes',
+    'reference': 'the ResNet-18 that was the teacher',
     'resnet': 'a ResNet pretrained alike',
     'resnet_scratch': 'a ResNet from random weights',
     'resnet_8000': 'a ResNet pretrained for 8000 steps',

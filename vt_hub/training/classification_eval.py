@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..diversity import token_diversity
 from ..interrupts import iterate
@@ -44,15 +45,25 @@ class Batches(torch.utils.data.Dataset):
 def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
     """A split's images with classes numbered as the model's: by its labels, or in order where it has none.
 
+    Folders of ImageNet's classes may be named by synset, such as n01440764.
+
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folders are not named by the model's labels, or are not as many as its classes.
+        ValueError: The folders are not named by the model's labels, or are not as many as its classes; or two classes
+            have the label of one folder.
     """
     data, labels = open_image_folder(data_dir, split), label_names(model)
     own = model.pretrained_cfg.get('label_names') or []
-    for names in (labels, own):  # they differ where labels are descriptions
+    subset = infer_imagenet_subset(model)
+    synsets = ImageNetInfo(subset).label_names() if subset else []
+    for names in (labels, own, synsets):  # the first two differ where labels are descriptions
         number = {name: i for i, name in enumerate(names)}
         if number.keys() >= set(data.classes):
+            if twice := sorted(name for name in data.classes if names.count(name) > 1):
+                raise ValueError(
+                    f'Two classes of the model are called {twice[0]}, so that the folder {data.root / twice[0]} could '
+                    'be either; name all folders by synset, such as n01440764.'
+                )
             return replace(data, targets=[number[data.classes[target]] for target in data.targets], classes=labels)
     if own or len(data.classes) != len(labels):
         raise ValueError(

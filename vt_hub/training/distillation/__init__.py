@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from ...files import written_whole
 from ...models import is_ours
@@ -65,8 +65,8 @@ def distill(
         progress: Wraps the steps, to show how far they are.
 
     Returns:
-        `output / 'model'`, a model folder, or for an architecture that is not ours one that holds only
-        `model.safetensors`; None if the run was stopped before its end, and in processes but the first.
+        `output / 'model'`, a model folder, or for an architecture that is not ours a folder of timm's; None if the run
+        was stopped before its end, and in processes but the first.
 
     Raises:
         FloatingPointError: The weights are not finite; the last checkpoint, whose weights are, stays.
@@ -119,5 +119,5 @@ def distill(
     if is_ours(recipe.model):
         return export(model, output / 'model', labels=class_names(teacher), metrics=[result], prose=PROSE)
     with written_whole(output / 'model') as folder:
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'model.safetensors')
+        save_for_hf(model.to(memory_format=torch.contiguous_format), folder, safe_serialization=True)
     return output / 'model'
