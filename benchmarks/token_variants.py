@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
-from vt_hub.vt_layers import (
+from vt_hub.network.vt_layers import (
     DistinctTokenizer,
     FilterTokenizer,
     Projector,

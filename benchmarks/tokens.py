@@ -30,10 +30,10 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from token_variants import OF_THE_PAPER, VARIANTS, change
 
-from vt_hub.diversity import measure_module, token_diversity
+from vt_hub.inference.diversity import measure_module, token_diversity
+from vt_hub.network.vt_resnet import VTStage
+from vt_hub.reporting import machine
 from vt_hub.synthesis.shapes import CLASSES, scene
-from vt_hub.training.results import machine
-from vt_hub.vt_resnet import VTStage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'model_cards' / 'vt_resnet10.digits'))
 import train as digits_training

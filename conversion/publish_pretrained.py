@@ -7,7 +7,7 @@ import argparse
 import sys
 
 import vt_hub
-from vt_hub.weights import VERSION
+from vt_hub.loading.published import VERSION
 
 
 def main() -> int:

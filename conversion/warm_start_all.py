@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 import vt_hub
-from vt_hub.conversion import warm_start
+from vt_hub.loading.conversion import warm_start
 
 RESNETS = ('resnet18.a1_in1k', 'resnet34.a1_in1k', 'resnet50.a1_in1k', 'resnet101.a1h_in1k')
 

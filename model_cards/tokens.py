@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 import vt_hub
-from vt_hub.checkpoints import read_json
-from vt_hub.predict import eval_transform
-from vt_hub.publishing.folder import write_card
+from vt_hub.files import read_json
+from vt_hub.inference.preprocessing import eval_transform
+from vt_hub.publishing.model_folder import write_card
+from vt_hub.reporting import write_result
 from vt_hub.synthesis.fractals import fractal_bank
 from vt_hub.synthesis.scenes import HELD_OUT_FIRST, compose_scenes
 from vt_hub.synthesis.shapes import scene
-from vt_hub.training.results import write_result
 
 ROOT = Path(__file__).parent
 COUNT = 64

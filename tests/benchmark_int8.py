@@ -19,10 +19,10 @@ import timm
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from vt_hub.images import find_images, read_image
-from vt_hub.predict import eval_transform
+from vt_hub.inference.preprocessing import eval_transform
+from vt_hub.network.images import find_images, read_image
 from vt_hub.publishing import export_onnx
-from vt_hub.training.results import machine, write_result
+from vt_hub.reporting import machine, write_result
 
 TRAIN = Path(__file__).parent.parent / 'model_cards' / 'vt_resnet10.digits' / 'train.py'
 TIMED_SIZE = 224

@@ -17,7 +17,7 @@ import timm
 import torch
 
 import vt_hub
-from vt_hub.training.results import machine, write_result
+from vt_hub.reporting import machine, write_result
 
 CODE = """
 import json, re, sys, time

@@ -16,7 +16,7 @@ from networks import architectures, build
 import vt_hub
 from vt_hub.publishing import export_onnx
 from vt_hub.publishing.onnx_file import CHECKED_BATCHES, CHECKED_SIZES
-from vt_hub.training.results import machine, write_result
+from vt_hub.reporting import machine, write_result
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 

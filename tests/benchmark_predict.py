@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vt_hub.training.results import machine, write_result
+from vt_hub.reporting import machine, write_result
 
 CORES = len(os.sched_getaffinity(0))
 FIGURES = ('main_peak_mb', 'main_anonymous_mb', 'worker_peak_mb', 'worker_anonymous_mb')
@@ -37,7 +37,7 @@ def draw(folder: Path, images: int, size: int):
 
 
 def start(images: Path, output: Path, arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'vt_hub.cli', 'predict', images, '--output', output, *arguments]
+    command = [sys.executable, '-m', 'vt_hub', 'predict', images, '--output', output, *arguments]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
 
 

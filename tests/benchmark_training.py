@@ -22,11 +22,12 @@ import torch
 from scipy.stats import t
 
 import vt_hub  # noqa: F401  registers the models
-from vt_hub.checkpoints import load_into, read_foreign, read_json
-from vt_hub.tables import cost
-from vt_hub.training.classification_eval import evaluate_classifier
-from vt_hub.training.image_folders import open_image_folder
-from vt_hub.training.results import find_device, machine, write_result
+from vt_hub.files import read_json
+from vt_hub.loading.checkpoints import load_into, read_foreign
+from vt_hub.loading.cost import cost
+from vt_hub.reporting import find_device, machine, write_result
+from vt_hub.training.classification.data import open_image_folder
+from vt_hub.training.classification.evaluate import evaluate_classifier
 
 ROOT = Path(__file__).parents[1]
 MODELS = ('resnet18', 'vt_resnet18')
@@ -38,7 +39,7 @@ EPOCH = re.compile(r'Train: \d+ \[ *\d+/(\d+) \(100%\)\].*Time: [^(]*\((\d+\.\d+
 def draw(name: str, folder: Path, args: argparse.Namespace):
     command = [ROOT / 'model_cards' / 'vt_resnet10.digits' / 'train.py', '--images', folder]
     if name == 'shapes':
-        command = ['-m', 'vt_hub.cli', 'synthesize', 'shapes', '--objects', '--out', folder, '--size', args.size]
+        command = ['-m', 'vt_hub', 'synthesize', 'shapes', '--objects', '--out', folder, '--size', args.size]
         command += ['--train', args.train, '--val', args.val]
     subprocess.run([sys.executable, *map(str, command)], check=True)
 
@@ -54,7 +55,7 @@ def train(name: str, data_dir: Path, folder: Path, seed: int, epochs: int, size:
     command += ['--input-size', 3, size, size, '--crop-pct', 1.0, '--scale', 0.8, 1.0, '--hflip', 0.0]
     command += ['--amp', '--amp-dtype', 'bfloat16', '--channels-last']
     with open(f'{folder}.log', 'a') as log:
-        subprocess.run([sys.executable, '-m', 'vt_hub.cli', *map(str, command)], stdout=log, stderr=log, check=True)
+        subprocess.run([sys.executable, '-m', 'vt_hub', *map(str, command)], stdout=log, stderr=log, check=True)
 
 
 def measure(name: str, data_dir: Path, folder: Path, size: int) -> dict:

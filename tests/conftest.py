@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 import vt_hub  # noqa: F401  registers the models
-from vt_hub import cli
-from vt_hub.publishing import checks
+from vt_hub.cli import main as cli
+from vt_hub.publishing import verification as checks
 
 ROOT = Path(__file__).parent.parent
 

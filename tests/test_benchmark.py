@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vt_hub import benchmark
-from vt_hub.benchmark import Setting
+from vt_hub.paper import benchmark
+from vt_hub.paper.benchmark import Setting
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +122,6 @@ def test_outputs_that_cannot_be_written_are_found_before_it_runs(run, tmp_path, 
 
 
 def test_nothing_but_the_table_is_printed():
-    command = [sys.executable, '-m', 'vt_hub.cli', 'benchmark', 'test_vt_resnet', '--size', '32', '--rounds', '1']
+    command = [sys.executable, '-m', 'vt_hub', 'benchmark', 'test_vt_resnet', '--size', '32', '--rounds', '1']
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (result.stderr, result.stdout.split()[:3]) == ('', ['model', 'size', 'batch'])

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vt_hub
-from vt_hub.checkpoints import load_folder, read_foreign
-from vt_hub.conversion import load_checkpoint, save_timm_weights, warm_start
+from vt_hub.loading.checkpoints import load_folder, read_foreign
+from vt_hub.loading.conversion import load_checkpoint, save_timm_weights, warm_start
 
 
 class Bomb:

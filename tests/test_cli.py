@@ -10,8 +10,9 @@ import timm
 from PIL import Image
 
 import vt_hub
-from vt_hub import cli, tables
-from vt_hub.commands.train import synthesize
+from vt_hub.cli import main as cli
+from vt_hub.cli.training import synthesize
+from vt_hub.paper import tables
 
 
 def test_predict_reads_the_samples(run, samples):
@@ -67,7 +68,7 @@ def test_predict_without_images(run, samples, tmp_path):
 def test_predict_prints_names_that_are_not_unicode(samples, tmp_path):
     name = os.fsencode(tmp_path) + b'/\xff.png'
     os.symlink(samples / 'digit_3.png', name)
-    command = [sys.executable, '-m', 'vt_hub.cli', 'predict', name, '--topk', '1']
+    command = [sys.executable, '-m', 'vt_hub', 'predict', name, '--topk', '1']
     result = subprocess.run(command, capture_output=True, env=os.environ)
     assert (result.returncode, result.stderr) == (0, b'')
     assert result.stdout.startswith(name + b': 3 ')
@@ -195,7 +196,7 @@ def test_tables(run):
 
 
 def test_a_closed_pipe_is_no_error(samples):
-    command = f'{sys.executable} -m vt_hub.cli list | true'
+    command = f'{sys.executable} -m vt_hub list | true'
     result = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ)
     assert result.stderr == ''
 
@@ -228,7 +229,7 @@ def test_output_that_is_redirected_at_a_terminal_is_whole(samples, tmp_path, arg
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     with open(tmp_path / 'out.json', 'w') as out:
-        code = 'import sys; from vt_hub.cli import main; main()'
+        code = 'import sys; from vt_hub.cli.main import main; main()'
         environment = {**os.environ, 'TERM': 'xterm', 'COLUMNS': '80'}
         command = [sys.executable, '-c', code, *paths]
         done = subprocess.run(command, stdout=out, stderr=theirs, env=environment, check=False)
@@ -248,7 +249,7 @@ def test_names_that_the_outputs_encoding_lacks(samples, tmp_path):
     names = ['a.png', os.fsdecode(b'caf\xe9.png'), 'b.png']
     for name in names:
         shutil.copy(samples / 'digit_7.png', folder / name)
-    command = [sys.executable, '-c', 'from vt_hub.cli import main; main()', 'predict', str(folder), '--topk', '1']
+    command = [sys.executable, '-c', 'from vt_hub.cli.main import main; main()', 'predict', str(folder), '--topk', '1']
     environment = {**os.environ, 'PYTHONIOENCODING': 'cp1252'}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

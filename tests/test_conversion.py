@@ -9,8 +9,8 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 import vt_hub
-from vt_hub import conversion
-from vt_hub.checkpoints import load_folder
+from vt_hub.loading import conversion
+from vt_hub.loading.checkpoints import load_folder
 
 
 def tiny(seed=0, **kwargs):

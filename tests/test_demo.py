@@ -271,7 +271,7 @@ def test_a_taken_port(run, url):
 
 
 def test_sigterm_leaves_no_files(tmp_path):
-    command = [sys.executable, '-m', 'vt_hub.cli', 'demo', '--model', DIGITS]
+    command = [sys.executable, '-m', 'vt_hub', 'demo', '--model', DIGITS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, 'TMPDIR': str(tmp_path)})
     assert process.stdout.readline().startswith('http://')
     assert list(tmp_path.glob('vt_hub_samples_*'))

@@ -18,14 +18,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vt_hub
-from vt_hub import cli
-from vt_hub.checkpoints import read_json
-from vt_hub.training.distillation import (
-    Folders,
-    distill,
-    list_distillation_recipes,
-    load_distillation_recipe,
-)
+from vt_hub.cli import main as cli
+from vt_hub.files import read_json
+from vt_hub.training.distillation import Folders, distill, list_distillation_recipes, load_distillation_recipe
 from vt_hub.training.distillation.data import Views, is_held_out
 from vt_hub.training.distillation.networks import Distiller, load_teacher, load_trunk, outputs, shared_parts
 from vt_hub.training.distillation.run import DistillationRun
@@ -393,7 +388,7 @@ def test_command(photographs, tmp_path, monkeypatch):
 def test_processes_share_the_views(photographs, teacher_file, tmp_path):
     """Under torchrun each process takes a part of every batch; one writes."""
     save_file(timm.create_model('test_resnet').state_dict(), tmp_path / 'teacher.safetensors')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'vt_hub.cli']
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'vt_hub']
     command += ['distill', '--recipe', 'smoke', '--data-dir', str(photographs), '--device', 'cpu', '--steps', '4']
     command += ['--teacher-checkpoint', str(tmp_path / 'teacher.safetensors'), '--workers', '0']
     command += ['--output', str(tmp_path / 'run')]

@@ -11,7 +11,7 @@ from conftest import ROOT
 from timm.data import dataset_factory
 
 import vt_hub
-from vt_hub.diversity import TokenDiversity, average, measure_module, warning_of
+from vt_hub.inference.diversity import TokenDiversity, average, measure_module, warning_of
 from vt_hub.publishing import export, verify
 
 STEPS = 40
@@ -115,7 +115,7 @@ def test_training_logs_it_at_every_evaluation(caplog, monkeypatch):
     """The hook that timm's train script is given: once for each module and evaluation, whatever the batches."""
     model, x = timm.create_model('test_vt_resnet'), torch.randn(2, 3, 64, 64)
     monkeypatch.setattr(dataset_factory, 'ImageDataset', dataset_factory.ImageDataset)  # which the import replaces
-    hook = importlib.import_module('vt_hub.training.timm_plugin').MONITOR
+    hook = importlib.import_module('vt_hub.training.classification.timm_plugin').MONITOR
     try:
         with caplog.at_level('INFO', logger='train'), torch.no_grad():
             for training in (True, False, False, True, False):

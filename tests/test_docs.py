@@ -12,11 +12,12 @@ from conftest import ROOT
 from networks import architectures
 from safetensors.torch import load_file
 
-from vt_hub import cli, tables
-from vt_hub.checkpoints import read_json
-from vt_hub.models import list_models, task_of
-from vt_hub.publishing import checks
-from vt_hub.weights import list_pretrained
+from vt_hub.cli import main as cli
+from vt_hub.files import read_json
+from vt_hub.loading.published import list_pretrained
+from vt_hub.loading.source import list_models, task_of
+from vt_hub.paper import tables
+from vt_hub.publishing import verification as checks
 
 SNIPPET = re.compile(r'^```(python|sh)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 DOCS = [path for path in sorted((ROOT / 'docs').glob('*.md')) if SNIPPET.search(path.read_text())]

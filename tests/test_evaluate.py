@@ -15,10 +15,10 @@ from timm.data import ImageNetInfo
 from timm.data.dataset_factory import _search_split
 
 from vt_hub.files import check_place
-from vt_hub.training import classification_eval
-from vt_hub.training.classification_eval import evaluate_classifier, open_for_model
-from vt_hub.training.image_folders import open_image_folder
-from vt_hub.training.results import machine, write_result
+from vt_hub.reporting import machine, write_result
+from vt_hub.training.classification import evaluate as classification_eval
+from vt_hub.training.classification.data import open_image_folder
+from vt_hub.training.classification.evaluate import evaluate_classifier, open_for_model
 
 CPU = torch.device('cpu')
 STEP = 20  # of the red that says which row of a table an image is
@@ -278,7 +278,7 @@ def test_two_processes_measure_the_same(evaluate, digits, tmp_path):
     (tmp_path / 'val' / '8' / 'text.png').write_text('no image')
     expected = evaluate(tmp_path, '--batch-size', 3)[1]
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', '-m']
-    command += ['vt_hub.cli', 'evaluate', 'vt_resnet10', '--data-dir', tmp_path, '--batch-size', '3', '--workers', '0']
+    command += ['vt_hub', 'evaluate', 'vt_resnet10', '--data-dir', tmp_path, '--batch-size', '3', '--workers', '0']
     environment = os.environ | {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
     result = subprocess.run(
         [*map(str, command), '--result', str(tmp_path / 'result.json')],

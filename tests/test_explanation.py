@@ -13,7 +13,7 @@ from PIL import Image
 from test_vt_fpn_transformers import image_of
 
 import vt_hub
-from vt_hub.explanation import draw_explanation, save_explanation
+from vt_hub.inference.explain import draw_explanation, save_explanation
 
 GREY = {'input_size': (1, 96, 96), 'mean': (0.5,), 'std': (0.5,)}
 

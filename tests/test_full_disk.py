@@ -47,8 +47,8 @@ def full(monkeypatch):
         raise FULL
 
     monkeypatch.setattr('PIL.Image.Image.save', fail)
-    monkeypatch.setattr('vt_hub.publishing.folder.save_file', fail)
-    monkeypatch.setattr('vt_hub.prediction_run.table_writer', fail)
+    monkeypatch.setattr('vt_hub.publishing.model_folder.save_file', fail)
+    monkeypatch.setattr('vt_hub.inference.batch_run.table_writer', fail)
 
 
 def test_every_command_that_writes(full, run, samples, tmp_path):

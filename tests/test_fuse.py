@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from vt_hub.models import list_models
-from vt_hub.vt_fuse import fuse
+from vt_hub.loading.source import list_models
+from vt_hub.network.vt_fuse import fuse
 
 SMALL = ('test_vt_resnet', 'vt_resnet10', 'test_vt_fpn')
 

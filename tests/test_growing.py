@@ -5,8 +5,8 @@ import timm
 import torch
 
 import vt_hub
-from vt_hub.growing import grow
-from vt_hub.vt_fuse import fuse
+from vt_hub.loading.growing import grow
+from vt_hub.network.vt_fuse import fuse
 
 
 def trained(name, **kwargs):

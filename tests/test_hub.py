@@ -19,12 +19,12 @@ from huggingface_hub.utils import _http
 from safetensors.torch import load_file
 
 import vt_hub
-from vt_hub import weights
-from vt_hub.checkpoints import load_folder
-from vt_hub.publishing import checks
+from vt_hub.loading.checkpoints import load_folder
+from vt_hub.network import weights
 from vt_hub.publishing import hub as publishing
-from vt_hub.publishing.checks import Check, verify
-from vt_hub.publishing.folder import with_code, write_checksums
+from vt_hub.publishing import verification as checks
+from vt_hub.publishing.model_folder import with_code, write_checksums
+from vt_hub.publishing.verification import Check, verify
 
 # the client's own, when it uploads
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

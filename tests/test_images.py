@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_hub.images import find_images, read_image, to_channels
+from vt_hub.network.images import find_images, read_image, to_channels
 
 GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))
 
@@ -192,7 +192,7 @@ def test_many_pixels_are_refused_and_the_limit_can_be_raised(tmp_path, monkeypat
     ):
         read_image(path)
     assert list(warnings.filters)[-len(filters) :] == filters
-    code = 'from PIL import Image; import vt_hub.images; print(Image.MAX_IMAGE_PIXELS)'
+    code = 'from PIL import Image; import vt_hub.network.images; print(Image.MAX_IMAGE_PIXELS)'
     environment = {**os.environ, 'VT_HUB_MAX_IMAGE_PIXELS': '2000'}
     done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '2000'

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from vt_hub.vt_layers import (
+from vt_hub.network.vt_layers import (
     ClusterTokenizer,
     DistinctTokenizer,
     FilterTokenizer,

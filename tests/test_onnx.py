@@ -15,9 +15,10 @@ from networks import build
 from safetensors.torch import load_file
 
 import vt_hub
-from vt_hub.publishing import checks, onnx_file, verify
-from vt_hub.publishing.folder import with_code, write_checksums
+from vt_hub.publishing import onnx_file, verify
+from vt_hub.publishing import verification as checks
 from vt_hub.publishing.hub import push
+from vt_hub.publishing.model_folder import with_code, write_checksums
 
 PIP_LINE = 'pip install "vt_hub[onnx]"'
 

@@ -19,12 +19,12 @@ from conftest import ROOT
 from PIL import Image
 from pyarrow import parquet
 
-from vt_hub import predict as predict_module
-from vt_hub import prediction_run
-from vt_hub.images import find_images
-from vt_hub.predict import predict
-from vt_hub.prediction_output import read_jsonl
-from vt_hub.prediction_run import Parts, Workers, predict_files, sorted_on_disk
+from vt_hub.inference import batch_run as prediction_run
+from vt_hub.inference import classify as predict_module
+from vt_hub.inference.batch_output import read_jsonl
+from vt_hub.inference.batch_run import Parts, Workers, predict_files, sorted_on_disk
+from vt_hub.inference.classify import predict
+from vt_hub.network.images import find_images
 
 IMAGES = 30
 fork = multiprocessing.get_context('fork')
@@ -218,7 +218,8 @@ def test_a_signal_as_workers_start_is_not_lost(run, folder, tmp_path, kind):
 def test_an_interrupt_as_an_evaluation_starts_is_not_lost(task):
     from torch.utils.data import DataLoader
 
-    from vt_hub.training import classification_eval, segmentation_eval
+    from vt_hub.training.classification import evaluate as classification_eval
+    from vt_hub.training.segmentation import evaluate as segmentation_eval
 
     module = classification_eval if task == 'classification' else segmentation_eval
     ARMED.append(signal.SIGINT)

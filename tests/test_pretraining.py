@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import vt_hub
-from vt_hub import cli
-from vt_hub.checkpoints import read_json
+from vt_hub.cli import main as cli
+from vt_hub.files import read_json
 from vt_hub.training import pretraining
 from vt_hub.training.plot import read_curves
 from vt_hub.training.pretraining import (

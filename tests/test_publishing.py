@@ -11,7 +11,7 @@ from transformers import AutoConfig
 import vt_hub
 from vt_hub.publishing import verify
 from vt_hub.publishing.card import retarget
-from vt_hub.publishing.folder import write_checksums
+from vt_hub.publishing.model_folder import write_checksums
 
 LABELS = ['tulip', 'rose', 'daisy']
 RESULT = {

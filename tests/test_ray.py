@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import vt_hub
-from vt_hub.predict import predict
-from vt_hub.prediction_output import to_table
-from vt_hub.ray import Classify
+from vt_hub.inference.batch_output import to_table
+from vt_hub.inference.classify import predict
+from vt_hub.inference.ray_data import Classify
 
 MODEL = 'vt_resnet10.digits'
 
@@ -51,7 +51,7 @@ def test_a_run_in_ray(files):
     code = """
 import json, sys
 import ray
-from vt_hub.ray import Classify
+from vt_hub.inference.ray_data import Classify
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
 images = ray.data.read_binary_files(sys.argv[2:], include_paths=True)
 found = images.map_batches(Classify, fn_constructor_args=[sys.argv[1], 2], compute=ray.data.ActorPoolStrategy(size=1))

@@ -12,8 +12,8 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import LogitDistillationTask
 
-from vt_hub.models import list_models
-from vt_hub.training.classification import RECIPES, TrainingRun, list_recipes
+from vt_hub.loading.source import list_models
+from vt_hub.training.classification.run import RECIPES, TrainingRun, list_recipes
 
 DEFAULTS = {  # those of timm's train script that the optimizer and the scheduler see
     'opt': 'sgd',

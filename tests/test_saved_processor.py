@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import vt_hub
-from vt_hub.predict import eval_transform, predict
+from vt_hub.inference.classify import predict
+from vt_hub.inference.preprocessing import eval_transform
 
 
 @pytest.fixture

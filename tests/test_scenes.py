@@ -14,8 +14,8 @@ from vt_hub.synthesis.counters import CounterRandom, mix
 from vt_hub.synthesis.fractals import BITS, fractal_bank, render_fractals, sample_system
 from vt_hub.synthesis.scene_files import write_scenes
 from vt_hub.synthesis.scenes import FractalScenes, compose_scenes
-from vt_hub.training.image_folders import open_image_folder
-from vt_hub.training.segmentation_data import read_folders
+from vt_hub.training.classification.data import open_image_folder
+from vt_hub.training.segmentation.data import read_folders
 
 FRACTALS, SCENES = '0b4c756958d0f915', '0da4b832908c36b5'  # the hashes of published data: they must not change
 

@@ -10,10 +10,10 @@ from conftest import ROOT
 from huggingface_hub import ModelCard
 from test_transfer import made_up
 
-from vt_hub.models import load_folder
+from vt_hub.loading.source import load_folder
+from vt_hub.network.checksums import file_sha256
 from vt_hub.publishing import verify
 from vt_hub.training.pretraining import load_pretraining_recipe, pretrain
-from vt_hub.weights import file_sha256
 
 sys.path.append(str(ROOT / 'model_cards' / 'scenes'))
 

@@ -9,11 +9,11 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
 import vt_hub
-from vt_hub.conversion import load_source
 from vt_hub.demo import answers
-from vt_hub.predict import predict
-from vt_hub.prediction_run import fingerprint
-from vt_hub.scores import meaning_of, scores_of, shown
+from vt_hub.inference.batch_run import fingerprint
+from vt_hub.inference.classify import predict
+from vt_hub.inference.scores import meaning_of, scores_of, shown
+from vt_hub.loading.conversion import load_source
 
 LABELS = {1: ['size'], 3: ['dog', 'cat', 'sun']}
 KINDS = [  # problem type, outputs, what the scores mean

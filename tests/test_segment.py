@@ -12,7 +12,8 @@ from test_vt_fpn_transformers import LABELS, image_of, tiny
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vt_hub
-from vt_hub.segment import colours, draw_overlay, largest_class, save_picture, segment_image
+from vt_hub.figures import colours
+from vt_hub.inference.segment import draw_overlay, largest_class, save_picture, segment_image
 
 
 @pytest.fixture(scope='module')

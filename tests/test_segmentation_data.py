@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_hub.training.segmentation_data import IGNORE, LAYOUTS, SegmentationData, check_pairs, open_data
+from vt_hub.training.segmentation.data import IGNORE, LAYOUTS, SegmentationData, check_pairs, open_data
 
 HEIGHT, WIDTH = 6, 8
 MASK = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3

@@ -18,15 +18,15 @@ from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 import vt_hub
-from vt_hub import cli
-from vt_hub.checkpoints import read_json
-from vt_hub.commands.publish import read_results
+from vt_hub.cli import main as cli
+from vt_hub.cli.publishing import read_results
+from vt_hub.files import read_json
+from vt_hub.loading.published import EMBEDDED
 from vt_hub.synthesis.shapes import CLASSES
-from vt_hub.training.segmentation import SegmentationTrainer, TrainingPairs, collate, start_model
-from vt_hub.training.segmentation_data import IGNORE, SegmentationData, open_data
-from vt_hub.training.segmentation_eval import evaluate_segmentation, fit_edges, scores
-from vt_hub.training.segmentation_recipe import list_segmentation_recipes, load_segmentation_recipe
-from vt_hub.weights import EMBEDDED
+from vt_hub.training.segmentation.data import IGNORE, SegmentationData, open_data
+from vt_hub.training.segmentation.evaluate import evaluate_segmentation, fit_edges, scores
+from vt_hub.training.segmentation.recipe import list_segmentation_recipes, load_segmentation_recipe
+from vt_hub.training.segmentation.run import SegmentationTrainer, TrainingPairs, collate, start_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 STEP = 40  # grey levels between the classes of images that show them
@@ -497,7 +497,7 @@ def test_two_processes_find_what_one_finds(run, segmenter, spoiled, tmp_path):
     one, two = tmp_path / 'one.json', tmp_path / 'two.json'
     args = ['evaluate', segmenter, '--data-dir', spoiled, '--workers', 0, '--result']
     assert run(*args, one)[0] == 1
-    launcher = ['torch.distributed.run', '--standalone', '--nproc-per-node', 2, '-m', 'vt_hub.cli']
+    launcher = ['torch.distributed.run', '--standalone', '--nproc-per-node', 2, '-m', 'vt_hub']
     environment = os.environ | {'OMP_NUM_THREADS': str(torch.get_num_threads()), 'CUDA_VISIBLE_DEVICES': ''}
     result = subprocess.run(
         list(map(str, [sys.executable, '-m', *launcher, *args, two])), env=environment, capture_output=True, text=True
@@ -539,7 +539,7 @@ def test_a_run_ends_in_a_folder_with_its_figures(finished, shapes, run):
 
 
 def test_the_folder_of_a_run_has_whole_checksums(finished, run, monkeypatch):
-    from vt_hub.publishing import checks
+    from vt_hub.publishing import verification as checks
 
     fixture = checks.load_file(finished / 'model' / 'fixture.safetensors')['logits']
     monkeypatch.setattr(checks, '_subprocess', lambda code, folder: fixture)  # another test runs these

@@ -18,14 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vt_hub
-from vt_hub.checkpoints import load_folder, read_foreign
-from vt_hub.images import find_images, read_image
-from vt_hub.publishing import checks, verify
+from vt_hub.loading.checkpoints import load_folder, read_foreign
+from vt_hub.network.images import find_images, read_image
+from vt_hub.publishing import verification as checks
+from vt_hub.publishing import verify
 from vt_hub.synthesis.shapes import CLASSES, write_shapes
-from vt_hub.training import timm_scripts
-from vt_hub.training.image_folders import open_image_folder
+from vt_hub.training.classification import timm_scripts
+from vt_hub.training.classification.data import open_image_folder
+from vt_hub.training.classification.timm_scripts import find_script, script_version
 from vt_hub.training.plot import read_curves
-from vt_hub.training.timm_scripts import find_script, script_version
 
 SCRIPTS = os.environ.get('VT_HUB_TIMM_SCRIPTS', '')
 SOURCE = b"print('a script')\n"
@@ -175,7 +176,7 @@ def test_the_script_runs_with_our_models_and_its_own_arguments(run, tmp_path, mo
     ],
 )
 def test_results_of_a_model_with_a_slash_have_a_name(tmp_path, given, named):
-    from vt_hub.training.timm_scripts import runner
+    from vt_hub.training.classification.timm_scripts import runner
 
     (tmp_path / 'inference.py').touch()
     (tmp_path / 'validate.py').touch()
@@ -196,7 +197,7 @@ def test_the_plugin_names_images_that_cannot_be_read(tmp_path):
     (tmp_path / 'val' / 'a' / '0.png').write_text('no image')
     code = f"""
 import importlib, json, timm.data
-importlib.import_module('vt_hub.training.timm_plugin')
+importlib.import_module('vt_hub.training.classification.timm_plugin')
 root, counts = {str(tmp_path)!r}, []
 for workers in (0, 2):
     dataset = timm.data.create_dataset('', root=root, split='train', is_training=True)
@@ -250,7 +251,7 @@ def test_training_sees_the_files_and_the_pixels_that_prediction_sees(tmp_path):
     assert len(files) == 16
     code = f"""
 import importlib, json, timm.data, numpy as np
-importlib.import_module('vt_hub.training.timm_plugin')
+importlib.import_module('vt_hub.training.classification.timm_plugin')
 dataset = timm.data.create_dataset('', root={str(tmp_path)!r}, split='train', is_training=True)
 names = [dataset.filename(i, absolute=True) for i in range(len(dataset))]
 np.savez({str(tmp_path / 'seen.npz')!r}, **{{name: np.asarray(dataset[i][0]) for i, name in enumerate(names)}})
@@ -345,7 +346,7 @@ def test_finetuning_of_the_embedded_weights(train):
 @real
 def test_a_killed_run_goes_on(train, objects, tmp_path):
     """All its processes die in the second epoch; --resume begins after the last that was finished."""
-    command = [sys.executable, '-m', 'vt_hub.cli', 'train', '--recipe', 'smoke', '--data-dir', objects]
+    command = [sys.executable, '-m', 'vt_hub', 'train', '--recipe', 'smoke', '--data-dir', objects]
     command += ['--output', tmp_path / 'run', *SMALL, '--epochs', 500]
     with subprocess.Popen(
         [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

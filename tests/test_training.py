@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch.distributed.run import parse_args
 
 import vt_hub
-from vt_hub.checkpoints import load_folder
-from vt_hub.publishing import checks
+from vt_hub.loading.checkpoints import load_folder
+from vt_hub.publishing import verification as checks
 from vt_hub.training import launch
-from vt_hub.training.classification import TrainingRun, list_recipes
+from vt_hub.training.classification.run import TrainingRun, list_recipes
 
 STAND_IN = """
 import json, os, shutil, signal, sys
@@ -147,7 +147,7 @@ def test_arguments(command, data, tmp_path, script):
     assert arguments[:2] == [sys.executable, str(script())]
     assert Path(value(arguments, '-c')).name == 'smoke.yaml'
     assert Path(value(arguments, '-c')).is_file()
-    assert value(arguments, '--device-modules') == 'vt_hub.training.timm_plugin'
+    assert value(arguments, '--device-modules') == 'vt_hub.training.classification.timm_plugin'
     assert value(arguments, '--data-dir') == str(data)
     assert value(arguments, '--num-classes') == '3'
     assert value(arguments, '--output') == str(tmp_path)
@@ -297,7 +297,7 @@ def test_the_exit_code_is_passed_on(train, script, tmp_path, monkeypatch):
 def test_a_signal_reaches_the_script_and_ends_both(data, script, tmp_path, name):
     save_checkpoint(tmp_path / 'c', 50.0, 0, 0)
     script(wait=name, checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
-    command = [sys.executable, '-m', 'vt_hub.cli', 'train', '--recipe', 'smoke', '--data-dir', str(data)]
+    command = [sys.executable, '-m', 'vt_hub', 'train', '--recipe', 'smoke', '--data-dir', str(data)]
     with subprocess.Popen([*command, '--output', str(tmp_path / 'run')], stdout=subprocess.PIPE, text=True) as process:
         line = next(line for line in process.stdout if line.startswith('waiting'))
         process.send_signal(signal.Signals[name])

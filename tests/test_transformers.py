@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import vt_hub
-from vt_hub.vt_resnet import ARCHITECTURES
+from vt_hub.network.vt_resnet import ARCHITECTURES
 
 LABELS = [f'class {i}' for i in range(37)]
 

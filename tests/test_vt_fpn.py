@@ -15,9 +15,9 @@ from test_layers import (
 from timm.layers import convert_sync_batchnorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from vt_hub import tables
+from vt_hub.network.vt_fpn import SHAPES, VTFPN, VTDecoder
+from vt_hub.paper import tables
 from vt_hub.synthesis.shapes import CLASSES
-from vt_hub.vt_fpn import SHAPES, VTFPN, VTDecoder
 
 
 def tiny(decoder='vt', **kwargs):

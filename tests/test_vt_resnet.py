@@ -5,7 +5,7 @@ from timm.models import group_parameters
 from torch.nn.utils import prune
 
 import vt_hub
-from vt_hub import tables
+from vt_hub.paper import tables
 
 SWITCHES = [
     {'tokenizer': 'pooling'},

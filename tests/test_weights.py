@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vt_hub
-from vt_hub import weights
+from vt_hub.network import weights
 
 NAME = 'vt_resnet10.digits'
 

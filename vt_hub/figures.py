@@ -1,12 +1,26 @@
-"""Figures of matplotlib, which is imported only to draw one."""
+"""Figures of matplotlib, which is imported only to draw one, and the colours of classes."""
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .files import replaced_whole
 
-__all__ = ['check_figure', 'new_figure', 'save_figure']
+__all__ = ['check_figure', 'colours', 'new_figure', 'save_figure']
+
+GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
+
+
+def colours(num_classes: int) -> np.ndarray:
+    """A colour for each class, (num_classes, 3) uint8, class 0 dark grey."""
+    hues = np.arange(num_classes) * GOLDEN % 1
+    values = np.array([1.0, 0.8, 0.6])[np.arange(num_classes) % 3]
+    ramps = np.clip(np.abs((hues[:, None] + np.array([1, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
+    table = values[:, None] * (1 - 0.85 * (1 - ramps))
+    table[:1] = 0.25
+    return np.rint(255 * table).astype(np.uint8)
 
 
 def new_figure(**kwargs: Any) -> Any:

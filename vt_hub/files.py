@@ -1,14 +1,31 @@
-"""Files and folders that are written as a whole or not at all."""
+"""Files: JSON that is read with a sentence where it cannot be, and what is written as a whole or not at all."""
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ['check_place', 'replaced_whole', 'written_whole']
+__all__ = ['check_place', 'read_json', 'replaced_whole', 'written_whole']
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: The file is missing or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'Cannot read {path}: {getattr(error, "strerror", None) or "it is not JSON"}.') from error
+    if not isinstance(value, dict):
+        raise ValueError(f'Cannot read {path}: it is not a JSON object.')
+    return value
 
 
 def resolved(path: str | Path) -> Path:

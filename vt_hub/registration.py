@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes know ours, without importing transformers before the user does."""
+"""Makes timm and transformers' Auto classes know our models, without importing either before the user does."""
 
 import importlib.abc
 import importlib.machinery
@@ -8,10 +8,18 @@ from collections.abc import Callable
 __all__ = ['register_all']
 
 
+def _register_networks():
+    from .loading.published import pretrained_folder
+    from .network import vt_fpn, vt_resnet  # noqa: F401  they register themselves
+    from .network.weights import find_published_with
+
+    find_published_with(pretrained_folder)
+
+
 def _register_configs():
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .configuration_vt import VTFPNConfig, VTResNetConfig
+    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
 
     for config in (VTResNetConfig, VTFPNConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -20,8 +28,8 @@ def _register_configs():
 def _register_models():
     from transformers.models.auto import modeling_auto as auto
 
-    from .configuration_vt import VTFPNConfig, VTResNetConfig
-    from .modeling_vt import (
+    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
+    from .network.modeling_vt import (
         VTFPNForSemanticSegmentation,
         VTResNetBackbone,
         VTResNetForImageClassification,
@@ -40,8 +48,8 @@ def _register_models():
 def _register_image_processors():
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    from .configuration_vt import VTFPNConfig, VTResNetConfig
-    from .image_processing_vt import VTFPNImageProcessor, VTResNetImageProcessor
+    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
+    from .network.image_processing_vt import VTFPNImageProcessor, VTResNetImageProcessor
 
     for config, processor in ((VTResNetConfig, VTResNetImageProcessor), (VTFPNConfig, VTFPNImageProcessor)):
         classes = {'pil': processor, 'torchvision': processor}
@@ -72,14 +80,15 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register_all():
-    """Register now what transformers has imported already, and the rest when it is."""
+    """Register now what is imported already, and the rest when it is."""
+    auto = 'transformers.models.auto'
     waiting = {}
     for name, callback in (
-        ('configuration_auto', _register_configs),
-        ('modeling_auto', _register_models),
-        ('image_processing_auto', _register_image_processors),
+        ('timm', _register_networks),
+        (f'{auto}.configuration_auto', _register_configs),
+        (f'{auto}.modeling_auto', _register_models),
+        (f'{auto}.image_processing_auto', _register_image_processors),
     ):
-        name = f'transformers.models.auto.{name}'
         if name in sys.modules:
             callback()
         else:

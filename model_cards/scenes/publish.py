@@ -17,11 +17,11 @@ from pathlib import Path
 import timm
 from report import markdown
 
-from vt_hub.checkpoints import read_json
+from vt_hub.files import read_json
+from vt_hub.network.checksums import file_sha256
 from vt_hub.publishing import export
-from vt_hub.publishing.folder import write_card
-from vt_hub.training.results import write_result
-from vt_hub.weights import file_sha256
+from vt_hub.publishing.model_folder import write_card
+from vt_hub.reporting import write_result
 
 ROOT = Path(__file__).parent
 DATA = {  # of the transfer evaluation

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from vt_hub.checkpoints import read_json
+from vt_hub.files import read_json
 
 PRIMARY = {'task': ['digits', 'characters', 'shapes'], 'shots': [5, 20]}  # fixed before anything was measured
 PAIRS = (

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from vt_hub.files import replaced_whole
-from vt_hub.images import read_image
+from vt_hub.network.images import read_image
 from vt_hub.synthesis.contours import contour_bank
 from vt_hub.synthesis.fractals import fractal_bank
 from vt_hub.synthesis.scenes import compose_scenes

@@ -58,11 +58,12 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim.swa_utils import update_bn
 
 import vt_hub  # noqa: F401  registers the models
-from vt_hub.checkpoints import load_into, read_json, read_safetensors
-from vt_hub.models import is_ours
+from vt_hub.files import read_json
+from vt_hub.loading.checkpoints import load_into, read_safetensors
+from vt_hub.loading.source import is_ours
+from vt_hub.network.checksums import file_sha256
+from vt_hub.reporting import write_result
 from vt_hub.training.pretraining import autocast
-from vt_hub.training.results import write_result
-from vt_hub.weights import file_sha256
 
 RECALIBRATION = 8  # batches
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')

@@ -22,16 +22,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from vt_hub.checkpoints import read_json
-from vt_hub.modeling_vt import VTFPNForSemanticSegmentation
+from vt_hub.files import read_json
+from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
 from vt_hub.publishing import export
-from vt_hub.publishing.folder import convert_dtype
+from vt_hub.publishing.model_folder import convert_dtype
+from vt_hub.reporting import find_device, machine, write_result
 from vt_hub.synthesis.shapes import SHAPES, TEXTURES, scene, write_shapes
-from vt_hub.training.results import find_device, machine, write_result
-from vt_hub.training.segmentation import train_segmentation
-from vt_hub.training.segmentation_data import open_data
-from vt_hub.training.segmentation_eval import evaluate_segmentation
-from vt_hub.training.segmentation_recipe import load_segmentation_recipe
+from vt_hub.training.segmentation.data import open_data
+from vt_hub.training.segmentation.evaluate import evaluate_segmentation
+from vt_hub.training.segmentation.recipe import load_segmentation_recipe
+from vt_hub.training.segmentation.run import train_segmentation
 
 ROOT = Path(__file__).parent
 NAME = 'vt_fpn_resnet10t.shapes'

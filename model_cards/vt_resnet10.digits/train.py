@@ -18,10 +18,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from timm.utils import ModelEmaV3
 
-from vt_hub.predict import eval_transform
+from vt_hub.inference.preprocessing import eval_transform
 from vt_hub.publishing import export
-from vt_hub.publishing.folder import convert_dtype
-from vt_hub.training.results import find_device, machine, write_result
+from vt_hub.publishing.model_folder import convert_dtype
+from vt_hub.reporting import find_device, machine, write_result
 
 ROOT = Path(__file__).parent
 SIZE = 64

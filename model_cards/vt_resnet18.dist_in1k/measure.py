@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from timm.data import ImageNetInfo, create_transform
 from torch.utils.data import DataLoader, Dataset
 
-from vt_hub.images import read_image
-from vt_hub.models import find_folder
-from vt_hub.predict import data_config
+from vt_hub.inference.preprocessing import data_config
+from vt_hub.loading.source import find_folder
+from vt_hub.network.images import read_image
+from vt_hub.network.vt_resnet import VTResNetBody
+from vt_hub.reporting import machine, write_result
 from vt_hub.training.distillation.networks import load_teacher
-from vt_hub.training.results import machine, write_result
 from vt_hub.training.resumable import autocast
-from vt_hub.vt_resnet import VTResNetBody
 
 SYNSETS = {name: number for number, name in enumerate(ImageNetInfo('imagenet-1k').label_names())}
 RESOLUTIONS = (128, 160, 192, 224, 256, 320)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vt_hub.images import read_image, walk_images
+from vt_hub.network.images import read_image, walk_images
 
 HERE = Path(__file__).parent
 SHORTER = 256

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..explanation import explain
-from ..images import read_image
-from ..models import load_model
-from ..predict import is_segmenter, label_names
-from ..scores import shown
-from ..segment import draw_overlay, segment_image
+from ..inference.explain import explain
+from ..inference.preprocessing import is_segmenter, label_names
+from ..inference.scores import shown
+from ..inference.segment import draw_overlay, segment_image
+from ..loading.published import list_pretrained
+from ..loading.source import load_model
+from ..network.images import read_image
 from ..synthesis.shapes import scene
-from ..weights import list_pretrained
 from .figure import token_figure
 
 __all__ = ['classify', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
@@ -71,7 +71,7 @@ def open_upload(path: str | Path, channels: int) -> Image.Image:
     """Read an image that anybody may have sent; the message says its name, not where it lies.
 
     Raises:
-        ValueError: As `vt_hub.images.read_image`, or one side is more than ten times as long as the other.
+        ValueError: As `vt_hub.network.images.read_image`, or one side is more than ten times as long as the other.
     """
     try:
         image = read_image(path, channels)

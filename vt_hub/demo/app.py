@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
-from ..predict import is_segmenter
+from ..inference.preprocessing import is_segmenter
 from .answers import classify, load_models, open_upload, segment, summary, write_samples
 
 __all__ = ['build', 'start']

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image
 
-from ..explanation import COLOURS, OPACITY, Explanation
+from ..inference.explain import COLOURS, OPACITY, Explanation
 
 __all__ = ['token_figure']
 

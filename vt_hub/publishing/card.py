@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from ..diversity import TokenDiversity, warning_of
+from ..inference.diversity import TokenDiversity, warning_of
 
 __all__ = ['build_card', 'retarget']
 

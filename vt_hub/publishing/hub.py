@@ -10,20 +10,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from ..files import written_whole
-from ..weights import (
-    EMBEDDED,
-    PRETRAINED,
-    VERSION,
-    fetch,
-    hub_id,
-    hub_reason,
-    pretrained_folder,
-    read_checksums,
-    resolve_name,
-)
+from ..loading.download import fetch, hub_reason
+from ..loading.published import EMBEDDED, PRETRAINED, VERSION, pretrained_folder, resolve_name
+from ..network.checksums import read_checksums
+from ..network.weights import hub_id
 from .card import retarget
-from .checks import verify
-from .folder import add_code, with_code
+from .model_folder import add_code, with_code
+from .verification import verify
 
 __all__ = ['pull', 'push']
 

@@ -23,5 +23,5 @@ def model(pretrained=True, **kwargs):
     sys.modules[package.__name__] = package
     import_module(f'{package.__name__}.vt_fpn')  # registers the architectures, its own and those of vt_resnet
     if pretrained:
-        import_module(f'{package.__name__}.weights').check_folder(folder)
+        import_module(f'{package.__name__}.checksums').check_folder(folder)
     return timm.create_model(f'local-dir:{folder}', pretrained=pretrained, **kwargs)

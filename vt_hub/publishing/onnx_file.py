@@ -21,10 +21,10 @@ import torch
 import torch.nn as nn
 
 from ..files import replaced_whole
-from ..images import read_image
-from ..predict import eval_transform
-from ..vt_fpn import VTFPN
-from ..vt_resnet import VTResNet
+from ..inference.preprocessing import eval_transform
+from ..network.images import read_image
+from ..network.vt_fpn import VTFPN
+from ..network.vt_resnet import VTResNet
 
 __all__ = ['ONNX_FILE', 'OnnxExport', 'export_onnx', 'open_onnx']
 

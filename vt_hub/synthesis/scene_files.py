@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..segment import colours
+from ..figures import colours
 from .folders import SPLITS, new_folder, save
 from .scenes import FractalScenes
 

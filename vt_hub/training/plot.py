@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
-from ..checkpoints import read_json
 from ..figures import new_figure, save_figure
+from ..files import read_json
 
 __all__ = ['plot_run', 'read_curves']
 

@@ -18,15 +18,15 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import update_bn
 
-from ..diversity import TokenDiversity, token_diversity, token_figures
 from ..files import written_whole
-from ..models import is_ours
+from ..inference.diversity import TokenDiversity, token_diversity, token_figures
+from ..loading.source import is_ours
+from ..network.vt_layers import Projector, TransformerMixer
 from ..publishing import export
+from ..reporting import Progress, find_device, machine, no_progress, write_result
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
-from ..vt_layers import Projector, TransformerMixer
 from .recipe_files import list_recipe_files, read_recipe
-from .results import Progress, find_device, machine, no_progress, write_result
 from .resumable import ResumableRun, autocast, check_settings, cosine, multiplies_bfloat16, train
 
 __all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']

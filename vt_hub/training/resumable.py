@@ -15,9 +15,8 @@ import torch.nn as nn
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
-from ..checkpoints import read_json
-from ..files import replaced_whole
-from .results import Progress
+from ..files import read_json, replaced_whole
+from ..reporting import Progress
 
 __all__ = ['ResumableRun', 'autocast', 'check_settings', 'cosine', 'multiplies_bfloat16', 'train']
 

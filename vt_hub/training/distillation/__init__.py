@@ -15,9 +15,9 @@ import torch.nn as nn
 from timm.models import save_for_hf
 
 from ...files import written_whole
-from ...models import is_ours
+from ...loading.source import is_ours
 from ...publishing import export
-from ..results import Progress, find_device, machine, no_progress, write_result
+from ...reporting import Progress, find_device, machine, no_progress, write_result
 from ..resumable import check_settings, multiplies_bfloat16, train
 from .data import HELD_OUT_PART, Folders
 from .networks import class_names, create_student, load_teacher, load_trunk

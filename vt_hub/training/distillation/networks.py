@@ -10,10 +10,10 @@ import torch
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ...checkpoints import load_into, read_foreign
-from ...models import is_folder, load_model
-from ...predict import label_names
-from ...weights import hub_reason
+from ...inference.preprocessing import label_names
+from ...loading.checkpoints import load_into, read_foreign
+from ...loading.download import hub_reason
+from ...loading.source import is_folder, load_model
 from .recipe import DistillationRecipe
 
 __all__ = ['Distiller', 'class_names', 'create_student', 'load_teacher', 'load_trunk', 'outputs', 'shared_parts']

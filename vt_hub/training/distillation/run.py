@@ -15,10 +15,10 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ...diversity import TokenDiversity, token_diversity, token_figures
-from ...images import read_image
-from ...predict import data_config
-from ...vt_resnet import first_filters
+from ...inference.diversity import TokenDiversity, token_diversity, token_figures
+from ...inference.preprocessing import data_config
+from ...network.images import read_image
+from ...network.vt_resnet import first_filters
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
 from .networks import Distiller, outputs, shared_parts

@@ -1,0 +1,1 @@
+"""The commands of `vt-hub`; main.py puts them together."""

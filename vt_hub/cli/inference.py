@@ -1,0 +1,343 @@
+"""Commands that describe and use models: list, info, predict, segment, explain, demo, tables."""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .common import Json, app, print_json, print_table, progress, report_failed, sigterm_as_interrupt
+
+DEFAULT_MODEL = 'vt_resnet10.digits'
+DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.svg', '.pdf')
+LONGEST_RUN = timedelta(days=30)  # processes that have done their share wait for the others
+
+
+@app.command('list')
+def list_(
+    pretrained: Annotated[bool, typer.Option('--pretrained', help='Published weights instead of models.')] = False,
+    as_json: Json = False,
+):
+    """List the models, or the published weights with size, licence, sha256 and measured metrics.
+
+    Example: vt-hub list --pretrained
+    """
+    from ..loading.cost import cost
+    from ..loading.facts import describe_pretrained
+    from ..loading.published import list_pretrained
+    from ..loading.source import list_models, task_of
+
+    if pretrained:
+        entries = [describe_pretrained(name) for name in list_pretrained()]
+    else:
+        entries = []
+        for name in list_models():
+            if name.startswith('test_'):
+                continue
+            task = task_of(name)
+            size = 224 if task == 'image-classification' else 512
+            params, macs = cost(name, size=(size, size))
+            entries.append(
+                {
+                    'model': name,
+                    'task': task,
+                    'params_m': round(params, 2),
+                    'macs_m': round(macs),
+                    'macs_at': size,
+                    'pretrained': [tag for tag in list_pretrained() if tag.split('.')[0] == name],
+                }
+            )
+    if as_json:
+        print_json(entries)
+    elif pretrained:
+        print_table(
+            ['weights', 'MB', 'licence', 'measured', 'sha256'],
+            (  # `info` and --json have all that was measured
+                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metric(e['metrics'][0]), e['sha256']]
+                for e in entries
+            ),
+            ['MB'],
+        )
+    else:
+        print_table(
+            ['model', 'params (M)', 'MACs (M)', 'at', 'pretrained'],
+            ([e['model'], e['params_m'], e['macs_m'], e['macs_at'], ', '.join(e['pretrained'])] for e in entries),
+            ['params (M)', 'MACs (M)', 'at'],
+        )
+
+
+def format_metric(metric: dict[str, Any]) -> str:
+    return f'{metric["name"]} {metric["value"]:g} on {metric["dataset"]}'
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')], as_json: Json = False):
+    """Describe a model: size, input, classes, weights, licence.
+
+    Example: vt-hub info vt_resnet10.digits
+    """
+    from ..loading.facts import describe
+
+    entry = describe(model)
+    if as_json:
+        print_json(entry)
+        return
+    weights = entry.pop('weights', None)
+    if weights:
+        entry |= weights | {
+            'size': f'{weights["size"] / 1e6:.1f} MB',
+            'metrics': '\n'.join(f'{format_metric(metric)}, {metric["split"]}' for metric in weights['metrics']),
+        }
+    print_table(['', ''], ([key, ', '.join(map(str, v)) if isinstance(v, list) else v] for key, v in entry.items()))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
+    topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
+    dtype: Annotated[Literal['fp32', 'bf16', 'fp16'], typer.Option(help='bf16 and fp16 are mixed precision.')] = 'fp32',
+    output: Annotated[
+        Path | None, typer.Option(help='Write a table, .jsonl or .parquet, for any number of images.')
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help='With --output: processes that read images; without, one for each core.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+):
+    """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
+
+    With --output, worker processes read the images, a GPU computes if there is one, and a run that was cut goes on
+    where it was. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub predict ...
+
+    Example: vt-hub predict 'samples/digit_*.png' --topk 1
+
+    Example: vt-hub predict photos --output results.parquet
+    """
+    from ..inference.classify import predict as run
+    from ..inference.scores import shown
+    from ..loading.source import load_model
+    from ..network.images import find_images
+
+    if output:
+        predict_table(images, model, output, as_json, topk=topk, batch_size=batch_size, dtype=dtype, workers=workers)
+        return
+    if workers:
+        raise typer.BadParameter('--workers needs --output')
+    paths = find_images(images)
+    network = load_model(model).fuse()
+    results = run(network, paths, topk=topk, batch_size=batch_size, dtype=dtype)
+    failed = []
+    for result in progress(results, len(paths), 'Classifying'):
+        if 'error' in result:
+            failed.append(result['error'])
+        if as_json:
+            print(json.dumps(result))
+        elif 'predictions' in result:
+            classes = '  '.join(f'{p["label"]} {shown(network, p["score"])}' for p in result['predictions'])
+            print(f'{result["image"]}: {classes}')
+    report_failed(failed, len(paths))
+
+
+def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any):
+    """`vt-hub predict --output`; Ctrl-C and SIGTERM leave what goes on later, and exit with 130."""
+    from ..inference.batch_run import check_run, predict_files
+    from ..loading.source import load_model
+    from ..processes import processes
+
+    try:
+        with sigterm_as_interrupt(), processes(timeout=LONGEST_RUN) as (rank, device):
+            if rank == 0:
+                check_run(images, output)
+            network = load_model(model).fuse().to(device)
+            counts = predict_files(network, images, output, **options, progress=progress)
+    except KeyboardInterrupt:
+        print(f'{output} is not at its end; the same command goes on.', file=sys.stderr)
+        raise typer.Exit(130) from None
+    if not counts:
+        return
+    total, failed = counts
+    if as_json:
+        print(json.dumps({'output': str(output), 'images': total, 'failed': failed}))
+    else:
+        print(f'{output}: {total} images')
+    if failed:
+        print(f'{failed} of {total} images failed; the field error of each says why.', file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def segment(
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model.tag, folder or hf-hub:ID.')] = DEFAULT_SEGMENTER,
+    overlay: Annotated[
+        Path | None, typer.Option(help='Coloured picture with a legend to write; a folder for several images.')
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help='PNG of class numbers to write; a folder for several images.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+):
+    """Name the class of every pixel. Unreadable images are named at the end, and the exit code is then 1.
+
+    Example: vt-hub segment samples/scene.png --overlay overlay.png
+    """
+    from ..inference.preprocessing import label_names
+    from ..inference.segment import check_mask, check_picture, draw_overlay, save_mask, save_picture
+    from ..inference.segment import segment as run
+    from ..loading.source import load_model
+    from ..network.images import find_images, read_image
+
+    paths = find_images(images)
+    targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
+    if overlay and mask:
+        written = [{path.resolve() for path in targets[option].values()} for option in (overlay, mask)]
+        for path in written[0] & written[1]:
+            raise ValueError(f'Overlay and mask would overwrite each other in {path.name}; name two places.')
+    for option, check in ((overlay, check_picture), (mask, check_mask)):
+        for target in targets.get(option, {}).values():
+            check(target)
+    network = load_model(model)
+    labels = label_names(network)
+    failed = []
+    for path, result in zip(paths, progress(run(network, paths), len(paths), 'Segmenting'), strict=True):
+        classes = result.pop('mask', None)
+        if 'error' in result:
+            failed.append(result['error'])
+        else:
+            if overlay:
+                save_picture(draw_overlay(read_image(path), classes, labels), targets[overlay][path])
+            if mask:
+                save_mask(classes, len(labels), targets[mask][path])
+        if as_json:
+            print(json.dumps(result))
+        elif 'classes' in result:
+            shares = '  '.join(f'{c["label"]} {100 * c["share"]:.1f} %' for c in result['classes'])
+            print(f'{path}: {shares}')
+    report_failed(failed, len(paths))
+
+
+@app.command()
+def explain(
+    images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
+    model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
+    out: Annotated[
+        Path | None,
+        typer.Option(help='Picture to write, a folder for several images; without, explanation.png, none with --json.'),
+    ] = None,
+    topk: Annotated[int, typer.Option(min=1, help='Classes to show for each image.')] = 5,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+):
+    """Show where each visual token looks, and what it adds to the prediction.
+
+    Example: vt-hub explain samples/digit_7.png --out explanation.png
+    """
+    from ..figures import check_figure
+    from ..inference.explain import explain as run
+    from ..inference.explain import save_explanation
+    from ..loading.source import load_model
+    from ..network.images import find_images, read_image
+
+    paths = find_images(images)
+    if not out and not as_json:
+        out = Path('explanation.png' if len(paths) == 1 else 'explanations')
+    targets = output_paths(out, paths) if out else {}
+    for target in targets.values():
+        check_figure(target)
+    network = load_model(model)
+    failed = []
+    for path in progress(paths, len(paths), 'Explaining'):
+        try:
+            image = read_image(path, network.in_chans)
+        except ValueError as error:
+            failed.append(str(error))
+            if as_json:
+                print(json.dumps({'image': str(path), 'error': str(error)}))
+            continue
+        explanation = run(network, image, topk)
+        if out:
+            save_explanation(explanation, targets[path])
+        if as_json:
+            print(json.dumps({'image': str(path), **explanation.to_dict()}))
+        else:
+            print(f'{path}: {explanation.predictions[0]["label"]}, {targets[path]}')
+    report_failed(failed, len(paths))
+
+
+def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
+    """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it.
+
+    Where names of several folders are the same, the PNGs are in such folders, too.
+    """
+    single = len(paths) == 1 and not target.is_dir()
+    if not single and target.suffix.lower() in PICTURES and not target.is_dir():
+        raise ValueError(f'{target} is one picture, and there are {len(paths)} images; name a folder.')
+    outputs = {path: target if single else target / f'{path.stem}.png' for path in paths}
+    if len(set(outputs.values())) < len(outputs):
+        places = {path: Path(os.path.abspath(path)) for path in outputs}
+        common = os.path.commonpath([place.parent for place in places.values()])
+        outputs = {path: target / place.relative_to(common).with_suffix('.png') for path, place in places.items()}
+    if len(set(outputs.values())) < len(outputs):
+        raise ValueError(f'Images of the same name would overwrite each other in {target}; name them one by one.')
+    for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
+        raise ValueError(f'The image {path} would be overwritten; name another place than {target}.')
+    return outputs
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        list[str],
+        typer.Option(help='Model.tag, folder or hf-hub:ID to offer; may be repeated.'),
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help='Address to listen on; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help='Port; without, the first free one from 7860.')
+    ] = None,
+    browser: Annotated[bool, typer.Option('--browser', help='Open the page.')] = False,
+):
+    """Serve a page that answers for images: classes, where the tokens look, overlays. Stop it with Ctrl-C.
+
+    Example: vt-hub demo --browser
+    """
+    from ..demo import build, start
+
+    with sigterm_as_interrupt():  # else sample images stay
+        app = build(model)
+        url = start(app, host, port, browser)
+        with suppress(KeyboardInterrupt):  # Gradio takes it only once it waits
+            print(url, flush=True)
+            app.block_thread()
+
+
+@app.command()
+def tables(
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
+):
+    """Recompute the paper's parameters and FLOPs (Tables 1 to 11) beside its figures.
+
+    Example: vt-hub tables --markdown > docs/paper_fidelity.md
+    """
+    from ..paper import tables as paper
+
+    if markdown:
+        print(paper.markdown(), end='')
+    elif as_json:
+        rows = [row.to_dict() for row in paper.rows()]
+        print_json({'rows': rows, 'segmentation': paper.segmentation(), 'stages': paper.stages()})
+    else:
+        header = ['table', *paper.HEADER]
+        print_table(header, ([row.table, *paper.cells(row)] for row in paper.rows()), header[2:])
+        print()
+        header = ['table', *paper.SEGMENTATION_HEADER]
+        cells = ([row['table'], *paper.segmentation_cells(row)] for row in paper.segmentation())
+        print_table(header, cells, header[2:])
+        print()
+        print_table(['table', 'model', 'stage', 'paper', 'computed'], (['11', *s.values()] for s in paper.stages()))

@@ -1,0 +1,85 @@
+"""The command that measures speed: benchmark."""
+
+import itertools
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .common import Json, app, print_json, print_table, progress
+
+
+@app.command()
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help='VT-ResNets or VT-FPNs.', metavar='MODEL...')],
+    batch_size: Annotated[list[int], typer.Option(min=1, help='Images in a batch; may be repeated.')] = [1],  # noqa: B006
+    size: Annotated[
+        list[int] | None, typer.Option(min=32, help='Height and width in pixels; may be repeated. [224, VT-FPN 512]')
+    ] = None,
+    dtype: Annotated[
+        Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Type of weights and images; in training, of autocast.')
+    ] = 'fp32',
+    device: Annotated[Literal['cpu', 'cuda'], typer.Option(help='Where to run.')] = 'cpu',
+    threads: Annotated[int | None, typer.Option(min=1, help='CPU threads.')] = None,
+    channels_last: Annotated[
+        bool, typer.Option('--channels-last', help='Memory format of weights and images.')
+    ] = False,
+    compile_: Annotated[bool, typer.Option('--compile', help='Compile the networks.')] = False,
+    fuse: Annotated[bool, typer.Option('--fuse', help='Fold norms and merge projections first.')] = False,
+    train: Annotated[bool, typer.Option('--train', help='A training step instead of inference.')] = False,
+    rounds: Annotated[int, typer.Option(min=1, help='How often each network runs.')] = 15,
+    result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
+    csv: Annotated[Path | None, typer.Option(help='CSV file to write.')] = None,
+    plot: Annotated[Path | None, typer.Option(help='Picture to write.')] = None,
+    as_json: Json = False,
+):
+    """Measure speed and memory beside timm's ResNet and the trunk alone, or VT-FPN beside the panoptic FPN.
+
+    The networks run in turn, so that the machine's drift cancels: trust the ratios.
+
+    Example: vt-hub benchmark vt_resnet18 --batch-size 1 --batch-size 16 --result result.json
+    """
+    import torch
+
+    from ..figures import check_figure
+    from ..files import check_place
+    from ..loading.source import task_of
+    from ..paper import benchmark as run
+    from ..reporting import machine, write_result
+
+    if plot:
+        check_figure(plot)
+    for path in filter(None, (result, csv, plot)):
+        check_place(path)
+    if threads:
+        torch.set_num_threads(threads)
+    settings = [
+        run.Setting(name, batch, pixels, dtype, device, channels_last, compile_, fuse, train)
+        for name in models
+        for batch, pixels in itertools.product(
+            batch_size, size or [512 if task_of(name) == 'image-segmentation' else 224]
+        )
+    ]
+    rows = run.benchmark(settings, rounds, progress)
+    found = {'command': shlex.join(['vt-hub', *sys.argv[1:]]), 'rows': rows, **machine(torch.device(device))}
+    if result:
+        write_result(result, found)
+    if csv:
+        run.write_csv(rows, csv)
+    if plot:
+        run.plot(rows, plot)
+    if as_json:
+        print_json(found)
+        return
+    cells = []
+    for row in rows:
+        for name, speed in row['images_per_second'].items():
+            ratio = row['ratios'].get(name)
+            low, high = ratio['quartiles'] if ratio else ('', '')
+            shown = f'{ratio["median"]:.3f} ({low:.3f} to {high:.3f})' if ratio else ''
+            place = [row['model'], row['size'], row['batch_size']] if name == 'vt' else ['', '', '']
+            cells.append([*place, run.NAMES[name], f'{speed:g}', row['peak_mb'][name], shown])
+    header = ['model', 'size', 'batch', 'network', 'images/s', 'MB', 'speed of VT, relative (quartiles)']
+    print_table(header, cells, ['size', 'batch', 'images/s', 'MB'])

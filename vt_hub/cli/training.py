@@ -1,0 +1,431 @@
+"""Commands that make data, train and evaluate: synthesize, train, pretrain, distill, evaluate, plot, timm."""
+
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .common import app, print_json, print_table, progress, report_failed
+
+LONGEST_EDGE = 1333  # pixels
+Task = Literal['classification', 'segmentation']
+Layout = Annotated[
+    Literal['folders', 'coco-stuff', 'coco-panoptic', 'lip', 'datasets'] | None,
+    typer.Option(help='Arrangement of segmentation data; without, what a recipe says, else folders.'),
+]
+Classes = Annotated[Path | None, typer.Option(help='File with a class name a line, if the data has none.')]
+ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
+Workers = Annotated[int, typer.Option(min=0, help='Processes that read images, for each device.')]
+
+synthesize = typer.Typer(help='Draw data by formula.', no_args_is_help=True)
+app.add_typer(synthesize, name='synthesize')
+
+
+@synthesize.command()
+def shapes(
+    out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
+    train: Annotated[int, typer.Option(min=0, help='Images to train on.')] = 4000,
+    val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
+    objects: Annotated[bool, typer.Option('--objects', help='One object an image, in class folders.')] = False,
+    size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of the scenes.')] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help='Processes; without, one for each core.')] = None,
+):
+    """Scenes of shapes and textures with exact masks, for segmentation; or single objects, for classification.
+
+    Example: vt-hub synthesize shapes --out shapes
+    """
+    from ..synthesis.shapes import write_shapes
+
+    draw(write_shapes(out, train, val, seed, size, objects, workers), train + val, out)
+
+
+@synthesize.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
+    train: Annotated[int, typer.Option(min=1, help='Images to train on.')] = 4000,
+    val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
+    classes: Annotated[int, typer.Option(min=1, help='Fractals to tell apart.')] = 100,
+    objects: Annotated[bool, typer.Option('--objects', help='One fractal an image, in class folders.')] = False,
+    size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of fractals and scenes.')] = 0,
+):
+    """Scenes of coloured fractals with exact masks, for segmentation; or single fractals, for classification.
+
+    Example: vt-hub synthesize scenes --out scenes
+    """
+    from ..synthesis.scene_files import write_scenes
+
+    draw(write_scenes(out, train, val, seed, size, classes, objects), train + val, out)
+
+
+def draw(written: Iterable[Path], total: int, out: Path):
+    """Run a writer to its end, and say how fast it was."""
+    started = time.perf_counter()
+    count = sum(1 for _ in progress(written, total, 'Drawing'))
+    seconds = time.perf_counter() - started
+    print(f'{out}: {count} images in {seconds:.1f} s, {count / seconds:.0f} images/s')
+
+
+@app.command(context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')],
+    data_dir: Annotated[
+        str, typer.Option(help='Folder of the data; or hfds/NAME, for segmentation NAME, of a data set on the Hub.')
+    ],
+    output: Annotated[Path, typer.Option(help='Folder of the run.')],
+    task: Annotated[
+        Task | None, typer.Option(help="What is trained; needed with a YAML file of segmentation's.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, weights or folder to start from, not the recipe's.")] = None,
+    device_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the run; without, the recipe's, or 0.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read, for each device; without, the recipe's, or 2.")
+    ] = None,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the folder.')] = False,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')] = False,
+    nproc_per_node: Annotated[int, typer.Option(min=1, help='Processes on each machine, one for a GPU.')] = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help='Machines.')] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help='Number of this machine.')] = 0,
+    master_addr: Annotated[str, typer.Option(help='Address of machine 0.')] = 'localhost',
+    master_port: Annotated[int, typer.Option(help='Free port of machine 0.')] = 29500,
+    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; without, it is found or fetched.")] = None,
+    layout: Layout = None,
+    classes: Classes = None,
+    reduce_labels: ReduceLabels = False,
+):
+    """Train, and export the best checkpoint as a model folder, OUTPUT/model.
+
+    Classifiers are trained by timm's train.py, which takes any further arguments. Segmentation is trained by
+    transformers' Trainer; further arguments change the recipe: --steps 2000 --lr 0.01.
+
+    Example: vt-hub train --recipe finetune --data-dir flowers --output run
+    """
+    from ..loading.published import list_pretrained
+    from ..loading.source import find_folder, is_folder
+    from ..training.launch import Launch, run
+    from ..training.segmentation.recipe import list_segmentation_recipes
+
+    launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
+    if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
+        if layout or classes or reduce_labels:
+            raise typer.BadParameter('--layout, --classes and --reduce-labels are for segmentation.')
+        options = [] if seed is None else ['--seed', str(seed)]
+        options += [] if workers is None else ['--workers', str(workers)]
+        if model and is_folder(model):
+            options += ['--model', f'local-dir:{find_folder(model)}', '--pretrained']
+        elif model:
+            options += ['--model', model, *['--pretrained'] * (model in list_pretrained())]
+        options += context.args
+        train_classifier(recipe, data_dir, output, options, launch, device_batch_size, train_script, resume, dry_run)
+        return
+    if train_script:
+        raise typer.BadParameter("--train-script is for classifiers; segmentation is trained by transformers' Trainer.")
+    seed, workers = seed or 0, 2 if workers is None else workers
+    extra = [*context.args, *(['--model', model] if model else [])]
+    extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
+    if dry_run or launch.processes == 1:  # else every process opens the data itself
+        from ..training.segmentation.run import check_run, train_segmentation
+
+        opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
+        if dry_run:
+            check_run(*opened[:2], output, seed, resume)
+        else:
+            print(train_segmentation(*opened, output, seed, workers, resume, progress))
+            return
+    arguments = ['--task', 'segmentation', '--recipe', recipe, '--data-dir', data_dir, '--output', str(output)]
+    arguments += ['--seed', str(seed), '--workers', str(workers), *extra]
+    arguments += [*(['--layout', layout] if layout else []), *(['--classes', str(classes)] if classes else [])]
+    arguments += ['--reduce-labels'] * reduce_labels + ['--resume'] * resume
+    command = launch.command('-m', 'vt_hub.cli.main', 'train', *arguments)
+    print(shlex.join(command), flush=True)
+    if not dry_run and (code := run(command)):
+        raise typer.Exit(code)
+
+
+def train_classifier(
+    recipe: str,
+    data_dir: str,
+    output: Path,
+    extra: list[str],
+    launch: Any,
+    device_batch_size: int | None,
+    script: Path | None,
+    resume: bool,
+    dry_run: bool,
+):
+    """`vt-hub train` of a classifier; exits with the script's own code where that is not 0."""
+    from ..loading.source import is_ours
+    from ..training.classification.run import TrainingRun
+
+    job = TrainingRun(recipe, output, data_dir, extra, launch, device_batch_size, script, resume)
+    job.check()
+    command = job.command()
+    print(shlex.join(command), flush=True)
+    if dry_run:
+        return
+    code = job.start(command)
+    if unreadable := job.unreadable():
+        images = 'image' if len(unreadable) == 1 else 'images'
+        print(f'{len(unreadable)} {images} could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
+    if code:
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            print(f'{output} is not at its end; the same command with --resume goes on.', file=sys.stderr)
+        raise typer.Exit(code)
+    if launch.node_rank > 0:
+        return
+    if is_ours(job.value('model')):
+        print_end(job.export(progress=progress))
+    else:
+        print(f'{job.best_checkpoint()}: {job.value("model")} is not one of our models and is not exported')
+
+
+def print_end(folder: Path):
+    """The folder of a finished run on stdout; what it reached, and what to do with it, around it on stderr."""
+    from ..files import read_json
+
+    path = folder.parent / 'result.json'
+    if path.is_file():
+        result = read_json(path)
+        print(f'{shown_metrics(result)}, {result["dataset"]["num_images"]} images', file=sys.stderr, flush=True)
+    print(folder, flush=True)
+    if (folder / 'config.json').is_file():
+        print(f'next: vt-hub predict IMAGE --model {shlex.quote(str(folder))}', file=sys.stderr)
+
+
+def shown_metrics(result: dict[str, Any]) -> str:
+    """The metrics of a result file in words."""
+    from ..publishing.card import METRICS
+
+    return ', '.join(
+        f'{METRICS[key][1] if key in METRICS else key.replace("_", " ")} {value}'
+        for key, value in result['metrics'].items()
+    )
+
+
+def open_segmentation(
+    recipe: str, data_dir: str, extra: list[str], layout: str | None, classes: Path | None, reduce_labels: bool
+) -> tuple[Any, Any, Any]:
+    """The recipe, the data to train on and those to validate on."""
+    from ..training.segmentation.data import open_data
+    from ..training.segmentation.recipe import load_segmentation_recipe
+
+    settings = load_segmentation_recipe(recipe, read_changes(extra) | ({'layout': layout} if layout else {}))
+    data = (open_data(data_dir, split, settings.layout, classes, reduce_labels) for split in ('train', 'val'))
+    return settings, *data
+
+
+def read_changes(arguments: list[str]) -> dict[str, Any]:
+    """`--key value` pairs as a mapping, values read as YAML."""
+    import yaml
+
+    keys, values = arguments[::2], arguments[1::2]
+    for key in keys:
+        if not key.startswith('--') or len(keys) != len(values):
+            raise typer.BadParameter(f'{" ".join(arguments)} is not --key value ...')
+    try:
+        return {key[2:].replace('-', '_'): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f'{" ".join(arguments)} has a value that is not YAML') from error
+
+
+@app.command()
+def pretrain(
+    output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut goes on.')],
+    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'scenes',
+    model: Annotated[str | None, typer.Option(help="timm architecture, not the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to go on.')] = None,
+    device: Annotated[
+        Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; without, on the GPU if there is one.')
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
+):
+    """Pretrain weights on scenes of fractals, composed as they are needed: no data is read or written.
+
+    Example: vt-hub pretrain --recipe scenes --output run --minutes 8
+    """
+    from ..training.pretraining import load_pretraining_recipe
+    from ..training.pretraining import pretrain as run
+
+    changes = {key: value for key, value in (('model', model), ('steps', steps)) if value is not None}
+    if folder := run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress):
+        print_end(folder)
+        return
+    print(f'{output} is not at its end; the same command goes on.')
+    if minutes is None:  # a signal ended it
+        raise typer.Exit(1)
+
+
+@app.command()
+def distill(
+    data_dir: Annotated[list[Path], typer.Option(help='Folder of images, without labels; may be repeated.')],
+    output: Annotated[Path, typer.Option(help='Folder of the run; one that was stopped resumes.')],
+    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'photographs',
+    share: Annotated[
+        list[float] | None, typer.Option(min=0, help="A folder's share of the views; default: its number of images.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="timm architecture or model folder, not the recipe's.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="timm model or model folder, not the recipe's.")] = None,
+    teacher_checkpoint: Annotated[
+        Path | None, typer.Option(help="File with the teacher's weights; default: timm's own.")
+    ] = None,
+    trunk_checkpoint: Annotated[Path | None, typer.Option(help='File with weights that the model starts from.')] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')] = None,
+    device: Annotated[
+        Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; default: the GPU if there is one.')
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
+    workers: Workers = 2,
+):
+    """Teach a model what another one says of images, which need no labels.
+
+    Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub distill ...
+
+    Example: vt-hub distill --data-dir photographs --teacher tf_efficientnet_lite2 --output run
+    """
+    from ..processes import processes
+    from ..reporting import find_device
+    from ..training.distillation import Folders, load_distillation_recipe
+    from ..training.distillation import distill as run
+
+    changes = {'model': model, 'teacher': teacher, 'steps': steps}
+    settings = load_distillation_recipe(recipe, {key: value for key, value in changes.items() if value is not None})
+    data = Folders(data_dir, share or ())
+    with processes() as (rank, own_device):
+        where = find_device(device) if device else own_device
+        files = teacher_checkpoint, trunk_checkpoint
+        folder = run(settings, data, output, *files, seed, minutes, where, workers, progress)
+    if rank > 0:
+        return
+    if folder:
+        print_end(folder)
+        return
+    print(f'{output} is not at its end; the same command resumes it.')
+    if minutes is None:  # a signal ended it
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')],
+    data_dir: Annotated[str, typer.Option(help='Folder of the data; for segmentation also a data set on the Hub.')],
+    task: Annotated[Task | None, typer.Option(help='What the model must do; without, what it does.')] = None,
+    split: Annotated[Literal['train', 'val'], typer.Option(help='Part of the data.')] = 'val',
+    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
+    layout: Layout = None,
+    classes: Classes = None,
+    reduce_labels: ReduceLabels = False,
+    shortest_edge: Annotated[
+        int | None, typer.Option(min=1, help="Segment at this shorter edge instead of the model's input size.")
+    ] = None,
+    longest_edge: Annotated[
+        int | None, typer.Option(min=1, help='With --shortest-edge, no longer than this. [1333]')
+    ] = None,
+    workers: Workers = 2,
+    result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='Print the result.')] = False,
+):
+    """Measure a model on labelled data, and write what a model card reads.
+
+    A classifier is measured on DIR/val, or on DIR itself, of class folders. Under torchrun every process takes a share:
+    torchrun --nproc-per-node 8 -m vt_hub evaluate ...
+
+    Example: vt-hub evaluate run/model --data-dir flowers --result result.json
+    """
+    from ..files import check_place
+    from ..loading.checkpoints import load_folder
+    from ..loading.source import find_folder, task_of
+    from ..processes import processes
+    from ..reporting import machine, write_result
+    from ..training.classification.evaluate import evaluate_classifier, open_for_model
+    from ..training.segmentation.data import open_data
+    from ..training.segmentation.evaluate import evaluate_segmentation, load_segmenter
+
+    folder = find_folder(model)
+    network = load_folder(folder)
+    does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
+    if task and task != does:
+        raise ValueError(f'{model} does {does}, not {task}.')
+    if does == 'classification' and (layout or classes or reduce_labels or shortest_edge or longest_edge):
+        raise typer.BadParameter('--layout, --classes, --reduce-labels and edges are for segmentation.')
+    if longest_edge and not shortest_edge:
+        raise typer.BadParameter('--longest-edge goes with --shortest-edge.')
+    if result:
+        check_place(result)
+    with processes() as (rank, device):
+        if does == 'classification':
+            data = open_for_model(network, data_dir, split)
+            found, total = evaluate_classifier(network, data, device, batch_size, workers, progress), len(data.files)
+        else:
+            data = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
+            edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
+            found = evaluate_segmentation(load_segmenter(folder).to(device), data, edges, workers, progress)
+            total = len(data)
+    if rank > 0:
+        return
+    found |= {'model': model, **machine(device)}
+    if result:
+        write_result(result, found)
+    if as_json:
+        print_json(found)
+    else:
+        if 'per_class_iou' in found:
+            shown = {name: '-' if iou is None else iou for name, iou in found['per_class_iou'].items()}
+            print_table(['class', 'IoU (%)'], shown.items(), ['IoU (%)'])
+        print(f'{shown_metrics(found)}, {found["dataset"]["num_images"]} images')
+        if found['tokens']:
+            print_table(
+                ['tokens of module', *found['tokens'][0]], ([i, *m.values()] for i, m in enumerate(found['tokens'], 1))
+            )
+    report_failed(found['errors'], total)
+
+
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `vt-hub train` or of timm's train script.")],
+    out: Annotated[Path | None, typer.Option(help='Picture to write; without, RUN/plot.png.')] = None,
+):
+    """Draw a run's loss, accuracy and learning rate.
+
+    Example: vt-hub plot run
+    """
+    from ..training.plot import plot_run
+
+    out = out or run / 'plot.png'
+    plot_run(run, out)
+    print(out)
+
+
+@app.command('timm', context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
+def timm_(
+    context: typer.Context,
+    script: Annotated[
+        Literal['validate', 'inference', 'benchmark', 'onnx_export'], typer.Argument(help='Name of the script.')
+    ],
+):
+    """Run one of timm's other scripts with our models. Its own help: vt-hub timm validate -- --help
+
+    Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
+    """
+    from ..loading.source import list_models, task_of
+    from ..training.classification.timm_scripts import find_script, runner
+    from ..training.launch import run
+
+    named = {argument.rpartition('=')[2].split('.')[0] for argument in context.args}
+    if others := sorted(name for name in named & set(list_models()) if task_of(name) != 'image-classification'):
+        raise ValueError(f"{others[0]} does not classify, as timm's scripts expect; `vt-hub evaluate` measures it.")
+    command = runner(find_script(f'{script}.py'), context.args)
+    print(shlex.join(command), flush=True)
+    if code := run(command):
+        raise typer.Exit(code)

@@ -1,1 +1,0 @@
-"""The commands of `vt-hub`; cli.py puts them together."""

@@ -1,0 +1,1 @@
+"""What models say of images: classes, masks, tokens; one image or millions."""

@@ -1,0 +1,91 @@
+"""Classify image files with a model's own preprocessing."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .preprocessing import DTYPES, ImageReader, is_segmenter, label_names
+from .scores import scores_of
+
+__all__ = ['Classifier', 'predict']
+
+
+class Classifier(torch.utils.data.Dataset):
+    """A model with its preprocessing; indexed by a list of paths, it gives what `predict` yields of them.
+
+    Args:
+        model: A timm classifier in evaluation mode; it computes where its parameters are.
+        topk: Number of classes to report, best first.
+        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+
+    Raises:
+        ValueError: The model does not classify.
+    """
+
+    def __init__(self, model: torch.nn.Module, topk: int = 5, dtype: str = 'fp32'):
+        if is_segmenter(model):
+            raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
+        if model.num_classes < 1:
+            raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify: it was made with no classes.')
+        self.model = model
+        self.reader = ImageReader(model)
+        self.labels = label_names(model)
+        self.topk = min(topk, len(self.labels))
+        self.dtype = dtype
+        parameter = next(model.parameters())
+        self.device, self.weight_dtype = parameter.device, parameter.dtype
+
+    def __getitem__(self, paths: Sequence[Path | str]) -> list[dict[str, Any]]:
+        return self.classify(*self.reader[paths])
+
+    @torch.inference_mode()
+    def classify(self, images: torch.Tensor | None, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the `predictions` of images to the results that have no error; both come from `reader`."""
+        if images is None:
+            return results
+        dtype = DTYPES[self.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.model(images.to(self.device, self.weight_dtype, non_blocking=True))
+        scores, classes = scores_of(self.model, logits).topk(self.topk)
+        good = (result for result in results if 'error' not in result)
+        for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):
+            if not math.isfinite(row_scores[0]):
+                result['error'] = f'The scores of {result["image"]} are not finite in {self.dtype}.'
+                continue
+            result['predictions'] = [
+                {'label': self.labels[c], 'score': round(s, 6)} for s, c in zip(row_scores, row_classes, strict=True)
+            ]
+        return results
+
+
+def predict(
+    model: torch.nn.Module,
+    paths: Sequence[Path],
+    topk: int = 5,
+    batch_size: int = 16,
+    dtype: str = 'fp32',
+) -> Iterator[dict[str, Any]]:
+    """Classify image files in order, in batches, in this process; `batch_run.predict_files` takes any number.
+
+    Args:
+        model: A timm classifier in evaluation mode; it computes where its parameters are.
+        paths: Image files.
+        topk: Number of classes to report, best first.
+        batch_size: Images that go through the model together.
+        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+
+    Yields:
+        One dict per path: `image`, and `predictions`, a list of `label` and `score` (see `scores_of`), or `error`, a
+        sentence that names the file.
+
+    Raises:
+        ValueError: The model does not classify.
+    """
+    classifier = Classifier(model, topk, dtype)
+    paths = iter(paths)
+    while batch := list(islice(paths, batch_size)):
+        yield from classifier[batch]

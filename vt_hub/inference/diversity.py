@@ -1,0 +1,103 @@
+"""Do the visual tokens of a network differ? Three measures of each VT module, and what to say of them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..network.vt_fpn import VTDecoder
+from ..network.vt_resnet import VTResNetBody
+
+__all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
+
+ALIKE = 0.95  # cosine of the maps above which tokens look at one place
+EQUAL = 0.02  # spread of the tokens below which they say one thing
+
+
+@dataclass(frozen=True)
+class TokenDiversity:
+    """How much the tokens of one VT module differ, as a mean over images.
+
+    Args:
+        cosine: Mean cosine between the attention maps of two tokens; 1 where all look at the same place.
+        spread: |T - mean_L T| / |T| of the tokens that the module gives, Frobenius norms; 0 where all are equal.
+        entropy: Of the maps, as a share of a uniform map's; 1 where tokens look everywhere alike.
+        num_tokens: Tokens that were compared.
+    """
+
+    cosine: float
+    spread: float
+    entropy: float
+    num_tokens: int
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether several tokens are one."""
+        return self.num_tokens > 1 and (self.cosine > ALIKE or self.spread < EQUAL)
+
+    def __str__(self) -> str:
+        return f'cosine {self.cosine:.3f}, spread {self.spread:.3f}, entropy {self.entropy:.2f}'
+
+    def to_dict(self) -> dict[str, float]:
+        return {key: round(value, 4) for key, value in asdict(self).items()}
+
+
+@torch.no_grad()
+def measure_module(tokens: torch.Tensor, attention: torch.Tensor) -> TokenDiversity:
+    """The diversity of a module's tokens (B, L, D) and of their attention maps (B, L, P); one token is like itself."""
+    T, A = tokens.float(), attention.float()
+    num_tokens, num_pixels = A.shape[1:]
+    unit = F.normalize(A, dim=2)
+    pairs = max(num_tokens * (num_tokens - 1), 1)
+    cosine = ((unit @ unit.transpose(1, 2)).sum((1, 2)) - num_tokens) / pairs if num_tokens > 1 else torch.ones(1)
+    spread = (T - T.mean(dim=1, keepdim=True)).norm(dim=(1, 2)) / T.norm(dim=(1, 2)).clamp(min=1e-12)
+    entropy = torch.special.entr(A).sum(dim=2) / torch.tensor(float(max(num_pixels, 2))).log()
+    return TokenDiversity(cosine.mean().item(), spread.mean().item(), entropy.mean().item(), num_tokens)
+
+
+@torch.no_grad()
+def token_diversity(model: torch.nn.Module, images: torch.Tensor) -> list[TokenDiversity]:
+    """How much the visual tokens of a network differ on some images.
+
+    Args:
+        model: A VT-ResNet or VT-FPN in evaluation mode, timm's or transformers'.
+        images: (B, C, H, W), as the model's transform makes them.
+
+    Returns:
+        One for each VT module, and for VT-FPN one for each level, finest first. Empty where there are no tokens.
+    """
+    if isinstance(model, VTResNetBody):
+        _, tokens, attention = model.vt.forward_tokens(model.forward_trunk(images))
+    elif isinstance(getattr(model, 'decoder', None), VTDecoder):
+        _, together, attention = model.decoder.forward_tokens(model.forward_features(images))
+        tokens = list(together.split(model.decoder.num_tokens, dim=1))
+    else:
+        return []
+    return [measure_module(T, A) for T, A in zip(tokens, attention, strict=True)]
+
+
+def average(found: Sequence[Sequence[TokenDiversity]]) -> list[TokenDiversity]:
+    """The mean of what was measured on several batches, module by module."""
+    means = []
+    for module in zip(*found, strict=True):
+        sums = {key: sum(asdict(one)[key] for one in module) / len(module) for key in ('cosine', 'spread', 'entropy')}
+        means.append(TokenDiversity(**sums, num_tokens=module[0].num_tokens))
+    return means
+
+
+def token_figures(found: Sequence[TokenDiversity]) -> dict[str, float]:
+    """Cosine and spread of each module by names that a log takes: cosine_1, spread_1, cosine_2, ..."""
+    return {
+        f'{key}_{number}': round(getattr(module, key), 4)
+        for number, module in enumerate(found, 1)
+        for key in ('cosine', 'spread')
+    }
+
+
+def warning_of(found: Sequence[TokenDiversity]) -> str:
+    """A sentence on the modules whose tokens are one; empty where all differ."""
+    alike = [f'{number} ({diversity})' for number, diversity in enumerate(found, 1) if diversity.collapsed]
+    if not alike:
+        return ''
+    return f'the tokens are one in {"module" if len(alike) == 1 else "modules"} {", ".join(alike)}'

@@ -1,0 +1,81 @@
+"""From an image file to what a model takes, by the model's own preprocessing; and what its numbers are called."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+
+from ..network.images import read_image, with_channels
+
+__all__ = ['DTYPES', 'ImageReader', 'data_config', 'eval_transform', 'is_segmenter', 'label_names']
+
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def label_names(model: torch.nn.Module) -> list[str]:
+    """Class names of a model, from its pretrained configuration; the numbers where it has none."""
+    names = model.pretrained_cfg.get('label_names')
+    if names and len(names) == model.num_classes:
+        descriptions = model.pretrained_cfg.get('label_descriptions') or {}
+        return [descriptions.get(name, name) for name in names]
+    return [str(i) for i in range(model.num_classes)]
+
+
+def is_segmenter(model: torch.nn.Module) -> bool:
+    """Whether a model names pixels, as VT-FPN does, and not images."""
+    return hasattr(model, 'forward_maps')
+
+
+def data_config(model: torch.nn.Module, use_test_size: bool = False) -> dict[str, Any]:
+    """timm's description of a model's preprocessing; see `eval_transform` for the arguments."""
+    return with_channels(timm.data.resolve_model_data_config(model, use_test_size=use_test_size), model.in_chans)
+
+
+def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Callable[[Image.Image], torch.Tensor]:
+    """timm's transform for evaluation, from an image to pixels (C, H, W) as the model takes them.
+
+    Args:
+        model: A timm model.
+        use_test_size: To the size that timm evaluates the model at, where it has another.
+    """
+    return timm.data.create_transform(**data_config(model, use_test_size), is_training=False)
+
+
+class ImageReader(torch.utils.data.Dataset):
+    """Reads image files by a model's own preprocessing; indexed by a list of paths, for the workers of a DataLoader.
+
+    Args:
+        model: A timm model.
+        use_test_size: Read them in the size that timm evaluates the model at, where it has another.
+    """
+
+    def __init__(self, model: torch.nn.Module, use_test_size: bool = False):
+        self.channels = model.in_chans
+        self.transform = eval_transform(model, use_test_size)
+
+    def __getitem__(self, paths: Sequence[Path | str]) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
+        return self.read(paths, [None] * len(paths))
+
+    def read(
+        self, paths: Sequence[Path | str], contents: Sequence[bytes | None]
+    ) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
+        """Read some files, or take what is in them.
+
+        Returns:
+            The images that can be read, (B, C, H, W) or None, and for each path a dict of `image` and, where it cannot
+            be read, `error`.
+        """
+        images, results = [], []
+        for path, content in zip(paths, contents, strict=True):
+            result: dict[str, Any] = {'image': str(path)}
+            results.append(result)
+            try:
+                images.append(self.transform(read_image(path, self.channels, content)))
+            except ValueError as error:
+                result['error'] = str(error)
+            except MemoryError:
+                result['error'] = f'Cannot read {path} as an image: there is too little memory.'
+        return torch.stack(images) if images else None, results

@@ -1,0 +1,41 @@
+"""Classify images with Ray Data, on as many machines as the cluster has."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..loading.source import load_model
+from .batch_output import to_table
+from .classify import Classifier
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+
+__all__ = ['Classify']
+
+
+class Classify:
+    """A model for `ray.data.Dataset.map_batches`; it computes on the GPU that Ray gives it, else on the CPU.
+
+    Called with columns `path` and, if the files have been read already, `bytes`, as `ray.data.read_binary_files` names
+    them, it gives the columns of `batch_output.to_table`. Images that cannot be read have an `error`.
+
+    Args:
+        model: Model, model.tag, folder or hf-hub:ID.
+        topk: Number of classes to report, best first.
+        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed.
+        ValueError: The model does not classify.
+    """
+
+    def __init__(self, model: str, topk: int = 5, dtype: str = 'fp32'):
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        self.classifier = Classifier(load_model(model).to(device), topk, dtype)
+
+    def __call__(self, batch: 'dict[str, np.ndarray | list[Any]]') -> 'pyarrow.Table':
+        paths = [str(path) for path in batch['path']]
+        contents = batch.get('bytes', [None] * len(paths))
+        return to_table(self.classifier.classify(*self.classifier.reader.read(paths, contents)))

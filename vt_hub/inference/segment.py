@@ -1,0 +1,152 @@
+"""Segment image files with a model's own preprocessing, and draw what was found."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from ..figures import colours
+from ..files import replaced_whole
+from ..network.images import read_image, to_channels
+from .preprocessing import eval_transform, is_segmenter, label_names
+
+__all__ = [
+    'check_mask',
+    'check_picture',
+    'draw_overlay',
+    'save_mask',
+    'save_picture',
+    'segment',
+    'segment_image',
+]
+
+MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
+ENLARGED = 8  # classes at a time
+MAX_SIDE = 4096  # pixels, up to which a picture is enlarged for that
+
+
+def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The class of the largest logit, (H, W) uint8, where logits (1, classes, h, w) are enlarged bilinearly.
+
+    Some classes are enlarged at a time: all of them would take gigabytes for a photograph and 150 classes.
+    """
+    best, mask = torch.full(size, -torch.inf), torch.zeros(size, dtype=torch.uint8)
+    for first in range(0, logits.shape[1], ENLARGED):
+        some = F.interpolate(logits[:, first : first + ENLARGED], size=size, mode='bilinear', align_corners=False)
+        value, index = some[0].max(0)
+        mask = torch.where(value > best, (index + first).to(torch.uint8), mask)
+        best = torch.maximum(best, value)
+    return mask
+
+
+@torch.inference_mode()
+def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Name the class of every pixel of an image.
+
+    Args:
+        model: A segmentation model in evaluation mode, through timm.
+        image: Of any mode; it is turned upright.
+
+    Returns:
+        The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
+
+    Raises:
+        ValueError: The model has more than 256 classes, which are too many for a mask of bytes.
+    """
+    if model.num_classes > 256:
+        raise ValueError(f'The model has {model.num_classes} classes, and a mask can name 256.')
+    image, weight = to_channels(image, model.in_chans), model.head.predictor.weight
+    logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
+    mask = largest_class(logits.float().cpu(), (image.height, image.width)).numpy()
+    labels = label_names(model)
+    counts = np.bincount(mask.ravel(), minlength=len(labels))
+    order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
+    return mask, [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
+
+
+def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Segment image files in order.
+
+    Args:
+        model: A segmentation model in evaluation mode, through timm.
+        paths: Image files.
+
+    Yields:
+        One dict per path: `image`, and `classes`, a list of `label` and `share` (of the pixels), largest first, and
+        `mask`, the class of every pixel, (H, W) uint8; or `error`, a sentence that names the file.
+
+    Raises:
+        ValueError: The model does not segment.
+    """
+    if not is_segmenter(model):
+        raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
+    for path in paths:
+        try:
+            image = read_image(path, model.in_chans)
+        except ValueError as error:
+            yield {'image': str(path), 'error': str(error)}
+            continue
+        mask, classes = segment_image(model, image)
+        yield {'image': str(path), 'classes': classes, 'mask': mask}
+
+
+def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) -> Image.Image:
+    """The image with its classes in colour, and a legend with the share of each beside it.
+
+    Args:
+        image: RGB.
+        mask: Class of every pixel, (H, W).
+        labels: Name of every class.
+    """
+    table = colours(len(labels))
+    scale = max(min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)), 1)
+    size = image.width * scale, image.height * scale
+    colour = Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST)
+    picture = Image.blend(image.convert('RGB').resize(size, Image.Resampling.BICUBIC), colour, 0.6)
+    counts = np.bincount(mask.ravel(), minlength=len(labels))
+    found = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
+    line = max(min(size[1] // max(len(found) + 1, 16), size[1] // 14), 12)
+    font = ImageFont.load_default(0.7 * line)
+    texts = [f'{labels[i]}  {100 * counts[i] / mask.size:.1f} %' for i in found]
+    width = round(2.5 * line + max(font.getlength(text) for text in texts))
+    sheet = Image.new('RGB', (size[0] + width, max(size[1], line * (len(found) + 1))), 'white')
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for row, (i, text) in enumerate(zip(found, texts, strict=True)):
+        left, top = size[0] + line // 2, round((row + 0.5) * line)
+        draw.rectangle(
+            (left, top + line // 8, left + 3 * line // 4, top + 7 * line // 8), fill=tuple(table[i].tolist())
+        )
+        draw.text((left + line, top + line // 2), text, fill='black', font=font, anchor='lm')
+    return sheet
+
+
+def check_picture(path: Path):
+    """Raise ValueError where no picture can be written under that name."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f'{path} has no extension of a picture that can be written, such as .png.')
+
+
+def check_mask(path: Path):
+    """Raise ValueError where no mask can be written under that name."""
+    if path.suffix.lower() != '.png':
+        raise ValueError(f'{path} is no PNG; a mask keeps its values in that format alone.')
+
+
+def save_picture(picture: Image.Image, path: Path):
+    """Write a picture; an older one is replaced at once, when the new one is whole."""
+    check_picture(path)
+    with replaced_whole(path) as unfinished:
+        picture.save(unfinished)
+
+
+def save_mask(mask: np.ndarray, num_classes: int, path: Path):
+    """Write a mask as an indexed PNG: its values are the classes, its palette their colours."""
+    check_mask(path)
+    picture = Image.fromarray(mask).convert('P')
+    picture.putpalette(colours(num_classes).tobytes())
+    save_picture(picture, path)

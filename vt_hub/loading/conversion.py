@@ -1,0 +1,188 @@
+"""Weights from elsewhere: ResNet checkpoints as a start, training checkpoints and folders as models."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from ..files import read_json, replaced_whole
+from .checkpoints import load_folder, load_into, read_foreign
+from .download import hub_reason
+from .published import resolve_name
+from .source import list_models, load_model
+
+__all__ = ['WarmStart', 'is_vt_checkpoint', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
+
+PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
+WARM_START_PROSE = """\
+A {{{{ architecture }}}} whose stem and layer1..layer3 come from `{source}`. **Stage 5 and the classifier are
+untrained**: this is a start for fine-tuning and answers nothing by itself.
+
+What was copied: {report}.
+"""
+
+
+@dataclass
+class WarmStart:
+    """A VT-ResNet whose trunk comes from a ResNet, and what came from where."""
+
+    model: torch.nn.Module
+    copied: list[str]  # tensors from the ResNet: the stem and layer1..layer3
+    new: list[str]  # tensors that stay as initialised: stage 5 and the classifier
+    unused: list[str]  # the ResNet's own last stage and classifier
+    license: str  # of the ResNet's weights, 'other' where it is not known
+
+    def prose(self, source: str) -> str:
+        """Text for the model card."""
+        return WARM_START_PROSE.format(source=source, report=self)
+
+    def __str__(self) -> str:
+        own = self.model.state_dict()
+        million = {name: sum(own[key].numel() for key in getattr(self, name)) / 1e6 for name in ('copied', 'new')}
+        return (
+            f'copied {len(self.copied)} tensors ({million["copied"]:.2f} M values) into stem, layer1, layer2, layer3; '
+            f'new and untrained: {len(self.new)} tensors ({million["new"]:.2f} M values) in vt, fc; '
+            f'left out: {len(self.unused)} tensors of the ResNet'
+        )
+
+
+def is_trunk(name: str) -> bool:
+    return not name.startswith(('vt.', 'fc.'))
+
+
+def has_vt_stage(state_dict: dict[str, torch.Tensor]) -> bool:
+    return any(name.startswith('vt.') for name in state_dict)
+
+
+def is_vt_checkpoint(source: str | Path) -> bool:
+    """Whether a source is a VT-ResNet's checkpoint, which names its architecture; raises what `read_foreign` does."""
+    if not Path(source).is_file():
+        return False
+    state_dict, facts = read_foreign(source)
+    return has_vt_stage(state_dict) and 'arch' in facts
+
+
+def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:
+    """The paper's VT-ResNet whose trunk has exactly the stem..layer3 of a ResNet's state dict."""
+    trunk = {
+        k: v.shape for k, v in state_dict.items() if k.startswith(('conv1.', 'bn1.', 'layer1.', 'layer2.', 'layer3.'))
+    }
+    for name in ('vt_resnet18', 'vt_resnet34', 'vt_resnet50', 'vt_resnet101'):
+        with torch.device('meta'):
+            model = timm.create_model(name, device='meta')
+        if trunk == {k: v.shape for k, v in model.state_dict().items() if is_trunk(k)}:
+            return name
+    return None
+
+
+def warm_start(source: str, **kwargs: Any) -> WarmStart:
+    """A VT-ResNet that starts from a trained ResNet: stem and layer1..layer3 are copied, the rest is new.
+
+    Args:
+        source: A timm ResNet (`resnet50.a1_in1k`, downloaded by timm) or a file with its state dict.
+        kwargs: Further arguments of `timm.create_model` for the VT-ResNet, such as `num_classes`.
+
+    Raises:
+        ValueError: The source has not the stem and layer1..layer3 of ResNet-18, 34, 50 or 101.
+    """
+    cfg: dict[str, Any] = {}
+    if Path(source).is_file():
+        state_dict, _ = read_foreign(source)
+    elif timm.is_model(source):
+        try:
+            resnet = timm.create_model(source, pretrained=True)
+        except OSError as error:
+            raise OSError(f'Cannot download {source}: {hub_reason(error)}.') from error
+        state_dict, cfg = resnet.state_dict(), resnet.pretrained_cfg
+    else:
+        raise ValueError(f'{source} is neither a file nor a model of timm.')
+    if has_vt_stage(state_dict):
+        how = '`vt-hub export --model`' if Path(source).is_file() else '`vt-hub export`'
+        raise ValueError(f'{source} is a VT-ResNet already; {how} makes a folder of it.')
+    architecture = fitting_architecture(state_dict)
+    if architecture is None:
+        raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
+    overlay = {key: cfg[key] for key in PREPROCESSING if key in cfg}
+    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **kwargs)
+    copied = {k: v for k, v in state_dict.items() if is_trunk(k) and not k.startswith('layer4.')}
+    model.load_state_dict(copied, strict=False)
+    return WarmStart(
+        model.eval(),
+        copied=sorted(copied),
+        new=sorted(model.state_dict().keys() - copied.keys()),
+        unused=sorted(state_dict.keys() - copied.keys()),
+        license=cfg.get('license') or 'other',
+    )
+
+
+def load_checkpoint(
+    path: str | Path, architecture: str | None = None, weights: str = 'ema'
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The model of a checkpoint of timm's train script, or of a bare state dict.
+
+    Args:
+        path: The file; classes and image channels are read off its tensors.
+        architecture: Architecture name; without, the one that the checkpoint names.
+        weights: 'ema' for the averaged weights where there are any, or 'raw'.
+
+    Returns:
+        The model in evaluation mode, and the checkpoint's facts (see `read_foreign`).
+
+    Raises:
+        ValueError: It is damaged, names no architecture of ours, or does not fit it.
+    """
+    state_dict, facts = read_foreign(path, weights)
+    args = facts.pop('args', {})
+    architecture, model_args = architecture or facts.get('arch') or '', args.get('model_kwargs') or {}
+    overlay: dict[str, Any] = {}
+    if architecture.startswith('local-dir:'):  # training began from a model folder, and with its preprocessing
+        config = read_json(Path(architecture.removeprefix('local-dir:')) / 'config.json')
+        cfg = config.get('pretrained_cfg', {})
+        overlay = {key: cfg[key] for key in (*PREPROCESSING, 'input_size', 'license') if cfg.get(key)}
+        architecture, model_args = config.get('architecture', ''), {**config.get('model_args', {}), **model_args}
+    if architecture.split('.')[0] not in list_models():
+        raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
+    if args.get('pretrained'):  # the images were prepared as for the weights it began with
+        with suppress(LookupError):
+            architecture = resolve_name(architecture)
+    if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
+        raise ValueError(f'{path} has no conv1.weight or fc.weight; it is no classifier of ours.')
+    overlay |= {key: args[key] for key in PREPROCESSING if args.get(key)}
+    if size := args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size'])):
+        overlay['input_size'] = tuple(size)
+    shape = {
+        'num_classes': len(state_dict['fc.weight']),
+        'in_chans': state_dict['conv1.weight'].shape[1],
+        'distinct_tokens': any(key.endswith('.sharpness') for key in state_dict),
+    }
+    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
+    return load_into(model, state_dict, path).eval(), facts
+
+
+def load_source(
+    source: str, architecture: str | None = None, weights: str = 'ema'
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A model from a folder (ours, or a checkpoint of transformers), a checkpoint file, or a published name.
+
+    See `load_checkpoint` for the arguments, which matter for files only, and for what is returned.
+    """
+    if Path(source).is_file():
+        return load_checkpoint(source, architecture, weights)
+    return load_model(source), {}
+
+
+def save_timm_weights(folder: str | Path, path: str | Path) -> Path:
+    """Write the weights of a model folder as one plain timm file, fp32 safetensors.
+
+    Args:
+        folder: A model folder.
+        path: Where to; replaced at once, when it is whole.
+    """
+    model = load_folder(folder)
+    with replaced_whole(path) as unfinished:
+        save_file(model.state_dict(), unfinished)
+    return Path(path)

@@ -1,0 +1,79 @@
+"""What there is to say of a model: its size, preprocessing and classes, and what its weights were measured to do."""
+
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import ModelCard
+
+from ..inference.preprocessing import label_names
+from ..network.vt_fpn import VTFPN, VTDecoder
+from .published import PRETRAINED, pretrained_folder, resolve_name
+from .source import list_models, load_model, task_of
+
+__all__ = ['describe', 'describe_pretrained']
+
+
+def describe_pretrained(name: str) -> dict[str, Any]:
+    """Size in bytes, licence, sha256 and measured metrics of published weights, from their folder."""
+    name = resolve_name(name)
+    folder = pretrained_folder(name)
+    card = ModelCard.load(folder / 'README.md').data
+    return {
+        'name': name,
+        'folder': str(folder),
+        'size': (folder / 'model.safetensors').stat().st_size,
+        'license': card.license,
+        'sha256': PRETRAINED[name],
+        'metrics': [
+            {
+                'name': result.metric_name,
+                'value': result.metric_value,
+                'dataset': result.dataset_name,
+                'split': result.dataset_split,
+            }
+            for result in card.eval_results or []
+        ],
+    }
+
+
+@torch.inference_mode()
+def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> list[int] | None:
+    """Number and width of a model's visual tokens; None for the panoptic FPN, which has none."""
+    features = model.forward_features(torch.zeros(1, *input_size))
+    if isinstance(model, VTFPN):
+        if not isinstance(model.decoder, VTDecoder):
+            return None
+        features = model.decoder.forward_tokens(features)[1]
+    return list(features.shape[1:])
+
+
+def describe(source: str) -> dict[str, Any]:
+    """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
+    try:
+        published = resolve_name(source)
+    except LookupError:
+        published = None
+    pretrained = published is not None or source not in list_models()
+    model = load_model(source, pretrained=pretrained)
+    cfg, data = model.pretrained_cfg, timm.data.resolve_model_data_config(model)
+    entry = {
+        'model': cfg['architecture'],
+        'task': task_of(cfg['architecture']),
+        'params_m': round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
+        'tokens': token_shape(model, data['input_size']),
+        'input_size': list(data['input_size']),
+        'interpolation': data['interpolation'],
+        'crop_pct': data['crop_pct'],
+        'mean': list(data['mean']),
+        'std': list(data['std']),
+        'num_classes': model.num_classes,
+        'license': cfg.get('license'),
+        'paper': cfg.get('paper_name'),
+        'pretrained': pretrained,
+    }
+    if cfg.get('label_names'):
+        entry['labels'] = label_names(model)
+    if published:
+        entry['weights'] = describe_pretrained(published)
+    return entry

@@ -1,0 +1,62 @@
+"""The weights that are published: their names, their sha256, and the folder that holds them."""
+
+from pathlib import Path
+
+from ..network.checksums import check_folder
+from ..network.weights import hub_id
+from .download import fetch
+
+__all__ = ['PRETRAINED', 'list_pretrained', 'pretrained_folder', 'resolve_name']
+
+# published `arch.tag` -> sha256 of its model.safetensors; the first of an architecture is its default
+PRETRAINED: dict[str, str] = {
+    'vt_fpn_resnet10t.shapes': '99e4f5713833c5dfaa0e4f6c5a520e4bdebe545cb0ca830f0c6c468e129a9502',
+    'vt_resnet10.digits': 'ca8727b5de5381b072e0fe3f3485615280ad767a69949534dc04c68ce558420f',
+    'vt_resnet18.scenes': '82b8bdc33426a8574242c8121c131bd1aabadd1a960330036d1e1ce07a01a9e4',
+    'vt_resnet50.scenes': '8ab86e0611210c163bbb82472fb651ec1c669f39e949779b84d11948e98071b6',
+}
+VERSION = 'v1.0.0'  # the tag under which these are published; newer weights get a newer tag
+EMBEDDED = Path(__file__).parents[1] / 'pretrained'
+
+
+def list_pretrained() -> list[str]:
+    """Names (`arch.tag`) of all published weights."""
+    return list(PRETRAINED)
+
+
+def resolve_name(name: str) -> str:
+    """`arch` or `arch.tag` to a published `arch.tag`; the first tag of an architecture is its default.
+
+    Raises:
+        LookupError: Nothing is published under that name.
+    """
+    if name in PRETRAINED:
+        return name
+    for published in PRETRAINED:
+        if published.split('.')[0] == name:
+            return published
+    raise LookupError(
+        f'No pretrained weights exist for {name}; they exist for {", ".join(list_pretrained())}. '
+        f'`vt-hub pretrain` or `vt-hub convert` makes a start; in Python, pretrained=False gives random weights.'
+    )
+
+
+def pretrained_folder(name: str) -> Path:
+    """The local folder of a published model, embedded or downloaded, its weights compared with the recorded sha256.
+
+    Args:
+        name: `arch.tag`, or `arch` for its default tag.
+
+    Raises:
+        LookupError: Nothing is published under that name.
+        OSError: The weights are not the published ones, or cannot be had.
+    """
+    name = resolve_name(name)
+    folder = EMBEDDED / name
+    if not folder.is_dir():
+        return fetch(hub_id(name), VERSION, PRETRAINED[name])
+    try:
+        check_folder(folder, PRETRAINED[name])
+    except OSError as error:
+        raise OSError(f'{str(error).rstrip(".")}; reinstall vt_hub.') from error
+    return folder

@@ -1,0 +1,62 @@
+"""SHA256SUMS of a model folder, and the check of its files against it."""
+
+import hashlib
+import re
+from pathlib import Path, PurePosixPath
+
+__all__ = ['check_folder', 'file_sha256', 'find_damage', 'read_checksums']
+
+CHUNK = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """File names and sha256 from a folder's SHA256SUMS.
+
+    Raises:
+        OSError: There is none, or it names files outside of the folder.
+    """
+    path = folder / 'SHA256SUMS'
+    if not path.is_file():
+        raise FileNotFoundError(f'{folder} has no SHA256SUMS; it is no model folder of ours.')
+    sums = {}
+    for line in path.read_text('utf-8', errors='replace').splitlines():
+        digest, _, name = line.partition('  ')
+        parts = PurePosixPath(name).parts
+        if not re.fullmatch('[0-9a-f]{64}', digest) or not parts or parts[0] == '/' or '..' in parts:
+            raise OSError(f'{path} has a line that names no file of the folder: {line!r}.')
+        sums[name] = digest
+    return sums
+
+
+def find_damage(folder: Path, weights_sha256: str | None = None) -> dict[Path, str]:
+    """The files of a folder that are not what its SHA256SUMS says, each with a sentence that names it and its sha256.
+
+    Args:
+        folder: A model folder.
+        weights_sha256: What the weights must be, whatever SHA256SUMS says.
+    """
+    sums = read_checksums(folder)
+    if weights_sha256:
+        sums['model.safetensors'] = weights_sha256
+    damage = {}
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            damage[path] = f'{path} is missing, but SHA256SUMS lists it.'
+        elif (digest := file_sha256(path)) != expected:
+            damage[path] = f'{path} is damaged: its sha256 is {digest}, the published one is {expected}.'
+    return damage
+
+
+def check_folder(folder: Path, weights_sha256: str | None = None):
+    """Raise OSError with the first sentence of `find_damage`, if there is any."""
+    for sentence in find_damage(folder, weights_sha256).values():
+        raise OSError(sentence)

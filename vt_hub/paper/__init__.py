@@ -1,0 +1,1 @@
+"""The paper's tables, recomputed, and the benchmark."""

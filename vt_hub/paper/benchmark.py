@@ -1,0 +1,284 @@
+"""Speed and memory of the networks beside what they are to beat, measured in turn so that the machine's drift cancels.
+
+A VT-ResNet runs beside timm's ResNet of the same depth and beside its own trunk (stem to layer3, pooled, classified),
+which no last stage can outrun; a VT-FPN beside the panoptic FPN. In each round every network runs once, in an order
+that rotates; what is reported are medians and quartiles of the ratios of one round.
+"""
+
+import csv
+import itertools
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..figures import new_figure, save_figure
+from ..files import replaced_whole
+from ..inference.preprocessing import DTYPES
+from ..loading.source import list_models, task_of
+from ..network.vt_fuse import fuse
+from ..reporting import Progress, find_device, no_progress
+
+__all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
+
+RESNETS = {f'vt_resnet{depth}': f'resnet{depth}' for depth in (18, 34, 50, 101)}
+WARM_UP = 2  # rounds before those that count
+SHORTEST = 0.05  # seconds; what is faster is run several times in a round
+NAMES = {'vt': 'VT', 'resnet': 'ResNet', 'trunk': 'trunk', 'fpn': 'panoptic FPN'}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run, and how.
+
+    Args:
+        model: A VT-ResNet or VT-FPN of this package.
+        batch_size: Images in a batch.
+        size: Their height and width in pixels.
+        dtype: A key of DTYPES: of weights and images, or in training of autocast.
+        device: 'cpu' or 'cuda'.
+        channels_last: Memory format of weights and images.
+        compiled: Run what torch.compile makes of the network.
+        fused: Fold norms first, of all networks by the same function.
+        training: A step of SGD with momentum instead of inference.
+    """
+
+    model: str
+    batch_size: int = 1
+    size: int = 224
+    dtype: str = 'fp32'
+    device: str = 'cpu'
+    channels_last: bool = False
+    compiled: bool = False
+    fused: bool = False
+    training: bool = False
+
+    def __post_init__(self):
+        if self.model not in list_models():
+            raise ValueError(f'There is no model {self.model!r} to measure; use one of {", ".join(list_models())}.')
+        if self.fused and self.training:
+            raise ValueError('Norms are folded for inference only; measure training without --fuse.')
+        find_device(self.device)
+
+
+def build(setting: Setting) -> dict[str, nn.Module]:
+    """The networks to run in turn, with random weights: 'vt' first."""
+    if task_of(setting.model) == 'image-segmentation':
+        networks = {'vt': timm.create_model(setting.model), 'fpn': timm.create_model(setting.model, decoder='fpn')}
+    else:
+        networks = {'vt': timm.create_model(setting.model)}
+        if setting.model in RESNETS:
+            networks['resnet'] = timm.create_model(RESNETS[setting.model])
+        trunk = networks['trunk'] = timm.create_model(setting.model)
+        trunk.prune_intermediate_layers([3])
+        trunk.reset_classifier(networks['vt'].num_classes, 'avg')
+    for name, network in networks.items():
+        network.train(setting.training)
+        if setting.fused:
+            fuse(network)
+        network.to(
+            setting.device,
+            torch.float32 if setting.training else DTYPES[setting.dtype],
+            memory_format=torch.channels_last if setting.channels_last else torch.preserve_format,
+        )
+        if setting.compiled:
+            networks[name] = torch.compile(network)
+    return networks
+
+
+class Runner:
+    """One network, ready to be run on one batch again and again."""
+
+    def __init__(self, network: nn.Module, setting: Setting):
+        self.network = network
+        self.cuda = setting.device == 'cuda'
+        self.training = setting.training
+        self.images = torch.randn(setting.batch_size, 3, setting.size, setting.size, device=setting.device)
+        if setting.channels_last:
+            self.images = self.images.to(memory_format=torch.channels_last)
+        self.context = nullcontext()
+        if setting.training:
+            self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+            if setting.dtype != 'fp32':
+                self.context = torch.autocast(setting.device, DTYPES[setting.dtype])
+        else:
+            self.images = self.images.to(DTYPES[setting.dtype])
+
+    def step(self):
+        if not self.training:
+            with torch.inference_mode():
+                self.network(self.images)
+            return
+        with self.context:
+            logits = self.network(self.images)
+            F.cross_entropy(logits, logits.detach().argmax(1)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def seconds(self, repeats: int) -> float:
+        """Of one step, out of several; in one thread of the processor's time, of which other programs take nothing."""
+        clock = time.process_time if not self.cuda and torch.get_num_threads() == 1 else time.perf_counter
+        if self.cuda:
+            torch.cuda.synchronize()
+        started = clock()
+        for _ in range(repeats):
+            self.step()
+        if self.cuda:
+            torch.cuda.synchronize()
+        return (clock() - started) / repeats
+
+    def peak_mb(self) -> float:
+        """The tensors that a step holds at its peak, without weights and images, as torch's allocator counts them."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.step()
+            torch.cuda.synchronize()
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # else it prints a log
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.step()
+        with tempfile.NamedTemporaryFile(suffix='.json') as file:
+            profiler.export_chrome_trace(file.name)
+            events = json.loads(Path(file.name).read_text())['traceEvents']
+        changes = [(event['ts'], event['args']['Bytes']) for event in events if event['name'] == '[memory]']
+        return max(itertools.accumulate(size for _, size in sorted(changes))) / 1e6
+
+
+def quartiles(values: list[float]) -> list[float]:
+    ordered = sorted(values)
+    return [round(ordered[len(ordered) // 4], 4), round(ordered[-1 - len(ordered) // 4], 4)]
+
+
+def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> dict[str, Any]:
+    """Run the networks of a setting in turn.
+
+    Args:
+        setting: What to run.
+        rounds: How often each network runs.
+        progress: Wraps the loop over rounds.
+
+    Returns:
+        The setting, and by network `images_per_second` (median), `peak_mb` and, but for 'vt', `ratios`: how often
+        VT is as fast, as `median` and `quartiles` over the rounds.
+    """
+    runners = {name: Runner(network, setting) for name, network in build(setting).items()}
+    for runner in runners.values():
+        for _ in range(WARM_UP):
+            runner.step()
+    repeats = {name: max(1, math.ceil(SHORTEST / runner.seconds(1))) for name, runner in runners.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    order = list(runners)
+    for _ in progress(range(rounds), rounds, f'{setting.model}, batch {setting.batch_size}, {setting.size} pixels'):
+        for name in order:
+            seconds[name].append(runners[name].seconds(repeats[name]))
+        order.append(order.pop(0))
+    ratios = {
+        name: [other / vt for other, vt in zip(seconds[name], seconds['vt'], strict=True)]
+        for name in runners
+        if name != 'vt'
+    }
+    return {
+        **asdict(setting),
+        'rounds': rounds,
+        'images_per_second': {
+            name: float(f'{setting.batch_size / statistics.median(values):.4g}') for name, values in seconds.items()
+        },
+        'peak_mb': {name: round(runner.peak_mb(), 1) for name, runner in runners.items()},
+        'ratios': {
+            name: {'median': round(statistics.median(values), 4), 'quartiles': quartiles(values)}
+            for name, values in ratios.items()
+        },
+    }
+
+
+def benchmark(settings: Iterable[Setting], rounds: int, progress: Progress = no_progress) -> list[dict[str, Any]]:
+    """`measure` of each setting; what was compiled or allocated for one is gone before the next."""
+    rows = []
+    for setting in settings:
+        rows.append(measure(setting, rounds, progress))
+        torch.compiler.reset()
+        if setting.device == 'cuda':
+            torch.cuda.empty_cache()
+    return rows
+
+
+def write_csv(rows: list[dict[str, Any]], path: str | Path):
+    """Write a line for each network of each row; an older file is replaced when the new one is whole."""
+    lines = []
+    for row in rows:
+        common = {key: value for key, value in row.items() if not isinstance(value, dict)}
+        for name, speed in row['images_per_second'].items():
+            ratio = row['ratios'].get(name, {'median': 1.0, 'quartiles': [1.0, 1.0]})
+            low, high = ratio['quartiles']
+            lines.append(
+                {
+                    **common,
+                    'network': name,
+                    'images_per_second': speed,
+                    'peak_mb': row['peak_mb'][name],
+                    'vt_is_as_fast': ratio['median'],
+                    'lower_quartile': low,
+                    'upper_quartile': high,
+                }
+            )
+    with replaced_whole(path) as unfinished, open(unfinished, 'w', newline='') as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: str | Path):
+    """Draw time per image, and how often VT is as fast, over the size or, if there is but one, the batch size.
+
+    Args:
+        rows: Of `benchmark`.
+        path: Picture to write; see `save_figure`.
+    """
+    over = 'size' if len({row['size'] for row in rows}) > 1 else 'batch_size'
+    fixed = [key for key in ('model', 'size', 'batch_size') if key != over]
+    figure = new_figure(figsize=(9.5, 3.6))
+    times, ratios = figure.subplots(1, 2)
+    for key in dict.fromkeys(tuple(row[name] for name in fixed) for row in rows):
+        line = sorted((row for row in rows if tuple(row[name] for name in fixed) == key), key=lambda row: row[over])
+        x = [row[over] for row in line]
+        label = key[0] + ''.join(
+            f', {name.replace("_", " ")} {value}'
+            for name, value in zip(fixed[1:], key[1:], strict=True)
+            if len({row[name] for row in rows}) > 1
+        )
+        for name in line[0]['images_per_second']:
+            milliseconds = [1000 / row['images_per_second'][name] for row in line]
+            times.plot(x, milliseconds, marker='o', markersize=3, label=f'{label}: {NAMES[name]}')
+        for name in line[0]['ratios']:
+            found = [row['ratios'][name] for row in line]
+            middle = [ratio['median'] for ratio in found]
+            spread = [[abs(ratio['median'] - ratio['quartiles'][side]) for ratio in found] for side in (0, 1)]
+            ratios.errorbar(x, middle, spread, marker='o', markersize=3, capsize=3, label=f'{label} / {NAMES[name]}')
+    times.set(ylabel='ms per image', yscale='log')
+    times.yaxis.get_major_locator().set_params(subs=(1, 1.5, 2, 3, 5, 7))
+    times.yaxis.set_major_formatter('{x:g}')
+    ratios.set(ylabel='speed of VT, relative')
+    ratios.axhline(1, color='0.35', linewidth=0.8)
+    for axes in (times, ratios):
+        axes.set(xlabel='pixels, height and width' if over == 'size' else 'batch size', xscale='log')
+        ticks = sorted({row[over] for row in rows})
+        axes.set_xticks(ticks, ticks)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.legend(frameon=False, fontsize='x-small')
+    save_figure(figure, path)

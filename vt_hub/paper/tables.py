@@ -1,0 +1,327 @@
+"""The paper's parameter and FLOP tables, recomputed from the models themselves.
+
+MACs are counted by torch's FlopCounterMode (two FLOPs each) on the meta device at 224 x 224: convolutions, linear
+layers and matrix products, as the paper counts. Nothing here is a formula; `Row.args` is what `timm.create_model` is
+called with.
+"""
+
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..loading.cost import cost
+from ..network.vt_fpn import VTFPN
+
+__all__ = ['markdown', 'rows', 'segmentation', 'stages']
+
+
+@dataclass
+class Row:
+    """One row of one table: the paper's figures (millions, or ratios in Table 1) beside the computed ones."""
+
+    table: str
+    name: str
+    model: str
+    args: dict[str, Any] = field(default_factory=dict)
+    params: float | None = None
+    macs: float | None = None
+    note: str = ''
+    computed_params: float = 0.0
+    computed_macs: float = 0.0
+
+    def __post_init__(self):
+        if not self.computed_macs:
+            self.computed_params, self.computed_macs = cost(self.model, **self.args)
+
+    @property
+    def params_difference(self) -> float | None:
+        """Percent."""
+        return self.params and 100 * (self.computed_params / self.params - 1)
+
+    @property
+    def macs_difference(self) -> float | None:
+        """Percent."""
+        return self.macs and 100 * (self.computed_macs / self.macs - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), 'params_difference': self.params_difference, 'macs_difference': self.macs_difference}
+
+
+RATIOS = (
+    'Table 1 does not follow from Tables 2 and 8, R50 in total apart (contradiction 4), and its stage-5 MACs are fewer '
+    'than 16 tokens can cost (contradiction 5).'
+)
+MIXED = "Rows with the figures of Table 3's clustering model are computed with it (contradiction 2)."
+FLOPS_RISE = 'The paper has the FLOPs rise without the recurrent tokenizer (contradiction 10).'
+NO_MIXER = 'Without the transformer the paper keeps about 0.9 M parameters more than the layers it names hold.'
+PROJECTORS = 'The paper prices two projectors below twice one (contradiction 11).'
+OTHER_R34 = 'Table 8 prices another VT-R34 than Tables 2 to 7 (contradiction 3).'
+
+
+def _table1() -> list[Row]:
+    printed = {  # total FLOPs, stage-5 FLOPs, total parameters, stage-5 parameters
+        18: (1.14, 2.4, 0.91, 0.9),
+        34: (1.16, 5.0, 1.21, 1.5),
+        50: (1.20, 6.1, 1.19, 1.26),
+        101: (1.09, 6.9, 1.19, 1.26),
+    }
+    table = []
+    for depth, (total_macs, stage_macs, total_params, stage_params) in printed.items():
+        for part, stages_, params, macs in (
+            ('total', ('', ''), total_params, total_macs),
+            ('stage 5', ('layer4', 'vt'), stage_params, stage_macs),
+        ):
+            base = cost(f'resnet{depth}', stages_[0])
+            ours = cost(f'vt_resnet{depth}', stages_[1])
+            table.append(
+                Row(
+                    '1',
+                    f'R{depth} / VT-R{depth}, {part}',
+                    f'vt_resnet{depth}',
+                    {},
+                    params,
+                    macs,
+                    RATIOS,
+                    base[0] / ours[0],
+                    base[1] / ours[1],
+                )
+            )
+    return table
+
+
+def rows() -> list[Row]:
+    """Every row of Tables 1 to 8 that states parameters or FLOPs."""
+    r18, r34 = 'vt_resnet18', 'vt_resnet34'
+    pooling, cluster = {'tokenizer': 'pooling'}, {'tokenizer': 'cluster'}
+    table = _table1()
+    for number, costs in (
+        ('2', {18: (11.7, 1814, 11.7, 1570), 34: (21.8, 3664, 21.9, 3280)}),
+        (
+            '8',
+            {
+                18: (11.7, 1814, 11.7, 1569),
+                34: (21.8, 3664, 19.2, 3236),
+                50: (25.5, 4089, 21.4, 3412),
+                101: (44.4, 7802, 41.5, 7129),
+            },
+        ),
+    ):
+        for depth, (base_params, base_macs, params, macs) in costs.items():
+            note = OTHER_R34 if (number, depth) == ('8', 34) else ''
+            table.append(Row(number, f'R{depth}', f'resnet{depth}', {}, base_params, base_macs))
+            table.append(Row(number, f'VT-R{depth}', f'vt_resnet{depth}', {}, params, macs, note))
+    table += [
+        Row('3', 'R18 pooling-based', r18, pooling, 11.0, 1549),
+        Row('3', 'R18 clustering-based', r18, cluster, 11.6, 1579),
+        Row('3', 'R18 filter-based', r18, {}, 11.7, 1580),
+        Row('3', 'R34 pooling-based', r34, pooling, 20.6, 3246),
+        Row('3', 'R34 clustering-based', r34, cluster, 21.8, 3299),
+        Row('3', 'R34 filter-based', r34, {}, 21.9, 3280),
+        Row('4', 'R18 w/ RT', r18, {}, 11.7, 1569),
+        Row('4', 'R18 w/o RT', r18, {'recurrent': False}, 11.1, 1586, FLOPS_RISE),
+        Row('4', 'R34 w/ RT', r34, {}, 21.9, 3246),
+        Row('4', 'R34 w/o RT', r34, {'recurrent': False}, 20.9, 3335, FLOPS_RISE),
+        Row('5', 'R18 None', r18, {'token_mixer': 'none'}, 8.5, 1528, NO_MIXER),
+        Row('5', 'R18 GraphConv', r18, {'token_mixer': 'graph'}, 8.5, 1528, NO_MIXER),
+        Row('5', 'R18 Transformer', r18, {}, 11.7, 1580),
+        Row('5', 'R34 None', r34, {'token_mixer': 'none'}, 17.1, 3222, NO_MIXER),
+        Row('5', 'R34 GraphConv', r34, {'token_mixer': 'graph'}, 17.1, 3223, NO_MIXER),
+        Row('5', 'R34 Transformer', r34, cluster, 21.8, 3299, MIXED),
+    ]
+    for depth, model, costs in ((18, r18, (1579, 1711, 1979)), (34, r34, (3299, 3514, 3952))):
+        for num_tokens, macs in zip((16, 32, 64), costs, strict=True):
+            table.append(
+                Row(
+                    '6',
+                    f'R{depth}, {num_tokens} tokens',
+                    model,
+                    {**cluster, 'num_tokens': num_tokens},
+                    11.6 if depth == 18 else 21.8,
+                    macs,
+                    MIXED,
+                )
+            )
+    table += [
+        Row('7', 'R18 w/ projector', r18, {}, 11.7, 1569),
+        Row('7', 'R18 w/o projector', r18, {'projector': False}, 9.4, 1498),
+        Row('7', 'R34 w/ projector', r34, {}, 21.9, 3280),
+        Row('7', 'R34 w/o projector', r34, {'projector': False}, 17.4, 3159, PROJECTORS),
+    ]
+    return sorted(table, key=lambda row: int(row.table))
+
+
+TABLE_11 = {
+    18: ('56x56 BB-C64 x2', '28x28 BB-C128 x2', '14x14 BB-C256 x2', 'VT-C512-L16-CT1024 x2'),
+    34: ('56x56 BB-C64 x3', '28x28 BB-C128 x4', '14x14 BB-C256 x6', 'VT-C512-L16-CT1024 x3'),
+    50: ('56x56 BN-C256 x3', '28x28 BN-C512 x4', '14x14 BN-C1024 x6', 'VT-C1024-L16-CT1024 x3'),
+    101: ('56x56 BN-C256 x3', '28x28 BN-C512 x4', '14x14 BN-C1024 x23', 'VT-C1024-L16-CT1024 x3'),
+}
+
+
+def stages() -> list[dict[str, str]]:
+    """Table 11, stages 2 to 5: what the paper prints beside what the model holds."""
+    table = []
+    for depth, printed in TABLE_11.items():
+        with torch.device('meta'):
+            model = timm.create_model(f'vt_resnet{depth}', device='meta').eval()
+            tokens, maps = model.forward_intermediates(torch.empty(1, 3, 224, 224))
+        computed = []
+        for layer, feature_map in zip((model.layer1, model.layer2, model.layer3), maps[1:4], strict=True):
+            kind = {'BasicBlock': 'BB', 'Bottleneck': 'BN'}[type(layer[0]).__name__]
+            _, channels, height, width = feature_map.shape
+            computed.append(f'{height}x{width} {kind}-C{channels} x{len(layer)}')
+        computed.append(f'VT-C{maps[4].shape[1]}-L{tokens.shape[1]}-CT{tokens.shape[2]} x{len(model.vt.blocks)}')
+        for number, (paper, ours) in enumerate(zip(printed, computed, strict=True), start=2):
+            table.append({'model': f'VT-R{depth}', 'stage': str(number), 'paper': paper, 'computed': ours})
+    return table
+
+
+TABLES_9_10 = (  # table, height and width, classes, backbone, printed G MACs: total and decoder with FPN, with VT-FPN
+    ('9', (800, 1216), 54, 'resnet50', (159, 55.1), (113, 8.5)),
+    ('9', (800, 1216), 54, 'resnet101', (231, 55.1), (185, 8.5)),
+    ('10', (473, 473), 20, 'resnet50', (37.1, 12.8), (26.4, 2.0)),
+    ('10', (473, 473), 20, 'resnet101', (54.4, 12.8), (43.6, 2.0)),
+)
+
+
+@cache
+def _segmentation_cost(backbone: str, decoder: str, num_classes: int, size: tuple[int, int]) -> list[float]:
+    """G MACs of the decoder, of the network with timm's ResNet, and with the stride in the first 1x1 convolutions."""
+    with torch.device('meta'):
+        model = VTFPN(backbone=backbone, decoder=decoder, num_classes=num_classes, device='meta').eval()
+        image = torch.empty(1, 3, *size)
+    costs = []
+    for stage in ('decoder', '', 'stride moved'):
+        if stage == 'stride moved':  # as in the ResNet that the paper's totals are of
+            for name in ('layer2', 'layer3', 'layer4'):
+                block = model.backbone[name][0]
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(image)
+        name = 'VTFPN.decoder' if stage == 'decoder' else 'Global'
+        costs.append(sum(counter.get_flop_counts()[name].values()) / 2e9)
+    return costs
+
+
+def segmentation() -> list[dict[str, Any]]:
+    """Tables 9 and 10: G MACs of the pyramid decoder and of the whole network, printed and computed."""
+    table = []
+    for number, size, num_classes, backbone, *printed in TABLES_9_10:
+        for decoder, (total, own) in zip(('fpn', 'vt'), printed, strict=True):
+            computed = _segmentation_cost(backbone, decoder, num_classes, size)
+            row = {'table': number, 'row': f'{backbone} {"VT-FPN" if decoder == "vt" else "FPN"}'}
+            for name, paper, value in (
+                ('decoder', own, computed[0]),
+                ('total', total, computed[1]),
+                ('total, stride in the 1x1', total, computed[2]),
+            ):
+                row[name] = {'paper': paper, 'computed': value, 'difference': 100 * (value / paper - 1)}
+            table.append(row)
+    return table
+
+
+def segmentation_cells(row: dict[str, Any]) -> list[str]:
+    """The printed columns of a row of Tables 9 and 10."""
+    columns = [row['row'], f'{row["decoder"]["paper"]}', f'{row["decoder"]["computed"]:.2f}']
+    columns += [_percent(row['decoder']['difference']), f'{row["total"]["paper"]}']
+    for name in ('total', 'total, stride in the 1x1'):
+        columns += [f'{row[name]["computed"]:.1f}', _percent(row[name]['difference'])]
+    return columns
+
+
+SEGMENTATION_HEADER = ['row', 'decoder', 'computed', 'diff', 'total', 'timm', 'diff', 'stride in 1x1', 'diff']
+CONTRADICTIONS = """\
+1. The map of VT-R18 and VT-R34 has 256 channels in section 4 and 512 in Table 11. The counts say 512.
+2. VT-R34 has four costs: 3236 M / 19.2 M (Table 8), 3246 M / 21.9 M (Table 4), 3280 M / 21.9 M (Tables 2, 3, 7) and
+   3299 M / 21.8 M (Tables 3, 5, 6). VT-R18 has 1569, 1570, 1579 and 1580 M. Table 6's 16-token rows and Table 5's R34
+   Transformer row carry the figures of Table 3's clustering model.
+3. Table 8's VT-R34 is another network than Table 2's (2.7 M parameters fewer); no text says which.
+4. Table 1's ratios do not follow from Tables 2 and 8, except for R50: R18's parameters are 0.91 in Table 1 and 1.00 in
+   Table 2; R101's stage 5 saves 6.9x FLOPs in Table 1 and 5.9x in Table 8.
+5. Stage 5 of VT-R50 and VT-R101 costs 133 and 138 M MACs with 11.8 and 12.9 M parameters in Table 8. Every weight is
+   applied to at least 16 tokens, so it cannot cost fewer than 189 and 207 M. Table 11 makes the two stages identical.
+6. Table 2's caption says 224 M fewer FLOPs for R18, its rows and the text 244 M. The gains of R18 and R34 are swapped
+   in the caption and in section 5.2.
+7. Section 3 uses one width C for maps and tokens, section 4 and Table 11 use C and CT: the maps between them are
+   written nowhere, but their cost shows in Tables 4, 5 and 7.
+8. Equations 3 and 4 with C x C weights at CT = 1024 cost 4.19 M parameters per module; Table 5 leaves 1.57 M.
+9. Table 3's pooling rows need pooling in every module; the text has recurrent tokenizers in the later ones.
+10. Table 4 has FLOPs rise by 17 and 89 M when the recurrent tokenizer is removed; a product is dropped, so they fall.
+11. Table 7 prices one projector at 71 M MACs and 2.3 M parameters (R18), two at 121 M and 4.5 M (R34).
+12. Section 4 places stage 5 "before stage-5 max pooling"; ResNet has no max pooling there.
+13. The FLOP reduction of stage 5 is 6.9x in the abstract's sense and in Table 1, 5.9x by Table 8; that of the FPN is
+    6.4x, 6.48x or 6.5x.
+14. Listing 1 (appendix C) takes a minimum without keeping its dimension, divides by the size of empty clusters and
+    builds an N x C x P x L tensor.
+"""
+
+
+def _format(value: float | None, digits: int) -> str:
+    return '' if value is None else f'{value:.{digits}f}'
+
+
+def cells(row: Row) -> list[str]:
+    """The seven printed columns of a row: name, parameters (paper, computed, difference), MACs (likewise)."""
+    digits = (2, 2) if row.table == '1' else (1, 0)
+    return [
+        row.name,
+        _format(row.params, digits[0]),
+        _format(row.computed_params, 2),
+        _percent(row.params_difference),
+        _format(row.macs, digits[1]),
+        _format(row.computed_macs, digits[1]),
+        _percent(row.macs_difference),
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return '' if value is None else f'{value:+.1f} %'
+
+
+HEADER = ['row', 'params', 'computed', 'diff', 'MACs', 'computed', 'diff']
+
+
+def markdown() -> str:
+    """docs/paper_fidelity.md: all tables, with a reason for each row that misses by more than 4 % or 3.5 %."""
+    table = rows()
+    missed = [row for row in table if abs(row.params_difference) > 4 or abs(row.macs_difference) > 3.5]
+    lines = [
+        '# Fidelity to the paper',
+        '',
+        'Written by `vt-hub tables --markdown`; do not edit. Parameters and multiply-accumulates (MACs) in millions,',
+        "at 224 x 224, of this package's models beside the paper's figures (its FLOPs are MACs); Table 1 has ratios.",
+        f'{len(table) - len(missed)} of {len(table)} rows agree within 4 % in parameters and 3.5 % in MACs;',
+        'the others are marked and explained.',
+    ]
+    for number in dict.fromkeys(row.table for row in table):
+        lines += ['', f'## Table {number}', '', '| ' + ' | '.join(HEADER) + ' |', '|---|' + '---:|' * (len(HEADER) - 1)]
+        notes = []
+        for row in (row for row in table if row.table == number):
+            columns = cells(row)
+            if row in missed:
+                columns[0] += ' (missed)'
+            lines.append('| ' + ' | '.join(columns) + ' |')
+            if row.note and row.note not in notes:
+                notes.append(row.note)
+        lines += ['', *notes] if notes else []
+    lines += [
+        '',
+        '## Tables 9 and 10',
+        '',
+        'G MACs of the pyramid decoder (with laterals, without semantic head) and of the whole network, at 800 x 1216',
+        "with 54 classes and at 473 x 473 with 20. The paper's totals are of a ResNet with the stride in the first",
+        "1x1 convolution of a block; timm's has it in the 3x3. Both are shown; the package uses timm's.",
+        '',
+        '| table | ' + ' | '.join(SEGMENTATION_HEADER) + ' |',
+        '|---|---|' + '---:|' * (len(SEGMENTATION_HEADER) - 1),
+    ]
+    lines += [f'| {row["table"]} | ' + ' | '.join(segmentation_cells(row)) + ' |' for row in segmentation()]
+    lines += ['', '## Table 11', '', '| model | stage | paper | computed |', '|---|---|---|---|']
+    lines += ['| ' + ' | '.join(stage.values()) + ' |' for stage in stages()]
+    lines += ['', '## Where the paper contradicts itself', '', CONTRADICTIONS]
+    return '\n'.join(lines)

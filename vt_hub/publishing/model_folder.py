@@ -1,0 +1,281 @@
+"""Model folders: one folder that timm, transformers and torch.hub load, and how it is written.
+
+`config.json` (timm's and transformers' at once), `model.safetensors` (no key prefixes), `README.md` (the card),
+`fixture.safetensors` (one input and its logits), the remote code, and `SHA256SUMS` of all but the card; with ONNX,
+`onnx/model.onnx`.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import get_model_args
+from transformers import AutoConfig
+
+from .. import network
+from ..files import replaced_whole, written_whole
+from ..inference.preprocessing import DTYPES
+from ..loading.checkpoints import find_not_finite, load_folder
+from ..loading.source import task_of
+from ..network.checksums import file_sha256
+from ..network.configuration_vt import VTConfig
+from ..network.images import with_channels
+from ..network.modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
+from ..network.vt_fpn import VTFPN
+from ..network.vt_resnet import VTResNet
+from . import hubconf_folder
+from .card import build_card
+from .onnx_file import ONNX_FILE, export_onnx
+
+__all__ = ['export', 'with_code', 'write_checksums']
+
+NETWORK = Path(network.__file__).parent  # its files are the remote code
+AUTO_MAPS = {  # by transformers' model type
+    'vt_resnet': {
+        'AutoConfig': 'configuration_vt.VTResNetConfig',
+        'AutoModel': 'modeling_vt.VTResNetModel',
+        'AutoModelForImageClassification': 'modeling_vt.VTResNetForImageClassification',
+        'AutoBackbone': 'modeling_vt.VTResNetBackbone',
+        'AutoImageProcessor': 'image_processing_vt.VTResNetImageProcessor',
+    },
+    'vt_fpn': {
+        'AutoConfig': 'configuration_vt.VTFPNConfig',
+        'AutoModelForSemanticSegmentation': 'modeling_vt.VTFPNForSemanticSegmentation',
+        'AutoImageProcessor': 'image_processing_vt.VTFPNImageProcessor',
+    },
+}
+# parts of timm's description that tell of the weights that a model started from
+OLD_KEYS = (
+    'url',
+    'file',
+    'hf_hub_id',
+    'hf_hub_filename',
+    'source',
+    'state_dict',
+    'custom_load',
+    'tag',
+    'description',
+    'notes',
+    'origin_url',
+)
+START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone', 'problem_type')  # not the structure's
+MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
+Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
+DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
+
+
+def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
+    """The configuration of a live model, timm's or transformers'.
+
+    Args:
+        model: A VT-ResNet or VT-FPN with a classifier.
+        labels: Class names; without, those that the model carries, else their numbers.
+    """
+    kind = next((hf for network, hf in MODELS.items() if isinstance(model, (network, hf))), None)
+    if kind is None or model.num_classes == 0:
+        raise ValueError(
+            f'Only a VT-ResNet or VT-FPN with a classifier becomes a model folder, not a {type(model).__name__}.'
+        )
+    if isinstance(model, kind):
+        config = kind.config_class.from_dict(model.config.to_dict())
+    else:
+        if not hasattr(model, 'pretrained_cfg'):
+            raise ValueError('The model was not made by timm.create_model, so its architecture is not known.')
+        args = get_model_args(model)
+        cfg = with_channels(model.pretrained_cfg | timm.data.resolve_model_data_config(model), model.in_chans)
+        if len(cfg.get('label_names') or ()) != model.num_classes:
+            cfg.pop('label_names', None)
+        config = kind.config_class(
+            architecture=cfg['architecture'],
+            model_args={k: v for k, v in args.items() if k not in START_ARGS}
+            | {'distinct_tokens': model.distinct_tokens},  # which published weights may set
+            pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
+            problem_type=getattr(model, 'problem_type', None),
+            label_names=cfg.get('label_names'),
+            label_descriptions=cfg.get('label_descriptions'),
+            **({} if cfg.get('label_names') else {'id2label': dict(enumerate(map(str, range(model.num_classes))))}),
+        )
+    if labels is not None:
+        if len(labels) != model.num_classes:
+            raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
+        config.id2label = list(labels)
+    config.architectures = [kind.__name__]
+    return config
+
+
+def check_structure(config: VTConfig, state_dict: dict[str, torch.Tensor]):
+    """Raise ValueError where weights are not those of the network that a configuration describes."""
+    network = timm.create_model(config.architecture, num_classes=config.num_labels, device='meta', **config.model_args)
+    if other := sorted(network.state_dict().keys() ^ state_dict.keys()):
+        raise ValueError(
+            f'This {config.architecture} has other weights than its arguments say ({other[0]}, ...), as after fuse(); '
+            'export it as it was made.'
+        )
+
+
+def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    """Contiguous parameters in the dtype asked for; BatchNorm statistics stay in fp32, whose range they may need."""
+
+    def convert(key: str, value: torch.Tensor) -> torch.Tensor:
+        if value.is_floating_point():
+            value = value.to(torch.float32 if 'running_' in key else DTYPES[dtype])
+        return value.contiguous()  # a channels_last model's are not
+
+    return {key: convert(key, value) for key, value in state_dict.items()}
+
+
+def code_files() -> dict[str, Path]:
+    """The remote code and the torch.hub entry: name in a model folder, and the file in this package."""
+    code = {path.name: path for path in sorted(NETWORK.glob('*.py')) if path.name != '__init__.py'}
+    return {**code, 'hubconf.py': Path(hubconf_folder.__file__)}
+
+
+def copy_code(folder: Path):
+    for name, path in code_files().items():
+        shutil.copy(path, folder / name)
+
+
+def add_code(folder: Path):
+    """Put the remote code into a folder that has none, as embedded ones."""
+    if not (folder / 'modeling_vt.py').exists():
+        copy_code(folder)
+        write_checksums(folder)
+
+
+def with_code(folder: Path, copy: Path) -> Path:
+    """Copy a model folder, as it is to be published: with the remote code, which embedded folders leave out.
+
+    Args:
+        folder: A model folder.
+        copy: Where to; must not exist.
+    """
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache', '__pycache__'))  # no part of it
+    add_code(copy)
+    return copy
+
+
+def write_checksums(folder: Path):
+    """Write SHA256SUMS, in the format of sha256sum(1), of all files but the card and itself."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+    lines = [f'{file_sha256(folder / name)}  {name}\n' for name in names if name not in ('README.md', 'SHA256SUMS')]
+    (folder / 'SHA256SUMS').write_text(''.join(lines))
+
+
+def export(
+    model: Network,
+    folder: str | Path,
+    labels: Sequence[str] | None = None,
+    metrics: Sequence[dict[str, Any]] = (),
+    prose: str = DEFAULT_PROSE,
+    origin: str = '',
+    source: str | None = None,
+    repo: str | None = None,
+    license: str | None = None,
+    dtype: str = 'fp32',
+    code: bool = True,
+    onnx: bool = False,
+    attention: bool = False,
+) -> Path:
+    """Write a model folder that timm, transformers and torch.hub load. Nothing is left behind if it fails.
+
+    Args:
+        model: A VT-ResNet or VT-FPN with a classifier, timm's or transformers'.
+        folder: Where to; must not exist.
+        labels: Class names in the order of the logits.
+        metrics: Contents of result files for the card; see `build_card`.
+        prose: Markdown for the card, a Jinja template.
+        origin: A sentence for the card on which weights of which training these are.
+        source: What the card's timm snippet loads; without, the folder's own name.
+        repo: What its pipeline snippet loads; likewise.
+        license: Licence of the weights; without, the one that the model carries.
+        dtype: 'fp32', 'fp16' or 'bf16'.
+        code: Put the remote code into the folder.
+        onnx: Write onnx/model.onnx too; see `export_onnx`, and what it raises.
+        attention: Let that graph give the token attention too.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder exists.
+        ValueError: The labels do not fit, weights are not finite, or the model was changed since it was made.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
+    config = config_of(model, labels)
+    state_dict = convert_dtype(model.state_dict(), dtype)
+    if name := find_not_finite(state_dict):
+        raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
+    check_structure(config, state_dict)
+    config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
+    if not config.pretrained_cfg['license']:
+        raise ValueError('The licence of the weights is not known; name it.')
+    config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
+    config.auto_map = AUTO_MAPS[config.model_type]
+
+    with written_whole(folder) as unfinished:
+        save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
+        config.save_pretrained(unfinished)
+        if code:
+            copy_code(unfinished)
+        save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
+        if onnx:
+            export_onnx(load_folder(unfinished), unfinished / ONNX_FILE, attention)
+        write_card(unfinished, metrics, prose, origin=origin, source=source, repo=repo, name=folder.name)
+        write_checksums(unfinished)
+    return folder
+
+
+def write_card(
+    folder: Path,
+    metrics: Sequence[dict[str, Any]] = (),
+    prose: str = DEFAULT_PROSE,
+    origin: str = '',
+    source: str | None = None,
+    repo: str | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write a folder's README.md from its config.json; see `export` for the arguments.
+
+    Returns:
+        Its path.
+    """
+    folder = Path(folder)
+    config = AutoConfig.from_pretrained(folder)
+    name = name or folder.resolve().name
+    card = build_card(
+        name=name,
+        source=source or (f'hf-hub:{repo}' if repo else f'local-dir:{name}'),
+        repo=repo or name,
+        prose=prose,
+        origin=origin,
+        results=list(metrics),
+        license=config.pretrained_cfg.get('license') or 'other',
+        task=task_of(config.architecture),
+        architecture=config.architecture,
+        num_labels=config.num_labels,
+        labels=', '.join(config.label_names),
+    )
+    return save_card(folder, str(card))
+
+
+def save_card(folder: Path, text: str) -> Path:
+    """Write README.md; an older one is replaced at once, when the new one is whole. Returns its path."""
+    with replaced_whole(folder / 'README.md') as unfinished:
+        unfinished.write_text(text, encoding='utf-8')
+    return folder / 'README.md'
+
+
+@torch.inference_mode()
+def fixture(folder: Path) -> dict[str, torch.Tensor]:
+    """One fixed input and the logits of the folder's model for it, in fp32 on the CPU."""
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    size = model.pretrained_cfg['input_size']
+    pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).half()
+    return {'pixel_values': pixels, 'logits': model(pixels.float()).contiguous()}

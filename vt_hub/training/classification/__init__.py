@@ -1,0 +1,1 @@
+"""Classifiers, trained by timm's train script."""

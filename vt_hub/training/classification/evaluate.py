@@ -1,0 +1,146 @@
+"""Evaluation of classifiers on folders of class folders, with the model's own preprocessing."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from ...inference.diversity import token_diversity
+from ...inference.preprocessing import ImageReader, label_names
+from ...interrupts import iterate
+from ...reporting import Progress, no_progress
+from .data import ImageFolder, open_image_folder
+
+COMPARED = 64  # images, spread over all, that the tokens are compared on
+
+__all__ = ['evaluate_classifier', 'open_for_model']
+
+
+class Batches(torch.utils.data.Dataset):
+    """Whole batches, so that how images are batched does not depend on the number of processes."""
+
+    def __init__(self, data: ImageFolder, model: torch.nn.Module, batch_size: int):
+        self.data = data
+        self.batch_size = batch_size
+        self.reader = ImageReader(model, use_test_size=True)
+
+    def __len__(self) -> int:
+        return -(-len(self.data.files) // self.batch_size)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor | None, torch.Tensor, list[str]]:
+        """Images (B, C, H, W), their classes (B,), and a sentence for each image that cannot be read."""
+        chosen = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        images, results = self.reader[self.data.files[chosen]]
+        targets = [
+            target for target, result in zip(self.data.targets[chosen], results, strict=True) if 'error' not in result
+        ]
+        return images, torch.tensor(targets), [result['error'] for result in results if 'error' in result]
+
+
+def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
+    """A split's images with classes numbered as the model's: by its labels, or in order where it has none.
+
+    Folders of ImageNet's classes may be named by synset, such as n01440764.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The folders are not named by the model's labels, or are not as many as its classes; or two classes
+            have the label of one folder.
+    """
+    data, labels = open_image_folder(data_dir, split), label_names(model)
+    own = model.pretrained_cfg.get('label_names') or []
+    subset = infer_imagenet_subset(model)
+    synsets = ImageNetInfo(subset).label_names() if subset else []
+    for names in (labels, own, synsets):  # the first two differ where labels are descriptions
+        number = {name: i for i, name in enumerate(names)}
+        if number.keys() >= set(data.classes):
+            if twice := sorted(name for name in data.classes if names.count(name) > 1):
+                raise ValueError(
+                    f'Two classes of the model are called {twice[0]}, so that the folder {data.root / twice[0]} could '
+                    'be either; name all folders by synset, such as n01440764.'
+                )
+            return replace(data, targets=[number[data.classes[target]] for target in data.targets], classes=labels)
+    if own or len(data.classes) != len(labels):
+        raise ValueError(
+            f'{data.root} has {len(data.classes)} classes ({data.classes[0]}, ...), and the model {len(labels)} '
+            f'({labels[0]}, ...); name the class folders by its labels.'
+        )
+    return data
+
+
+@torch.inference_mode()
+def evaluate_classifier(
+    model: torch.nn.Module,
+    data: ImageFolder,
+    device: torch.device,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Classify every image of a set and count; under torchrun each process takes its share of the batches.
+
+    Args:
+        model: A classifier, through timm.
+        data: Images and classes, numbered as the model's.
+        device: Where to compute.
+        batch_size: Images in one batch.
+        workers: Processes that read.
+        progress: Wraps the loop, given its length and a title, to show how far it is.
+
+    Returns:
+        The contents of a result file: `metrics` (`top1` and `top5` in percent, and `loss`, the mean cross-entropy),
+        `tokens` (how much those of each VT module differ), `images_per_second`, and `errors`, sentences on the images
+        that could not be read.
+
+    Raises:
+        ValueError: No image could be read.
+    """
+    distributed = dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    model = model.eval().to(device)
+    batches = Batches(data, model, batch_size)
+    share = torch.utils.data.Subset(batches, range(rank, len(batches), world))
+    loader = torch.utils.data.DataLoader(share, batch_size=None, num_workers=workers)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, right in five, loss
+    errors: list[str] = []
+    started = time.perf_counter()
+    for images, targets, failed in progress(iterate(loader), len(share), 'Evaluating'):
+        errors += failed
+        if images is None:
+            continue
+        targets = targets.to(device)
+        logits = model(images.to(device)).double()
+        right = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+        loss = F.cross_entropy(logits, targets, reduction='sum')
+        sums += torch.stack([torch.ones_like(targets).sum(), right[:, 0].sum(), right.sum(), loss])
+    compared, _ = batches.reader[data.files[:: -(-len(data.files) // COMPARED)]]
+    tokens = [] if compared is None else token_diversity(model, compared.to(device))
+    if distributed:
+        dist.all_reduce(sums)
+        gathered: list[list[str]] = [[]] * world
+        dist.all_gather_object(gathered, errors)
+        errors = [error for part in gathered for error in part]
+    count, top1, top5, loss = sums.tolist()
+    if not count:
+        raise ValueError(f'No image under {data.root} could be read: {min(errors)}')
+    metrics = {'top1': round(100 * top1 / count, 2), 'loss': round(loss / count, 4)}
+    if model.num_classes > 5:
+        metrics['top5'] = round(100 * top5 / count, 2)
+    return {
+        'task': 'image-classification',
+        'dataset': {
+            'name': Path(data.root).resolve().parent.name,
+            'type': 'imagefolder',
+            'split': Path(data.root).resolve().name,
+            'num_images': int(count),
+        },
+        'metrics': metrics,
+        'tokens': [module.to_dict() for module in tokens],
+        'images_per_second': round(count / (time.perf_counter() - started), 1),
+        'errors': sorted(errors),
+    }

@@ -1,0 +1,1 @@
+"""VT-FPN and the panoptic FPN."""

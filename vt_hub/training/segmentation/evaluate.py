@@ -1,0 +1,175 @@
+"""Evaluation of semantic segmentation: IoU of every class, counted over a whole set at the masks' own size."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ...files import read_json
+from ...inference.diversity import TokenDiversity, average, token_diversity
+from ...interrupts import iterate
+from ...network.image_processing_vt import VTFPNImageProcessor
+from ...network.modeling_vt import VTFPNForSemanticSegmentation
+from ...network.vt_fpn import ARCHITECTURES
+from ...reporting import Progress, no_progress
+from .data import IGNORE, SegmentationData
+
+COMPARED = 16  # images that the tokens are compared on, those of the first process
+
+__all__ = ['evaluate_segmentation', 'load_segmenter', 'scores']
+
+
+class EvaluationPairs(torch.utils.data.Dataset):
+    """Prepared image and mask of every pair that can be read, or the sentence that says why not."""
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        processor: VTFPNImageProcessor,
+        num_classes: int,
+        edges: tuple[int, int] | None,
+        indices: range,
+    ):
+        self.data = data
+        self.processor = processor
+        self.num_classes = num_classes
+        self.edges = edges
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, np.ndarray] | str:
+        i = self.indices[i]
+        try:
+            image, mask = self.data[i]
+        except ValueError as error:
+            return str(error)
+        if mask.max(where=mask != IGNORE, initial=0) >= self.num_classes:
+            return f'{self.data.name_of(i)} has labels beyond the {self.num_classes} classes of the model.'
+        size = fit_edges(image.height, image.width, *self.edges) if self.edges else None
+        return self.processor(image, size=size)['pixel_values'], mask
+
+
+def fit_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """(height, width) in proportion, the shorter edge as asked for, or less where the longer would be too long."""
+    scale = min(shortest / min(height, width), longest / max(height, width))
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def scores(confusion: torch.Tensor, classes: list[str]) -> dict[str, Any]:
+    """Mean IoU, pixel accuracy and the IoU of every class, in percent.
+
+    Args:
+        confusion: Pixels by true class and predicted class, (C, C).
+        classes: Class names.
+
+    Returns:
+        `metrics` (`miou`, `pixel_accuracy`) and `per_class_iou`, None where a class occurs neither in the masks nor in
+        the predictions; such a class is left out of the mean.
+    """
+    confusion = confusion.double()
+    hits = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    iou = 100 * hits / union
+    present = union > 0
+    return {
+        'metrics': {
+            'miou': round(iou[present].mean().item(), 2),
+            'pixel_accuracy': round((100 * hits.sum() / confusion.sum()).item(), 2),
+        },
+        'per_class_iou': {
+            name: round(value.item(), 2) if there else None
+            for name, value, there in zip(classes, iou, present, strict=True)
+        },
+    }
+
+
+def load_segmenter(folder: Path) -> VTFPNForSemanticSegmentation:
+    """The model of a model folder.
+
+    Raises:
+        ValueError: It does not segment.
+    """
+    architecture = read_json(folder / 'config.json').get('architecture')
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f'{folder} holds a {architecture}, which does not segment.')
+    return VTFPNForSemanticSegmentation.from_pretrained(folder)
+
+
+@torch.inference_mode()
+def evaluate_segmentation(
+    model: VTFPNForSemanticSegmentation,
+    data: SegmentationData,
+    edges: tuple[int, int] | None = None,
+    workers: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Segment every image of a set and count; under torchrun each process takes its share.
+
+    Images go through the model one at a time: their results do not depend on what is beside them.
+
+    Args:
+        model: A model on the device that is to be used.
+        data: Images and masks, whose classes are the model's.
+        edges: Resize images to this shorter edge, with the longer one no longer than the second number, instead of to
+            the model's input size.
+        workers: Processes that read.
+        progress: Wraps the loop, given its length and a title, to show how far it is.
+
+    Returns:
+        The contents of a result file: see `scores`; `tokens`, how much those of each level differ; and `errors`,
+        sentences on the pairs that could not be used.
+
+    Raises:
+        ValueError: The classes differ in number, or no pair could be used.
+    """
+    num_classes = model.config.num_labels
+    if len(data.classes) != num_classes:
+        raise ValueError(f'{data.name} has {len(data.classes)} classes, but the model has {num_classes}.')
+    distributed = dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    processor = VTFPNImageProcessor(model.config.pretrained_cfg)
+    pairs = EvaluationPairs(data, processor, num_classes, edges, range(rank, len(data), world))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=model.device)
+    errors = []
+    compared: list[list[TokenDiversity]] = []
+    model.eval()
+    for pair in progress(iterate(loader), len(pairs), 'Evaluating'):
+        if isinstance(pair, str):
+            errors.append(pair)
+            continue
+        pixels, mask = pair
+        pixels = pixels.to(model.device)
+        outputs = model(pixels)
+        if len(compared) < COMPARED:
+            compared.append(token_diversity(model, pixels))
+        mask = torch.as_tensor(mask, device=model.device).long()
+        predicted = processor.post_process_semantic_segmentation(outputs, [mask.shape])[0]
+        counted = mask != IGNORE
+        cells = mask[counted] * num_classes + predicted[counted]
+        confusion += torch.bincount(cells, minlength=num_classes**2).view_as(confusion)
+    if distributed:
+        dist.all_reduce(confusion)
+        gathered: list[list[str]] = [[]] * world
+        dist.all_gather_object(gathered, errors)
+        errors = [error for part in gathered for error in part]
+    if not confusion.any():
+        raise ValueError(f'No labelled pixel of {data.name} could be used{": " + errors[0] if errors else "."}')
+    found = scores(confusion.cpu(), data.classes)
+    scored = sum(iou is not None for iou in found['per_class_iou'].values())
+    return {
+        'task': 'image-segmentation',
+        'dataset': {
+            'name': data.name,
+            'type': data.name,
+            'split': data.split + f', {scored} of {num_classes} classes' * (scored < num_classes),
+            'num_images': len(data) - len(errors),
+        },
+        **found,
+        'tokens': [level.to_dict() for level in average(compared)],
+        'errors': sorted(errors),
+    }

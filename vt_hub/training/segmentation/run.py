@@ -1,0 +1,323 @@
+"""Training of semantic segmentation with transformers' Trainer, by recipe."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from transformers import Trainer, TrainingArguments, set_seed
+
+from ...files import read_json
+from ...loading.published import list_pretrained
+from ...loading.source import architecture_of, find_folder, is_folder
+from ...network.modeling_vt import VTFPNForSemanticSegmentation
+from ...network.vt_fpn import ARCHITECTURES
+from ...publishing import export
+from ...publishing.model_folder import config_of
+from ...reporting import Progress, machine, no_progress, write_result
+from .data import IGNORE, SegmentationData, check_pairs
+from .evaluate import evaluate_segmentation, fit_edges
+from .recipe import SegmentationRecipe
+
+__all__ = ['check_run', 'train_segmentation']
+
+OPTIMIZERS = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}
+
+
+class RandomSize(v2.Transform):
+    """Resize by a recipe: to `input_size` times a random number, or to a random shorter edge in proportion.
+
+    torchvision's ScaleJitter mistakes the height for the width, and its masks move by up to half a pixel.
+    """
+
+    def __init__(self, recipe: SegmentationRecipe):
+        super().__init__()
+        self.recipe = recipe
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        if edges := self.recipe.shortest_edge:
+            shortest = edges[int(torch.randint(len(edges), ()))]
+            size = fit_edges(*v2.functional.get_size(flat_inputs[0]), shortest, self.recipe.longest_edge)
+        else:
+            scale = torch.empty(()).uniform_(*self.recipe.scale).item()
+            size = [max(int(edge * scale), 1) for edge in self.recipe.input_size]
+        return {'size': list(size)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        mask = isinstance(inpt, tv_tensors.Mask)
+        mode = v2.InterpolationMode.NEAREST_EXACT if mask else v2.InterpolationMode.BILINEAR
+        return v2.functional.resize(inpt, interpolation=mode, **params)
+
+
+class TrainingPairs(torch.utils.data.Dataset):
+    """Augmented images (3, H, W), normalised, with their labels (H, W)."""
+
+    def __init__(self, data: SegmentationData, recipe: SegmentationRecipe, mean: Sequence[float], std: Sequence[float]):
+        self.data = data
+        self.flip = recipe.flip
+        self.swap = torch.arange(IGNORE + 1)
+        for left, right in data.flip_pairs:
+            self.swap[left], self.swap[right] = right, left
+        steps: list[v2.Transform] = [RandomSize(recipe)]
+        if not recipe.shortest_edge:
+            fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: IGNORE}
+            steps.append(v2.RandomCrop(list(recipe.input_size), pad_if_needed=True, fill=fill))
+        self.resize = v2.Compose(steps)
+        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        image, mask = self.data[i]
+        pixels, labels = self.resize(tv_tensors.Image(v2.functional.pil_to_tensor(image)), tv_tensors.Mask(mask))
+        if torch.rand(()) < self.flip:
+            pixels, labels = pixels.flip(-1), self.swap[labels.flip(-1).long()]
+        return {'pixel_values': self.normalize(pixels.as_subclass(torch.Tensor)), 'labels': labels.long()}
+
+
+def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch; smaller images get a border, the mean colour and not labelled, on the right and at the bottom."""
+    height, width = (max(sample['labels'].shape[axis] for sample in samples) for axis in (0, 1))
+    batch: dict[str, list[torch.Tensor]] = {'pixel_values': [], 'labels': []}
+    for sample in samples:
+        border = 0, width - sample['labels'].shape[1], 0, height - sample['labels'].shape[0]
+        batch['pixel_values'].append(F.pad(sample['pixel_values'], border))
+        batch['labels'].append(F.pad(sample['labels'].as_subclass(torch.Tensor), border, value=IGNORE))
+    return {key: torch.stack(values) for key, values in batch.items()}
+
+
+class SegmentationTrainer(Trainer):
+    """transformers' Trainer with a recipe's learning rates, and mIoU over the whole validation set."""
+
+    def __init__(self, recipe: SegmentationRecipe, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.recipe = recipe
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return [name for name, value in model.named_parameters() if value.ndim > 1]  # neither norms nor biases
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        result = evaluate_segmentation(
+            self.model, self.eval_dataset, self.recipe.eval_edges, self.args.dataloader_num_workers
+        )
+        metrics = {f'eval_{key}': value for key, value in result['metrics'].items()}
+        for number, level in enumerate(result['tokens'], 1):
+            metrics |= {f'eval_{key}_{number}': level[key] for key in ('cosine', 'spread')}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def check_data(data: SegmentationData, absent_classes: bool, workers: int, progress: Progress):
+    """Decode this process's share of the pairs, and say what their masks leave out.
+
+    Raises:
+        ValueError: A pair is bad, and the first are named; or a class occurs in no mask to train on.
+    """
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    share = range(int(os.environ.get('RANK', 0)), len(data), world)
+    found = check_pairs(data, len(data.classes), share, workers)
+    faults, counts = [], np.zeros(IGNORE + 1, dtype=np.int64)
+    for fault, pixels in progress(found, len(share), f'Checking {data.split}'):
+        counts += pixels
+        faults += [fault] if fault else []
+    if faults:
+        more = f' And {len(faults) - 3} more.' if len(faults) > 3 else ''
+        raise ValueError(f'{len(faults)} of {len(share)} pairs of {data.name} are bad. {" ".join(faults[:3])}{more}')
+    ignored = 100 * counts[IGNORE] / max(counts.sum(), 1)
+    if ignored > 0:
+        print(
+            f'{data.name}, {data.split}: {ignored:.1f} % of the pixels are {IGNORE}, which counts for nothing.',
+            file=sys.stderr,
+        )
+    absent = [name for name, pixels in zip(data.classes, counts, strict=False) if not pixels]
+    if absent and world == 1:
+        named = f'{", ".join(absent[:5])}{" and more" if len(absent) > 5 else ""}'
+        sentence = f'{data.name}, {data.split}: no pixel of any mask is {named}'
+        if data.split == 'train' and not absent_classes:
+            raise ValueError(
+                f'{sentence}; masks hold class numbers from 0, and {IGNORE} for pixels that do not count. '
+                '--absent-classes true trains all the same.'
+            )
+        print(f'{sentence}.', file=sys.stderr)
+
+
+def source_of(recipe: SegmentationRecipe) -> str:
+    """What timm is to create.
+
+    Raises:
+        ValueError: It is no segmentation model.
+    """
+    source = f'local-dir:{find_folder(recipe.model)}' if is_folder(recipe.model) else recipe.model
+    if architecture_of(source) not in ARCHITECTURES:
+        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
+    return source
+
+
+def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
+    """The model that training starts from: an architecture, or other weights with a new last convolution."""
+    source, overlay, args = source_of(recipe), {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
+    pretrained = source.startswith('local-dir:') or source in list_pretrained()
+    if pretrained:
+        args.pop('pretrained_backbone', None)  # it is in the weights
+    elif args.get('pretrained_backbone'):
+        backbone = {**ARCHITECTURES[architecture_of(source)], **args}['backbone']
+        cfg = timm.get_pretrained_cfg(backbone)
+        overlay |= {'mean': cfg.mean, 'std': cfg.std}
+    model = timm.create_model(source, pretrained, num_classes=len(classes), pretrained_cfg_overlay=overlay, **args)
+    trained = VTFPNForSemanticSegmentation(config_of(model, classes))
+    trained.load_state_dict(model.state_dict())
+    return trained
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: the Trainer writes trainer_state.json last."""
+    whole = [path.parent for path in folder.glob('checkpoint-*/trainer_state.json') if is_json(path)]
+    return max(whole, key=lambda path: int(path.name.split('-')[1]), default=None)
+
+
+def is_json(path: Path) -> bool:
+    try:
+        return bool(read_json(path))
+    except ValueError:
+        return False
+
+
+def check_run(
+    recipe: SegmentationRecipe,
+    train_data: SegmentationData,
+    output: Path,
+    seed: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Find what would fail, without reading the data; see `train_segmentation` for arguments and errors.
+
+    Returns:
+        What `recipe.json` says of the run.
+    """
+    settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed, 'classes': train_data.classes}))
+    begun = (output / 'recipe.json').exists()
+    if begun and not resume:
+        raise FileExistsError(f'{output} holds a run already; go on with --resume or name another folder.')
+    earlier = read_json(output / 'recipe.json') if begun else settings
+    for key, value in settings.items():
+        if earlier.get(key) != value:
+            raise ValueError(f'{output} was started with {key} = {earlier.get(key)}, not {value}.')
+    if (output / 'model').exists() and not begun:
+        raise FileExistsError(f'{output / "model"} exists already; move it, or name another folder.')
+    if len(train_data) < recipe.batch_size:
+        raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
+    source_of(recipe)
+    return settings
+
+
+def train_segmentation(
+    recipe: SegmentationRecipe,
+    train_data: SegmentationData,
+    val_data: SegmentationData,
+    output: str | Path,
+    seed: int = 0,
+    workers: int = 0,
+    resume: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
+    """Train by a recipe, on every device that torchrun or accelerate launch gives, and export the best checkpoint.
+
+    Args:
+        recipe: See `load_segmentation_recipe`.
+        train_data: Images and masks to train on.
+        val_data: Those that choose the best checkpoint.
+        output: Folder of the run: checkpoints, `recipe.json`, `result.json` and at the end the model folder `model`.
+        seed: Of weights, order and augmentation.
+        workers: Processes that read, for each device.
+        resume: Go on from the last whole checkpoint in `output`, if there is one.
+        progress: Wraps the check of the data, given its length and a title, to show how far it is.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        FileExistsError: `output` holds a run already, and `resume` was not asked for.
+        ValueError: Pairs are bad, or the run in `output` has another recipe.
+    """
+    output = Path(output)
+    settings = check_run(recipe, train_data, output, seed, resume)
+    if (output / 'model').is_dir():
+        return output / 'model'  # nothing is left to do
+    for data in (train_data, val_data):
+        check_data(data, recipe.absent_classes, workers, progress)
+
+    set_seed(seed)
+    model = start_model(recipe, train_data.classes)
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    own = max(recipe.batch_size // world, 1)
+    per_device = min(recipe.device_batch_size or own, own)
+    if recipe.batch_size % (per_device * world):
+        raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
+    cuda = torch.cuda.is_available()
+    if recipe.sync_bn and world > 1 and cuda:  # SyncBatchNorm knows GPUs only
+        model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
+    momentum = {'momentum': recipe.momentum} if recipe.optimizer == 'sgd' else {}
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        seed=seed,
+        max_steps=recipe.steps,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=recipe.batch_size // (per_device * world),
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        use_cpu=not cuda,  # bf16 on a CPU has to be asked for by name
+        bf16=cuda and torch.cuda.is_bf16_supported() if recipe.bf16 is None else recipe.bf16,
+        dataloader_num_workers=workers,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        eval_strategy='steps',
+        eval_steps=recipe.eval_every,
+        save_steps=recipe.eval_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model='miou',
+        greater_is_better=True,
+        logging_steps=min(50, recipe.eval_every),
+        report_to='none',
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch, in this process
+    mean, std = (model.config.pretrained_cfg[key] for key in ('mean', 'std'))
+    trainer = SegmentationTrainer(
+        recipe,
+        model=model.to(memory_format=torch.channels_last),
+        args=arguments,
+        train_dataset=TrainingPairs(train_data, recipe, mean, std),
+        eval_dataset=val_data,
+        data_collator=collate,
+        optimizer_cls_and_kwargs=(OPTIMIZERS[recipe.optimizer], {'lr': recipe.lr, **momentum}),
+    )
+    if arguments.should_save:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / 'recipe.json').write_text(json.dumps(settings, indent=2) + '\n')
+    checkpoint = last_checkpoint(output) if resume else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # figures are those of fp32
+    result = evaluate_segmentation(model, val_data, recipe.eval_edges, workers, progress)
+    if arguments.should_save:
+        result['training'] = {**settings, 'num_images': len(train_data), **machine(model.device)}
+        write_result(output / 'result.json', result)
+        export(model, output / 'model', metrics=[result])
+    return output / 'model'
