@@ -19,8 +19,10 @@ from huggingface_hub.utils import _http
 from safetensors.torch import load_file
 
 import vt_hub
+from vt_hub.loading import published as facts
 from vt_hub.loading.checkpoints import load_folder
-from vt_hub.network import weights
+from vt_hub.loading.download import fetch
+from vt_hub.network.checksums import check_folder
 from vt_hub.publishing import hub as publishing
 from vt_hub.publishing import verification as checks
 from vt_hub.publishing.model_folder import with_code, write_checksums
@@ -193,7 +195,7 @@ def test_an_unchanged_folder_gets_its_new_tag_without_a_commit(hub, tiny):
 
 def test_a_dry_run_sends_nothing(hub, tiny, tmp_path):
     text = vt_hub.push(tiny, 'v1.0.0', repo_id=REPO, dry_run=True)
-    assert text.startswith(f'{REPO}: README.md, SHA256SUMS, config.json, ')
+    assert text.startswith(f'{REPO}: README.md, SHA256SUMS, checksums.py, config.json, ')
     assert 'modeling_vt.py' in text
     assert hub.requests == []
     assert list((tmp_path / 'tmp').iterdir()) == []
@@ -315,7 +317,7 @@ def test_a_folder_within_the_folder_is_carried(hub, tiny, target, tmp_path):
 def test_the_cache_is_enough_after_one_download(hub, target, monkeypatch, stopped):
     files = small_files()
     hub.add(REPO, files)
-    weights.fetch(REPO)
+    fetch(REPO)
     if stopped:
         hub.stop()
     else:
@@ -478,14 +480,14 @@ def test_a_full_disk_leaves_nothing(hub, target, tmp_path, monkeypatch, function
 def published(hub, tmp_path, monkeypatch):
     """The files of NAME, which is published but not embedded, and not yet on the Hub."""
     files = small_files()
-    monkeypatch.setattr(weights, 'EMBEDDED', tmp_path / 'embedded')
-    monkeypatch.setitem(weights.PRETRAINED, NAME, hashlib.sha256(files['model.safetensors']).hexdigest())
+    monkeypatch.setattr(facts, 'EMBEDDED', tmp_path / 'embedded')
+    monkeypatch.setitem(facts.PRETRAINED, NAME, hashlib.sha256(files['model.safetensors']).hexdigest())
     return files
 
 
 def publish(hub, name, files):
     repo = hub.add(f'org/{name}', files)
-    repo.tags[weights.VERSION] = repo.commits[-1].sha
+    repo.tags[facts.VERSION] = repo.commits[-1].sha
 
 
 def test_published_weights_that_are_not_embedded_are_downloaded(hub, published, target):
@@ -501,16 +503,16 @@ def test_embedded_weights_are_copied_without_the_hub(hub, target):
     vt_hub.pull('vt_resnet10', target)
     assert hub.requests == []
     assert (target / 'modeling_vt.py').is_file()  # so that it works without this package
-    weights.check_folder(target, weights.PRETRAINED['vt_resnet10.digits'])
+    check_folder(target, facts.PRETRAINED['vt_resnet10.digits'])
     assert (target / 'README.md').is_file()
     with pytest.raises(OSError, match=r'Cannot download org/vt_resnet10\.digits'):
         vt_hub.pull('vt_resnet10', target.with_name('main'), revision='main')  # is asked for there
 
 
 def test_the_published_weights_themselves_load_from_the_hub(hub, tmp_path, monkeypatch):
-    embedded = weights.EMBEDDED / 'vt_resnet10.digits'
+    embedded = facts.EMBEDDED / 'vt_resnet10.digits'
     publish(hub, 'vt_resnet10.digits', read_files(embedded))
-    monkeypatch.setattr(weights, 'EMBEDDED', tmp_path / 'embedded')
+    monkeypatch.setattr(facts, 'EMBEDDED', tmp_path / 'embedded')
     state = timm.create_model('vt_resnet10', pretrained=True).state_dict()
     assert 'GET /org/vt_resnet10.digits/resolve/' in ''.join(hub.requests)
     assert all(torch.equal(value, state[key]) for key, value in load_folder(embedded).state_dict().items())
@@ -522,8 +524,8 @@ def test_other_weights_than_the_published_ones_are_refused(hub, published, targe
     files = {'config.json': published['config.json'], 'model.safetensors': b'other weights'}
     files |= {'README.md': b'', 'SHA256SUMS': sums(files)}
     publish(hub, NAME, files)
-    assert weights.fetch(f'org/{NAME}')  # whole in itself
-    with one_sentence(OSError, f'model.safetensors is damaged: .*, the published one is {weights.PRETRAINED[NAME]}'):
+    assert fetch(f'org/{NAME}')  # whole in itself
+    with one_sentence(OSError, f'model.safetensors is damaged: .*, the published one is {facts.PRETRAINED[NAME]}'):
         get(NAME)
     assert list(target.parent.iterdir()) == []
     assert b'other weights' not in cached_blobs(tmp_path)

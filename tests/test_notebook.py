@@ -8,8 +8,8 @@ from nbclient import NotebookClient
 NOTEBOOK = ROOT / 'docs' / 'vt_hub.ipynb'
 FAST = """\
 from safetensors.torch import load_file
-from vt_hub.publishing import checks
-checks._subprocess = lambda code, folder: load_file(folder / 'fixture.safetensors')['logits']
+from vt_hub.publishing import verification
+verification._subprocess = lambda code, folder: load_file(folder / 'fixture.safetensors')['logits']
 """
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from vt_hub.inference import batch_run as prediction_run
-from vt_hub.inference import classify as predict_module
+from vt_hub.inference import preprocessing
 from vt_hub.inference.batch_output import read_jsonl
 from vt_hub.inference.batch_run import Parts, Workers, predict_files, sorted_on_disk
 from vt_hub.inference.classify import predict
@@ -169,13 +169,13 @@ def test_a_kill_at_any_moment(classify, expected, tmp_path, where, name, times, 
 def test_what_is_done_is_not_done_again(classify, expected, tmp_path, monkeypatch):
     cut(classify, tmp_path / 'table.jsonl', monkeypatch)
     done = [json.loads(line)['image'] for line in expected.splitlines()][:8]
-    read = predict_module.read_image
+    read = preprocessing.read_image
 
     def read_others(path, *args):
         assert path not in done
         return read(path, *args)
 
-    monkeypatch.setattr(predict_module, 'read_image', read_others)
+    monkeypatch.setattr(preprocessing, 'read_image', read_others)
     classify(tmp_path / 'table.jsonl')
     assert (tmp_path / 'table.jsonl').read_bytes() == expected
 
@@ -231,7 +231,7 @@ def test_an_interrupt_as_an_evaluation_starts_is_not_lost(task):
 def test_two_processes_make_the_same_table(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_run, 'predict_files', functools.partial(predict_files, part_size=8))
     assert run('predict', folder, '--output', tmp_path / 'one.jsonl', '--workers', 1)[0] == 1
-    code = 'import functools; from vt_hub import cli, prediction_run as run\n'
+    code = 'import functools; from vt_hub.cli import main as cli; from vt_hub.inference import batch_run as run\n'
     code += 'run.predict_files = functools.partial(run.predict_files, part_size=8); cli.main()'
     (tmp_path / 'main.py').write_text(code)
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
@@ -348,14 +348,14 @@ def test_files_that_end_the_process_which_reads_them(classify, expected, tmp_pat
     """Two in one batch, and one in the last part; the others are classified, in the same order."""
     rows = [json.loads(line) for line in expected.splitlines()]
     deadly = [rows[i]['image'] for i in (3, 5, 29)]
-    read = predict_module.read_image
+    read = preprocessing.read_image
 
     def read_or_die(path, *args):
         if str(path) in deadly:
             death()
         return read(path, *args)
 
-    monkeypatch.setattr(predict_module, 'read_image', read_or_die)
+    monkeypatch.setattr(preprocessing, 'read_image', read_or_die)
     assert classify(tmp_path / 'table.jsonl', workers=2)[0] == IMAGES
     found = read_jsonl(tmp_path / 'table.jsonl')
     assert [row['image'] for row in found] == [row['image'] for row in rows]
@@ -369,7 +369,7 @@ def test_files_that_end_the_process_which_reads_them(classify, expected, tmp_pat
 
 @needs_fork
 def test_a_process_that_dies_by_chance_costs_nothing(classify, expected, tmp_path, monkeypatch):
-    read, flag = predict_module.read_image, tmp_path / 'died'
+    read, flag = preprocessing.read_image, tmp_path / 'died'
 
     def die_once(path, *args):
         if path.endswith('7.png') and not flag.exists():
@@ -377,7 +377,7 @@ def test_a_process_that_dies_by_chance_costs_nothing(classify, expected, tmp_pat
             os.kill(os.getpid(), signal.SIGKILL)
         return read(path, *args)
 
-    monkeypatch.setattr(predict_module, 'read_image', die_once)
+    monkeypatch.setattr(preprocessing, 'read_image', die_once)
     classify(tmp_path / 'table.jsonl', workers=2)
     assert flag.exists()
     assert (tmp_path / 'table.jsonl').read_bytes() == expected

@@ -43,7 +43,10 @@ def test_networks_can_travel():
     for path in (PACKAGE / 'network').glob('*.py'):
         for name in imports(path):
             top, *inner = name.split('.')
-            assert inner[:1] == ['network'] if top == 'vt_hub' else top in TRAVEL | sys.stdlib_module_names, (path, name)
+            assert inner[:1] == ['network'] if top == 'vt_hub' else top in TRAVEL | sys.stdlib_module_names, (
+                path,
+                name,
+            )
 
 
 def test_nothing_imports_the_commands():

@@ -153,7 +153,9 @@ def test_a_level_at_each_stride(tmp_path):
     """What decoders of segmentation_models_pytorch ask for; they give `features_only` alone, so it is in the folder."""
     torch.manual_seed(0)
     model = tiny(output_stride=32).eval()
-    backbone = timm.create_model(f'local-dir:{vt_hub.export(model, tmp_path)}', pretrained=True, features_only=True)
+    backbone = timm.create_model(
+        f'local-dir:{vt_hub.export(model, tmp_path / "folder")}', pretrained=True, features_only=True
+    )
     assert backbone.feature_info.reduction() == [2, 4, 8, 16, 32]
     x = torch.randn(2, 3, 80, 64)
     maps = backbone.eval()(x)

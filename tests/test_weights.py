@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vt_hub
-from vt_hub.network import weights
+from vt_hub.loading import published
 
 NAME = 'vt_resnet10.digits'
 
@@ -55,8 +55,8 @@ def test_unknown_tag():
 
 @pytest.fixture
 def embedded(tmp_path, monkeypatch):
-    shutil.copytree(weights.EMBEDDED / NAME, tmp_path / NAME)
-    monkeypatch.setattr(weights, 'EMBEDDED', tmp_path)
+    shutil.copytree(published.EMBEDDED / NAME, tmp_path / NAME)
+    monkeypatch.setattr(published, 'EMBEDDED', tmp_path)
     return tmp_path / NAME / 'model.safetensors'
 
 
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_refused_by_its_sha256(embedded):
     content = bytearray(embedded.read_bytes())
     content[-1] ^= 1
     embedded.write_bytes(content)
-    with pytest.raises(OSError, match=weights.PRETRAINED[NAME]):
+    with pytest.raises(OSError, match=published.PRETRAINED[NAME]):
         timm.create_model('vt_resnet10', pretrained=True)
 
 

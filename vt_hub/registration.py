@@ -4,16 +4,22 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 __all__ = ['register_all']
 
 
+def _find_published(name: str) -> Path:
+    from .loading.published import pretrained_folder  # which may be what is being imported now
+
+    return pretrained_folder(name)
+
+
 def _register_networks():
-    from .loading.published import pretrained_folder
     from .network import vt_fpn, vt_resnet  # noqa: F401  they register themselves
     from .network.weights import find_published_with
 
-    find_published_with(pretrained_folder)
+    find_published_with(_find_published)
 
 
 def _register_configs():
