@@ -25,7 +25,7 @@ def samples() -> Path:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """`verify` without the two loaders that need a process of their own; tests/test_publishing.py runs them."""
+    """`verify` without the two loaders that need a process of their own; see test_publishing.py."""
     monkeypatch.setattr(checks, '_subprocess', lambda code, folder: load_file(folder / 'fixture.safetensors')['logits'])
 
 

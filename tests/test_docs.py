@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from networks import architectures
+from helpers.networks import architectures
 from safetensors.torch import load_file
 
 from vt_hub.cli import main as cli
@@ -60,7 +60,7 @@ def test_readme_commands_run_as_printed(monkeypatch):
 def test_pages_run_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
     """In an empty folder that holds what a checkout offers; later snippets use what earlier ones made."""
     monkeypatch.chdir(tmp_path)
-    # the loaders in processes of their own take half a minute; tests/test_publishing.py runs them
+    # the loaders in processes of their own take half a minute; tests/publishing/test_publishing.py runs them
     logits = lambda code, folder: load_file(folder / 'fixture.safetensors')['logits']  # noqa: E731
     monkeypatch.setattr(checks, '_subprocess', logits)
     for name in ('samples', 'hubconf.py', 'vt_hub'):
@@ -157,7 +157,7 @@ def test_segmentation_page_has_the_measured_figures(name, table):
 
 
 def training_table():
-    """Accuracies of VT-ResNet-18 and ResNet-18 as tests/benchmark_training.py wrote them."""
+    """Accuracies of VT-ResNet-18 and ResNet-18 as benchmarks/vt_resnet_training.py wrote them."""
     heads = 'data', 'model', 'MACs (M)', 'validation (%)', 'mean, deviation', 'training (%)', 'mean, deviation'
     lines = [f'| {" | ".join(heads)} |']
     lines.append('|---|---|---:|---|---|---|---|')
@@ -188,7 +188,7 @@ QUANTIZED = {'fp32': 'fp32', 'int8': 'int8, `--int8`', 'dynamic': 'int8, dynamic
 
 
 def int8_table():
-    """The held-out digits and a time, as tests/benchmark_int8.py wrote them."""
+    """The held-out digits and a time, as benchmarks/int8_digits.py wrote them."""
     found = read_json(ROOT / 'docs' / 'benchmarks' / 'int8_digits.json')
     size = f'{found["timed_size"]} x {found["timed_size"]}'
     lines = [f'| file | top-1 (%) | of {found["num_images"]}, other than fp32 | MB | processor ms an image, {size} |']
@@ -200,7 +200,7 @@ def int8_table():
 
 
 def parity_table():
-    """ONNX against torch, as tests/benchmark_onnx.py wrote it; all networks are there and near enough."""
+    """ONNX against torch, as benchmarks/onnx_parity.py wrote it; all networks are there and near enough."""
     rows = read_json(ROOT / 'docs' / 'benchmarks' / 'onnx_parity.json')['rows']
     networks = [(name, kwargs.get('decoder')) for name, kwargs in architectures()]
     networks += [(name, None) for name in list_pretrained()]
@@ -365,7 +365,7 @@ def test_architecture_page_has_the_measured_figures():
 
 
 def loading_table():
-    """Time and memory of `pretrained=True`, as tests/benchmark_load.py wrote them."""
+    """Time and memory of `pretrained=True`, as benchmarks/load_time.py wrote them."""
     found = read_json(ROOT / 'docs' / 'benchmarks' / 'load_cpu.json')
     seconds = found['seconds']
     lines = ['| | ms | memory at the peak, of the model | kept, of the model |', '|---|---:|---:|---:|']
@@ -381,7 +381,7 @@ def test_benchmarks_page_has_the_figures_of_loading():
 
 
 def predict_table():
-    """`vt-hub predict --output` at scale, as tests/benchmark_predict.py wrote it."""
+    """`vt-hub predict --output` at scale, as benchmarks/predict_scale.py wrote it."""
     found = read_json(ROOT / 'docs' / 'benchmarks' / 'predict_cpu.json')
     assert found['restart_equal']
     lines = ['| images | images/s | cores busy (%) | main process (MB) | largest worker (MB) |']

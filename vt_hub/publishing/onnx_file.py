@@ -256,7 +256,7 @@ def quantize(path: Path, images: list[torch.Tensor]) -> float:
     """Make an fp32 file int8; returns the share of classes that stay as they were.
 
     Activations are unsigned of 8 bits, and weights of 7, per channel: with more, sums saturate on x86 processors
-    without VNNI. tests/benchmark_int8.py measures it beside dynamic quantisation.
+    without VNNI. benchmarks/int8_digits.py measures it beside dynamic quantisation.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

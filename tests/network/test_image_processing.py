@@ -5,17 +5,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.pictures import picture
 from PIL import Image
 from transformers import AutoImageProcessor
 
 import vt_hub
 
 CFG = {'input_size': (3, 64, 64), 'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.25), 'crop_pct': 0.9}
-
-
-def picture(width, height, mode='RGB', seed=0):
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise).convert(mode)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ONNX against torch for every architecture: python tests/benchmark_onnx.py [--json FILE].
+"""ONNX against torch for every architecture: python benchmarks/onnx_parity.py [--json FILE].
 
 Untrained networks whose normalisations have values, and all published weights. Each is exported and run by
 onnxruntime for one and for three images of three sizes, its own among them; the largest difference of any logit from
@@ -6,12 +6,15 @@ torch's is kept.
 """
 
 import argparse
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from networks import architectures, build
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
+from helpers.networks import architectures, build
 
 import vt_hub
 from vt_hub.publishing import export_onnx

@@ -1,8 +1,8 @@
-"""torch.export and torch.compile take every architecture whole; for the large: pytest -m slow tests/test_graphs.py."""
+"""torch.export and torch.compile take every architecture; the large ones: pytest -m slow tests/network/test_graphs.py"""
 
 import pytest
 import torch
-from networks import build, every_architecture
+from helpers.networks import build, every_architecture
 
 SIZES = ((1, 64, 96), (3, 75, 107))  # batch, height, width
 

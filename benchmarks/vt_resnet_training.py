@@ -1,4 +1,4 @@
-"""VT-ResNet-18 against ResNet-18, trained from scratch: python tests/benchmark_training.py --work DIR [--json FILE].
+"""VT-ResNet-18 against ResNet-18, from scratch: python benchmarks/vt_resnet_training.py --work DIR [--json FILE].
 
 Both are trained by `vt-hub train --recipe basic` on single shapes drawn by formula and on the digits. The schedule
 keeps its shape in fewer epochs, a tenth of the learning rate after each third; batch and learning rate are both an

@@ -17,8 +17,8 @@ import timm
 import torch
 from conftest import ROOT
 from gradio_client.exceptions import AppError
+from helpers.segmentation import image_of
 from PIL import Image
-from test_vt_fpn_transformers import image_of
 
 import vt_hub
 from vt_hub.demo import answers, build, start

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
-from networks import build
+from helpers.networks import build
 from safetensors.torch import load_file
 
 import vt_hub
@@ -82,7 +82,7 @@ def test_the_file_says_what_is_free_and_nothing_of_the_machine(folder):
     ],
 )
 def test_a_model_in_training_gives_its_logits_and_stays_as_it_is(name, kwargs, tmp_path):
-    """tests/benchmark_onnx.py has every architecture."""
+    """benchmarks/onnx_parity.py has every architecture."""
     model = build(name, **kwargs)
     training = copy.deepcopy(model).train()
     training.set_grad_checkpointing(True)

@@ -1,4 +1,4 @@
-"""Seconds that `import vt_hub` adds to `import timm`: python tests/benchmark_import.py. Prints the median of 5."""
+"""Seconds that `import vt_hub` adds to `import timm`: python benchmarks/import_time.py. Prints the median of 5."""
 
 import statistics
 import subprocess

@@ -1,4 +1,4 @@
-"""The demo in Chromium, without a network: `pytest -m browser tests/test_demo_browser.py`.
+"""The demo in Chromium, without a network: `pytest -m browser tests/demo/test_demo_browser.py`.
 
 Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`) and `pip install selenium`. A folder
 that VT_HUB_SCREENSHOTS names gets pictures of the page.

@@ -290,7 +290,7 @@ def objects(tmp_path_factory):
 @pytest.fixture
 def train(run, objects, tmp_path, monkeypatch):
     """`vt-hub train` into tmp_path/run; returns the model folder, which was verified."""
-    # without the loaders in processes of their own, which take half a minute; tests/test_publishing.py runs them
+    # without the loaders in processes of their own, which take half a minute; see test_publishing.py
     monkeypatch.setattr(checks, '_subprocess', lambda _, folder: load_file(folder / 'fixture.safetensors')['logits'])
     monkeypatch.setenv('VT_HUB_UNREADABLE', '')  # which a run sets, taken back afterwards
 

@@ -129,7 +129,7 @@ def command(train):
 
 @pytest.fixture
 def quick_verify(monkeypatch):
-    """Without the loaders in processes of their own, which take half a minute; tests/test_publishing.py runs them."""
+    """Without the loaders in processes of their own, which take half a minute; see test_publishing.py."""
     monkeypatch.setattr(checks, '_subprocess', lambda _, folder: load_file(folder / 'fixture.safetensors')['logits'])
 
 

@@ -1,4 +1,4 @@
-"""`vt-hub predict --output` at scale: python tests/benchmark_predict.py --work DIR [--json FILE].
+"""`vt-hub predict --output` at scale: python benchmarks/predict_scale.py --work DIR [--json FILE].
 
 Small pictures are drawn into DIR once. A quarter of them, and then all, are classified: how fast, what share of the
 cores' time was computed, from the first import to the last row, and the peak memory of the main process and of the

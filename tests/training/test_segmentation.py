@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.segmentation import tiny
 from PIL import Image
-from test_vt_fpn_transformers import tiny
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 

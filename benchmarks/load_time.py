@@ -1,4 +1,4 @@
-"""Time and memory of loading pretrained weights: python tests/benchmark_load.py [--model NAME] [--json FILE].
+"""Time and memory of loading pretrained weights: python benchmarks/load_time.py [--model NAME] [--json FILE].
 
 The yardstick is reading the embedded file and copying its bytes once; the page cache holds it. Each measurement is a
 process of its own, in turn, in one thread, and takes the processor's time. Memory is the growth of the process's peak

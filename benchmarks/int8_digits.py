@@ -1,4 +1,4 @@
-"""int8 against fp32 in onnxruntime, on the held-out digits: python tests/benchmark_int8.py [--json FILE].
+"""int8 against fp32 in onnxruntime, on the held-out digits: python benchmarks/int8_digits.py [--json FILE].
 
 Calibrated with images of the other four fifths. Beside what `vt-hub export --int8` writes stands dynamic quantisation,
 which needs no images. Times are medians of the processor time that one image takes, the files in turn, so that the

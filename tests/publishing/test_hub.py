@@ -9,11 +9,11 @@ import tempfile
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import hub_server
 import pytest
 import timm
 import torch
-from hub_server import HubServer, damage, drop, lose_reply, refuse, scramble, shorten, truncate
+from helpers import hub_server
+from helpers.hub_server import HubServer, damage, drop, lose_reply, refuse, scramble, shorten, truncate
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from safetensors.torch import load_file

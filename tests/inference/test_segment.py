@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers.segmentation import LABELS, image_of, tiny
 from PIL import Image
-from test_vt_fpn_transformers import LABELS, image_of, tiny
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vt_hub

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.segmentation import image_of
 from matplotlib.colors import Normalize
 from PIL import Image
-from test_vt_fpn_transformers import image_of
 
 import vt_hub
 from vt_hub.inference.explain import draw_explanation, save_explanation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
-from hostile_images import write_hostile
+from helpers.hostile_images import write_hostile
 from pyarrow import parquet
 
 from vt_hub.inference.batch_output import read_jsonl, unicode
