@@ -60,7 +60,7 @@ from torch.optim.swa_utils import update_bn
 import vt_hub  # noqa: F401  registers the models
 from vt_hub.files import read_json
 from vt_hub.loading.checkpoints import load_into, read_safetensors
-from vt_hub.loading.source import is_ours
+from vt_hub.loading.source import Source
 from vt_hub.network.checksums import file_sha256
 from vt_hub.reporting import write_result
 from vt_hub.training.pretraining import autocast
@@ -167,7 +167,7 @@ class Arm:
         torch.manual_seed(seed)
         weights = read_safetensors(self.weights) if self.weights else {}
         options = dict(self.config.get('model_args', {}))
-        if weights and is_ours(self.model):
+        if weights and Source.parse(self.model).is_ours:
             options['distinct_tokens'] = any(key.endswith('.sharpness') for key in weights)
         model = timm.create_model(self.model, num_classes=num_classes, **options)
         if weights:

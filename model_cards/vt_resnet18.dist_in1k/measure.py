@@ -25,7 +25,7 @@ from timm.data import ImageNetInfo, create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from vt_hub.inference.preprocessing import data_config
-from vt_hub.loading.source import find_folder
+from vt_hub.loading.source import Source
 from vt_hub.network.images import read_image
 from vt_hub.network.vt_resnet import VTResNetBody
 from vt_hub.reporting import machine, write_result
@@ -80,7 +80,7 @@ def create(source: str, **kwargs: Any) -> torch.nn.Module:
     if path:
         layers = {'layers': [2, 2, 2, 3]} if name == 'resnet18' else {}  # the trunk's last stage has three blocks
         return load_teacher(name, Path(path), **layers).eval()
-    return timm.create_model(f'local-dir:{find_folder(source)}', pretrained=True, **kwargs).eval()
+    return timm.create_model(f'local-dir:{Source.parse(source).folder()}', pretrained=True, **kwargs).eval()
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vt_hub
 from vt_hub.cli import main as cli
-from vt_hub.cli.training import synthesize
+from vt_hub.cli.main import SYNTHESIZE
 from vt_hub.paper import tables
 
 
@@ -202,7 +202,7 @@ def test_a_closed_pipe_is_no_error(samples):
 
 
 COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
-COMMANDS += [f'synthesize {c.callback.__name__}' for c in synthesize.registered_commands]
+COMMANDS += [f'synthesize {function.__name__}' for function in SYNTHESIZE]
 
 
 @pytest.mark.parametrize('command', COMMANDS)

@@ -1,4 +1,4 @@
-"""torch.export and torch.compile take every architecture; the large ones: pytest -m slow tests/network/test_graphs.py"""
+"""torch.export and torch.compile take every architecture; large ones: pytest -m slow tests/network/test_graphs.py"""
 
 import pytest
 import torch

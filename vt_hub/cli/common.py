@@ -1,4 +1,4 @@
-"""What the commands share: the application, tables, JSON, progress."""
+"""What the commands share: tables, JSON, progress, signals."""
 
 import json
 import signal
@@ -12,33 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ['Json', 'app', 'print_json', 'print_table', 'progress', 'report_failed', 'sigterm_as_interrupt']
+__all__ = ['Json', 'print_json', 'print_table', 'progress', 'report_failed', 'sigterm_as_interrupt']
 
-app = typer.Typer(
-    name='vt-hub',
-    help='Visual Transformers: use, describe, train, verify, convert and publish the models.',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
-
-
-def print_version(wanted: bool):
-    if wanted:
-        from .. import __version__
-
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option('--version', help='Print the version.', callback=print_version, is_eager=True)
-    ] = False,
-):
-    pass
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()):

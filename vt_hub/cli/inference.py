@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, app, print_json, print_table, progress, report_failed, sigterm_as_interrupt
+from .common import Json, print_json, print_table, progress, report_failed, sigterm_as_interrupt
 
 DEFAULT_MODEL = 'vt_resnet10.digits'
 DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
@@ -18,12 +18,13 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.svg', '.pdf')
 LONGEST_RUN = timedelta(days=30)  # processes that have done their share wait for the others
 
 
-@app.command('list')
 def list_(
     pretrained: Annotated[bool, typer.Option('--pretrained', help='Published weights instead of models.')] = False,
     as_json: Json = False,
 ):
-    """List the models, or the published weights with size, licence, sha256 and measured metrics.
+    """List the models or, with --pretrained, the published weights.
+
+    Weights come with size, licence, sha256 and measured metrics.
 
     Example: vt-hub list --pretrained
     """
@@ -75,7 +76,6 @@ def format_metric(metric: dict[str, Any]) -> str:
     return f'{metric["name"]} {metric["value"]:g} on {metric["dataset"]}'
 
 
-@app.command()
 def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')], as_json: Json = False):
     """Describe a model: size, input, classes, weights, licence.
 
@@ -96,7 +96,6 @@ def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or 
     print_table(['', ''], ([key, ', '.join(map(str, v)) if isinstance(v, list) else v] for key, v in entry.items()))
 
 
-@app.command()
 def predict(
     images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
@@ -111,7 +110,9 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
 ):
-    """Classify images. Unreadable ones are named at the end, and the exit code is then 1.
+    """Classify images.
+
+    Images that cannot be read are named at the end, and the exit code is then 1.
 
     With --output, worker processes read the images, a GPU computes if there is one, and a run that was cut goes on
     where it was. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub predict ...
@@ -172,7 +173,6 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
         raise typer.Exit(1)
 
 
-@app.command()
 def segment(
     images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
     model: Annotated[str, typer.Option(help='Model.tag, folder or hf-hub:ID.')] = DEFAULT_SEGMENTER,
@@ -184,7 +184,9 @@ def segment(
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
 ):
-    """Name the class of every pixel. Unreadable images are named at the end, and the exit code is then 1.
+    """Name the class of every pixel of images.
+
+    Images that cannot be read are named at the end, and the exit code is then 1.
 
     Example: vt-hub segment samples/scene.png --overlay overlay.png
     """
@@ -223,7 +225,6 @@ def segment(
     report_failed(failed, len(paths))
 
 
-@app.command()
 def explain(
     images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
@@ -234,7 +235,7 @@ def explain(
     topk: Annotated[int, typer.Option(min=1, help='Classes to show for each image.')] = 5,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
 ):
-    """Show where each visual token looks, and what it adds to the prediction.
+    """Show where each token looks, and what it adds to the answer.
 
     Example: vt-hub explain samples/digit_7.png --out explanation.png
     """
@@ -290,7 +291,6 @@ def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
     return outputs
 
 
-@app.command()
 def demo(
     model: Annotated[
         list[str],
@@ -302,7 +302,9 @@ def demo(
     ] = None,
     browser: Annotated[bool, typer.Option('--browser', help='Open the page.')] = False,
 ):
-    """Serve a page that answers for images: classes, where the tokens look, overlays. Stop it with Ctrl-C.
+    """Serve a page that answers for images.
+
+    It shows classes, where the tokens look, and overlays. Stop it with Ctrl-C.
 
     Example: vt-hub demo --browser
     """
@@ -314,30 +316,3 @@ def demo(
         with suppress(KeyboardInterrupt):  # Gradio takes it only once it waits
             print(url, flush=True)
             app.block_thread()
-
-
-@app.command()
-def tables(
-    as_json: Json = False,
-    markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
-):
-    """Recompute the paper's parameters and FLOPs (Tables 1 to 11) beside its figures.
-
-    Example: vt-hub tables --markdown > docs/paper_fidelity.md
-    """
-    from ..paper import tables as paper
-
-    if markdown:
-        print(paper.markdown(), end='')
-    elif as_json:
-        rows = [row.to_dict() for row in paper.rows()]
-        print_json({'rows': rows, 'segmentation': paper.segmentation(), 'stages': paper.stages()})
-    else:
-        header = ['table', *paper.HEADER]
-        print_table(header, ([row.table, *paper.cells(row)] for row in paper.rows()), header[2:])
-        print()
-        header = ['table', *paper.SEGMENTATION_HEADER]
-        cells = ([row['table'], *paper.segmentation_cells(row)] for row in paper.segmentation())
-        print_table(header, cells, header[2:])
-        print()
-        print_table(['table', 'model', 'stage', 'paper', 'computed'], (['11', *s.values()] for s in paper.stages()))

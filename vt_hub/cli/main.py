@@ -3,11 +3,69 @@
 import codecs
 import os
 import sys
+from typing import Annotated
 
-from . import inference, paper, training, publishing  # isort: skip  # noqa: F401  they add themselves, in this order
-from .common import app
+import typer
 
+from . import inference, paper, publishing, training
+
+MENU = {  # panels of the help, and the functions that are commands
+    'Use models': (
+        inference.list_,
+        inference.info,
+        inference.predict,
+        inference.segment,
+        inference.explain,
+        inference.demo,
+    ),
+    'Train': (training.train, training.distill, training.pretrain, training.timm_, training.plot),
+    'Measure': (training.evaluate, paper.benchmark, paper.tables),
+    'Publish': (
+        publishing.export,
+        publishing.convert,
+        publishing.verify,
+        publishing.card,
+        publishing.push,
+        publishing.pull,
+    ),
+}
+SYNTHESIZE = (training.shapes, training.scenes)
+TAKES_OTHERS = {'allow_extra_args': True, 'ignore_unknown_options': True}  # options of timm's scripts
 SAID = (FloatingPointError, LookupError, ModuleNotFoundError, OSError, ValueError)  # raised with a sentence
+
+
+def print_version(wanted: bool):
+    if wanted:
+        from .. import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option('--version', help='Print the version.', callback=print_version, is_eager=True)
+    ] = False,
+):
+    """Visual Transformers: use, train, measure and publish the models."""
+
+
+def build_app() -> typer.Typer:
+    """The application of the menu."""
+    app = typer.Typer(name='vt-hub', no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(options)
+    for panel, functions in MENU.items():
+        for function in functions:
+            settings = TAKES_OTHERS if function in (training.train, training.timm_) else None
+            app.command(function.__name__.rstrip('_'), rich_help_panel=panel, context_settings=settings)(function)
+    synthesize = typer.Typer(help='Draw data by formula.', no_args_is_help=True)
+    for function in SYNTHESIZE:
+        synthesize.command(function.__name__)(function)
+    app.add_typer(synthesize, name='synthesize', rich_help_panel='Train')
+    return app
+
+
+app = build_app()
 
 
 def as_is_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from .common import Json, app, print_json, print_table, progress
+from .common import Json, print_json, print_table, progress
 
 
-@app.command()
 def benchmark(
     models: Annotated[list[str], typer.Argument(help='VT-ResNets or VT-FPNs.', metavar='MODEL...')],
     batch_size: Annotated[list[int], typer.Option(min=1, help='Images in a batch; may be repeated.')] = [1],  # noqa: B006
@@ -35,7 +34,9 @@ def benchmark(
     plot: Annotated[Path | None, typer.Option(help='Picture to write.')] = None,
     as_json: Json = False,
 ):
-    """Measure speed and memory beside timm's ResNet and the trunk alone, or VT-FPN beside the panoptic FPN.
+    """Measure speed and memory beside the ResNet or the FPN.
+
+    VT-ResNets run beside timm's ResNet and the trunk alone, VT-FPNs beside the panoptic FPN.
 
     The networks run in turn, so that the machine's drift cancels: trust the ratios.
 
@@ -83,3 +84,31 @@ def benchmark(
             cells.append([*place, run.NAMES[name], f'{speed:g}', row['peak_mb'][name], shown])
     header = ['model', 'size', 'batch', 'network', 'images/s', 'MB', 'speed of VT, relative (quartiles)']
     print_table(header, cells, ['size', 'batch', 'images/s', 'MB'])
+
+
+def tables(
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
+):
+    """Recompute the paper's tables beside its figures.
+
+    Parameters and FLOPs of Tables 1 to 11.
+
+    Example: vt-hub tables --markdown > docs/paper_fidelity.md
+    """
+    from ..paper import tables as paper
+
+    if markdown:
+        print(paper.markdown(), end='')
+    elif as_json:
+        rows = [row.to_dict() for row in paper.rows()]
+        print_json({'rows': rows, 'segmentation': paper.segmentation(), 'stages': paper.stages()})
+    else:
+        header = ['table', *paper.HEADER]
+        print_table(header, ([row.table, *paper.cells(row)] for row in paper.rows()), header[2:])
+        print()
+        header = ['table', *paper.SEGMENTATION_HEADER]
+        cells = ([row['table'], *paper.segmentation_cells(row)] for row in paper.segmentation())
+        print_table(header, cells, header[2:])
+        print()
+        print_table(['table', 'model', 'stage', 'paper', 'computed'], (['11', *s.values()] for s in paper.stages()))

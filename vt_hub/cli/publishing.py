@@ -5,14 +5,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, app, print_json, print_table
+from .common import Json, print_json, print_table
 
 GROWN_PROSE = """\
 A {{ architecture }} with {{ num_labels }} classes: a smaller network inside a deeper one that computes the same, by
 `vt-hub convert --grow`. It is a start for more training, and as good as the smaller one until then."""
 
 
-@app.command()
 def export(
     source: Annotated[str, typer.Argument(help='Training checkpoint, folder of transformers or ours, or a name.')],
     target: Annotated[Path, typer.Argument(help='Model folder to write, or a .onnx file; must not exist.')],
@@ -37,14 +36,15 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help='Opset of the .onnx file, 17 or higher; default: 18.')] = None,
 ):
-    """Write a model folder that timm, transformers and torch.hub load; or a lone ONNX file, for onnxruntime.
+    """Write a model folder, or an ONNX file.
+
+    timm, transformers and torch.hub load the folder, and onnxruntime the file.
 
     Example: vt-hub export output/train/run/model_best.pth.tar flowers --labels data/train
     """
     from ..loading.checkpoints import stored_dtype
     from ..loading.conversion import load_source
-    from ..loading.published import resolve_name
-    from ..loading.source import find_folder, is_folder
+    from ..loading.source import Source
     from ..network.images import find_images
     from ..publishing import export as run
     from ..publishing import export_onnx
@@ -69,14 +69,15 @@ def export(
     if attention and not onnx:
         raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
-    folder = None if facts else find_folder(source)
+    origin_of = Source.parse(source)
+    folder = None if facts else origin_of.folder()
     dtype = dtype or (stored_dtype(folder) if folder else 'fp32')
     origin = ''
     if facts:
         epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
         origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
-    elif not is_folder(source):
-        origin = f'These are the weights of {resolve_name(source)}.'
+    elif not origin_of.is_folder:
+        origin = f'These are the weights of {origin_of.published}.'
     written = run(
         loaded,
         target,
@@ -129,13 +130,14 @@ def read_results(paths: list[Path]) -> list[dict[str, Any]]:
     return results
 
 
-@app.command()
 def verify(
     source: Annotated[str, typer.Argument(help='Model folder, model.tag or hf-hub:ID.')],
     trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
     as_json: Json = False,
 ):
-    """Load a model folder in every way there is and compare; exit code 1 on any difference.
+    """Check that every loader gives the same answers.
+
+    The exit code is 1 on any difference.
 
     Example: vt-hub verify flowers
     """
@@ -150,14 +152,15 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help='Model folder.')],
     result: Annotated[list[Path], typer.Option(help='Result file; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
     repo: Annotated[str | None, typer.Option(help='Hub repository that the snippets are to load.')] = None,
 ):
-    """Write the folder's model card anew from your text and result files; with --repo alone, only what it loads.
+    """Write a folder's model card again.
+
+    The text comes from your file and result files; with --repo alone, only what the card loads changes.
 
     Example: vt-hub card flowers --result results.json --prose about.md
     """
@@ -175,7 +178,6 @@ def card(
         )
 
 
-@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help='Model folder.')],
     repo: Annotated[
@@ -187,7 +189,9 @@ def push(
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only verify, and say what would be published.')] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
 ):
-    """Verify a model folder and publish it on the Hub: one commit and a tag. Prints the address.
+    """Verify a model folder and publish it on the Hub.
+
+    It makes one commit and a tag, and prints the address.
 
     The repository then holds the folder's files and nothing else: other files in it are deleted.
 
@@ -198,13 +202,14 @@ def push(
     print(run(folder, tag, repo, private, create_pr, dry_run, trust_remote_code))
 
 
-@app.command()
 def pull(
     source: Annotated[str, typer.Argument(help='Published weights, or a repository on the Hub.')],
     folder: Annotated[Path, typer.Argument(help='Where to; must not exist.')],
     revision: Annotated[str | None, typer.Option(help='Branch, tag or commit.')] = None,
 ):
-    """Bring a model folder from the Hub to disk, every file checked; offline from the cache.
+    """Bring a model folder from the Hub to disk.
+
+    Every file is checked; offline it comes from the cache.
 
     Example: vt-hub pull your-name/flowers flowers
     """
@@ -213,7 +218,6 @@ def pull(
     print(run(source, folder, revision))
 
 
-@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; or a model folder.')],
     target: Annotated[Path, typer.Argument(help='Model folder to write; or a .safetensors file.')],
@@ -225,7 +229,9 @@ def convert(
         Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
     ] = None,
 ):
-    """Start a VT-ResNet from a ResNet's stem..layer3; make a folder of a checkpoint; a plain timm file of a folder.
+    """Start from a ResNet, grow a model, or convert a checkpoint.
+
+    A VT-ResNet starts from a ResNet's stem..layer3; a folder becomes a plain timm file.
 
     A VT-ResNet's checkpoint of timm's train script or a folder of transformers becomes a model folder as by
     `vt-hub export`, which has more options.
@@ -235,7 +241,7 @@ def convert(
     from ..loading.conversion import is_vt_checkpoint, load_source, save_timm_weights, warm_start
     from ..loading.growing import grow as grown
     from ..loading.published import list_pretrained
-    from ..loading.source import is_folder
+    from ..loading.source import Source
     from ..publishing import export as run
 
     if target.suffix == '.safetensors':
@@ -245,7 +251,7 @@ def convert(
             )
         print(save_timm_weights(source, target))
         return
-    if is_folder(source) or source in list_pretrained() or is_vt_checkpoint(source):
+    if Source.parse(source).is_folder or source in list_pretrained() or is_vt_checkpoint(source):
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a model folder has its classes.')
         if not grow:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import app, print_json, print_table, progress, report_failed
+from .common import print_json, print_table, progress, report_failed
 
 LONGEST_EDGE = 1333  # pixels
 Task = Literal['classification', 'segmentation']
@@ -22,11 +22,7 @@ Classes = Annotated[Path | None, typer.Option(help='File with a class name a lin
 ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
 Workers = Annotated[int, typer.Option(min=0, help='Processes that read images, for each device.')]
 
-synthesize = typer.Typer(help='Draw data by formula.', no_args_is_help=True)
-app.add_typer(synthesize, name='synthesize')
 
-
-@synthesize.command()
 def shapes(
     out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
     train: Annotated[int, typer.Option(min=0, help='Images to train on.')] = 4000,
@@ -45,7 +41,6 @@ def shapes(
     draw(write_shapes(out, train, val, seed, size, objects, workers), train + val, out)
 
 
-@synthesize.command()
 def scenes(
     out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
     train: Annotated[int, typer.Option(min=1, help='Images to train on.')] = 4000,
@@ -72,7 +67,6 @@ def draw(written: Iterable[Path], total: int, out: Path):
     print(f'{out}: {count} images in {seconds:.1f} s, {count / seconds:.0f} images/s')
 
 
-@app.command(context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
 def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')],
@@ -103,7 +97,9 @@ def train(
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
 ):
-    """Train, and export the best checkpoint as a model folder, OUTPUT/model.
+    """Train a model, and export the best checkpoint.
+
+    The model folder is OUTPUT/model.
 
     Classifiers are trained by timm's train.py, which takes any further arguments. Segmentation is trained by
     transformers' Trainer; further arguments change the recipe: --steps 2000 --lr 0.01.
@@ -111,7 +107,7 @@ def train(
     Example: vt-hub train --recipe finetune --data-dir flowers --output run
     """
     from ..loading.published import list_pretrained
-    from ..loading.source import find_folder, is_folder
+    from ..loading.source import Source
     from ..training.launch import Launch, run
     from ..training.segmentation.recipe import list_segmentation_recipes
 
@@ -121,10 +117,10 @@ def train(
             raise typer.BadParameter('--layout, --classes and --reduce-labels are for segmentation.')
         options = [] if seed is None else ['--seed', str(seed)]
         options += [] if workers is None else ['--workers', str(workers)]
-        if model and is_folder(model):
-            options += ['--model', f'local-dir:{find_folder(model)}', '--pretrained']
-        elif model:
-            options += ['--model', model, *['--pretrained'] * (model in list_pretrained())]
+        if model:
+            start = Source.parse(model)
+            trained = start.is_folder or model in list_pretrained()
+            options += ['--model', start.timm_name, *['--pretrained'] * trained]
         options += context.args
         train_classifier(recipe, data_dir, output, options, launch, device_batch_size, train_script, resume, dry_run)
         return
@@ -164,7 +160,7 @@ def train_classifier(
     dry_run: bool,
 ):
     """`vt-hub train` of a classifier; exits with the script's own code where that is not 0."""
-    from ..loading.source import is_ours
+    from ..loading.source import Source
     from ..training.classification.run import TrainingRun
 
     job = TrainingRun(recipe, output, data_dir, extra, launch, device_batch_size, script, resume)
@@ -183,7 +179,7 @@ def train_classifier(
         raise typer.Exit(code)
     if launch.node_rank > 0:
         return
-    if is_ours(job.value('model')):
+    if Source.parse(job.value('model')).is_ours:
         print_end(job.export(progress=progress))
     else:
         print(f'{job.best_checkpoint()}: {job.value("model")} is not one of our models and is not exported')
@@ -238,7 +234,6 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
         raise typer.BadParameter(f'{" ".join(arguments)} has a value that is not YAML') from error
 
 
-@app.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut goes on.')],
     recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'scenes',
@@ -250,7 +245,9 @@ def pretrain(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
 ):
-    """Pretrain weights on scenes of fractals, composed as they are needed: no data is read or written.
+    """Pretrain a model on generated scenes of fractals.
+
+    Scenes are composed as they are needed: no data is read or written.
 
     Example: vt-hub pretrain --recipe scenes --output run --minutes 8
     """
@@ -266,7 +263,6 @@ def pretrain(
         raise typer.Exit(1)
 
 
-@app.command()
 def distill(
     data_dir: Annotated[list[Path], typer.Option(help='Folder of images, without labels; may be repeated.')],
     output: Annotated[Path, typer.Option(help='Folder of the run; one that was stopped resumes.')],
@@ -288,7 +284,7 @@ def distill(
     seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
     workers: Workers = 2,
 ):
-    """Teach a model what another one says of images, which need no labels.
+    """Teach a model what another one says of unlabelled images.
 
     Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub distill ...
 
@@ -316,7 +312,6 @@ def distill(
         raise typer.Exit(1)
 
 
-@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')],
     data_dir: Annotated[str, typer.Option(help='Folder of the data; for segmentation also a data set on the Hub.')],
@@ -336,7 +331,9 @@ def evaluate(
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the result.')] = False,
 ):
-    """Measure a model on labelled data, and write what a model card reads.
+    """Measure a model on labelled images.
+
+    With --result it writes the file that a model card reads.
 
     A classifier is measured on DIR/val, or on DIR itself, of class folders. Under torchrun every process takes a share:
     torchrun --nproc-per-node 8 -m vt_hub evaluate ...
@@ -345,14 +342,14 @@ def evaluate(
     """
     from ..files import check_place
     from ..loading.checkpoints import load_folder
-    from ..loading.source import find_folder, task_of
+    from ..loading.source import Source, task_of
     from ..processes import processes
     from ..reporting import machine, write_result
     from ..training.classification.evaluate import evaluate_classifier, open_for_model
     from ..training.segmentation.data import open_data
     from ..training.segmentation.evaluate import evaluate_segmentation, load_segmenter
 
-    folder = find_folder(model)
+    folder = Source.parse(model).folder()
     network = load_folder(folder)
     does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
     if task and task != does:
@@ -391,7 +388,6 @@ def evaluate(
     report_failed(found['errors'], total)
 
 
-@app.command()
 def plot(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `vt-hub train` or of timm's train script.")],
     out: Annotated[Path | None, typer.Option(help='Picture to write; without, RUN/plot.png.')] = None,
@@ -407,14 +403,15 @@ def plot(
     print(out)
 
 
-@app.command('timm', context_settings={'allow_extra_args': True, 'ignore_unknown_options': True})
 def timm_(
     context: typer.Context,
     script: Annotated[
         Literal['validate', 'inference', 'benchmark', 'onnx_export'], typer.Argument(help='Name of the script.')
     ],
 ):
-    """Run one of timm's other scripts with our models. Its own help: vt-hub timm validate -- --help
+    """Run one of timm's other scripts with our models.
+
+    Its own help: vt-hub timm validate -- --help
 
     Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
     """

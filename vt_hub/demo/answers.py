@@ -12,7 +12,7 @@ from ..inference.preprocessing import is_segmenter, label_names
 from ..inference.scores import shown
 from ..inference.segment import draw_overlay, segment_image
 from ..loading.published import list_pretrained
-from ..loading.source import load_model
+from ..loading.source import Source, load_model
 from ..network.images import read_image
 from ..synthesis.shapes import scene
 from .figure import token_figure
@@ -40,7 +40,8 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
     sources = sources or [name for name in list_pretrained() if name.split('.')[1] in SAMPLED_TAGS]
     models = {}
     for source in sources:
-        name = Path(source).resolve().name if Path(source).is_dir() else source.removeprefix('hf-hub:')
+        parsed = Source.parse(source)
+        name = parsed.path.resolve().name if parsed.kind == 'folder' else parsed.repo or parsed.text
         if name in models:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
         models[name] = load_model(source)

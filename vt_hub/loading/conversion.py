@@ -13,7 +13,7 @@ from ..files import read_json, replaced_whole
 from .checkpoints import load_folder, load_into, read_foreign
 from .download import hub_reason
 from .published import resolve_name
-from .source import list_models, load_model
+from .source import Source, list_models, load_model
 
 __all__ = ['WarmStart', 'is_vt_checkpoint', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
 
@@ -139,12 +139,12 @@ def load_checkpoint(
     args = facts.pop('args', {})
     architecture, model_args = architecture or facts.get('arch') or '', args.get('model_kwargs') or {}
     overlay: dict[str, Any] = {}
-    if architecture.startswith('local-dir:'):  # training began from a model folder, and with its preprocessing
-        config = read_json(Path(architecture.removeprefix('local-dir:')) / 'config.json')
+    if architecture and (start := Source.parse(architecture)).kind == 'folder':  # with its preprocessing
+        config = read_json(start.path / 'config.json')
         cfg = config.get('pretrained_cfg', {})
         overlay = {key: cfg[key] for key in (*PREPROCESSING, 'input_size', 'license') if cfg.get(key)}
         architecture, model_args = config.get('architecture', ''), {**config.get('model_args', {}), **model_args}
-    if architecture.split('.')[0] not in list_models():
+    if not architecture or Source.parse(architecture).kind != 'model':
         raise ValueError(f'{path} does not say which architecture it is; name one of {", ".join(list_models())}.')
     if args.get('pretrained'):  # the images were prepared as for the weights it began with
         with suppress(LookupError):

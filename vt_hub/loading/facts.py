@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from ..inference.preprocessing import label_names
 from ..network.vt_fpn import VTFPN, VTDecoder
 from .published import PRETRAINED, pretrained_folder, resolve_name
-from .source import list_models, load_model, task_of
+from .source import Source, list_models, load_model, task_of
 
 __all__ = ['describe', 'describe_pretrained']
 
@@ -50,10 +50,7 @@ def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> lis
 
 def describe(source: str) -> dict[str, Any]:
     """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
-    try:
-        published = resolve_name(source)
-    except LookupError:
-        published = None
+    published = Source.parse(source).published
     pretrained = published is not None or source not in list_models()
     model = load_model(source, pretrained=pretrained)
     cfg, data = model.pretrained_cfg, timm.data.resolve_model_data_config(model)

@@ -1,7 +1,9 @@
-"""The models of this package: their names, how to load one from anywhere, what to say of it."""
+"""The models of this package: their names, where one comes from, and how to load it."""
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -12,7 +14,7 @@ from .checkpoints import load_folder
 from .download import fetch
 from .published import list_pretrained, pretrained_folder, resolve_name
 
-__all__ = ['find_folder', 'is_ours', 'list_models', 'load_model', 'task_of']
+__all__ = ['Source', 'list_models', 'load_model', 'task_of']
 
 
 def list_models() -> list[str]:
@@ -25,55 +27,92 @@ def task_of(name: str) -> str:
     return 'image-segmentation' if name in VT_FPN_ARCHITECTURES else 'image-classification'
 
 
-def architecture_of(name: str) -> str:
-    """The architecture of a name that timm takes: `arch`, `arch.tag` or `local-dir:` of a folder."""
-    if name.startswith('local-dir:'):
-        return read_json(Path(name.removeprefix('local-dir:')) / 'config.json').get('architecture', '')
-    return name.split('.')[0]
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, read once from what a user wrote; see `parse`.
 
-
-def is_ours(name: str) -> bool:
-    """Whether a name that timm takes is of this package's models; see `architecture_of`."""
-    return architecture_of(name) in list_models()
-
-
-def is_folder(source: str) -> bool:
-    """Whether a model's source is a folder, here or on the Hub, and no name of ours.
-
-    A folder that is called like a model of ours is one only if it holds a model.
+    Args:
+        text: What was written.
+        kind: 'model' for a name of this package (`vt_resnet10`, `vt_resnet10.digits`), 'folder' for a model folder,
+            'hub' for a folder on the Hub (`hf-hub:ID`), 'other' for the rest, such as a model of timm's own.
+        path: A folder's.
+        repo: ID on the Hub.
     """
-    if source.startswith('hf-hub:') or Path(source, 'config.json').is_file():
-        return True
-    return Path(source).is_dir() and source not in {*list_models(), *list_pretrained()}
+
+    text: str
+    kind: Literal['model', 'folder', 'hub', 'other']
+    path: Path = Path()
+    repo: str = ''
+
+    @classmethod
+    def parse(cls, text: str | Path) -> 'Source':
+        """A folder is given by its path, or as timm does by `local-dir:PATH`.
+
+        A folder that is called like a model of this package counts as one only if it holds a model.
+        """
+        text = str(text)
+        if text.startswith('hf-hub:'):
+            return cls(text, 'hub', repo=text.removeprefix('hf-hub:'))
+        path = Path(text.removeprefix('local-dir:'))
+        there = path.is_dir() and text not in {*list_models(), *list_pretrained()}
+        if there or text.startswith('local-dir:') or (path / 'config.json').is_file():
+            return cls(text, 'folder', path=path)
+        return cls(text, 'model' if text.split('.')[0] in list_models() else 'other')
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, here or on the Hub."""
+        return self.kind in ('folder', 'hub')
+
+    @property
+    def published(self) -> str | None:
+        """The name of published weights, `arch.tag`, if it is one or an architecture that has some."""
+        try:
+            return None if self.is_folder else resolve_name(self.text)
+        except LookupError:
+            return None
+
+    @property
+    def architecture(self) -> str:
+        """The architecture, which a folder's config.json names."""
+        if self.is_folder:
+            return read_json(self.folder() / 'config.json').get('architecture', '')
+        return self.text.split('.')[0]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of this package's models."""
+        return self.architecture in list_models()
+
+    @property
+    def timm_name(self) -> str:
+        """What `timm.create_model` takes for it."""
+        return f'local-dir:{self.folder()}' if self.is_folder else self.text
+
+    def folder(self) -> Path:
+        """The local folder: its path, or that of published weights or of a repository on the Hub, checked.
+
+        Raises:
+            LookupError: There is no such folder, and no weights of that name are published.
+            OSError: It is damaged, or cannot be downloaded.
+        """
+        if self.kind == 'folder':
+            return self.path
+        if self.kind == 'hub':
+            return fetch(self.repo)
+        if not (name := self.published):
+            there = ', '.join(list_pretrained())
+            raise LookupError(f'There is no folder {self.text}, and no weights of that name; there are {there}.')
+        return pretrained_folder(name)
 
 
 def check_name(source: str):
-    """Raise LookupError, with the nearest names, where a source that is no folder is no model of ours either."""
+    """Raise LookupError, with the nearest names, where a name is not a model of this package."""
     names = list_models()
     if source.split('.')[0] not in names:
         near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4)
         hint = f'did you mean {" or ".join(near)}?' if near else '`vt-hub list` names the models.'
         raise LookupError(f'There is no model or folder {source!r}; {hint}')
-
-
-def find_folder(source: str | Path) -> Path:
-    """The local folder of published weights (`vt_resnet10.digits`), of a path, or of `hf-hub:ID`, checked.
-
-    Raises:
-        LookupError: There is no such folder, and nothing is published under that name.
-        OSError: It is damaged, or cannot be had.
-    """
-    source = str(source)
-    if source.startswith('hf-hub:'):
-        return fetch(source.removeprefix('hf-hub:'))
-    if is_folder(source):
-        return Path(source)
-    try:
-        name = resolve_name(source)
-    except LookupError as error:
-        there = ', '.join(list_pretrained())
-        raise LookupError(f'There is no folder {source}, and no weights of that name; there are {there}.') from error
-    return pretrained_folder(name)
 
 
 def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
@@ -88,8 +127,8 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
         LookupError: No such model, or no weights for it.
         ValueError: The folder's configuration or weights are damaged.
     """
-    source = str(source)
-    if is_folder(source):
-        return load_folder(find_folder(source))
-    check_name(source)
-    return timm.create_model(resolve_name(source) if pretrained else source, pretrained=pretrained).eval()
+    source = Source.parse(source)
+    if source.is_folder:
+        return load_folder(source.folder())
+    check_name(source.text)
+    return timm.create_model(resolve_name(source.text) if pretrained else source.text, pretrained=pretrained).eval()

@@ -6,15 +6,10 @@ from pathlib import Path, PurePosixPath
 
 __all__ = ['check_folder', 'file_sha256', 'find_damage', 'read_checksums']
 
-CHUNK = 1 << 20
-
 
 def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

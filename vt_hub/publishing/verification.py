@@ -24,7 +24,7 @@ from ..inference.diversity import TokenDiversity, token_diversity, warning_of
 from ..inference.preprocessing import eval_transform, label_names
 from ..inference.scores import scores_of
 from ..loading.checkpoints import load_folder
-from ..loading.source import find_folder
+from ..loading.source import Source
 from ..network.checksums import check_folder, read_checksums
 from ..network.images import to_channels
 from ..synthesis.shapes import scene
@@ -93,7 +93,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
         LookupError: There is no such folder, and nothing is published under that name.
         OSError: The folder cannot be downloaded.
     """
-    folder = Path(source) if Path(source).is_dir() else find_folder(str(source))
+    folder = Source.parse(source).folder()
     checks: list[Check] = []
 
     def check(name: str, function: Callable[[], str]) -> bool:

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 
 from ..files import written_whole
 from ..inference.diversity import TokenDiversity, token_diversity, token_figures
-from ..loading.source import is_ours
+from ..loading.source import Source
 from ..network.vt_layers import Projector, TransformerMixer
 from ..publishing import export
 from ..reporting import Progress, find_device, machine, no_progress, write_result
@@ -316,7 +316,7 @@ def pretrain(
         },
     }
     write_result(output / 'result.json', result)
-    if is_ours(recipe.model):
+    if Source.parse(recipe.model).is_ours:
         return export(model, output / 'model', metrics=[result], prose=PROSE)
     with written_whole(output / 'model') as folder:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'model.safetensors')

@@ -17,7 +17,7 @@ from ...files import read_json, replaced_whole
 from ...loading.checkpoints import load_folder, read_foreign
 from ...loading.conversion import load_checkpoint
 from ...loading.published import resolve_name
-from ...loading.source import is_ours, list_models, task_of
+from ...loading.source import Source, task_of
 from ...network.images import with_channels
 from ...publishing import export, verify
 from ...reporting import Progress, find_device, machine, no_progress, write_result
@@ -120,7 +120,7 @@ class TrainingRun:
         if (self.output / 'model').exists():
             raise FileExistsError(f'{self.output / "model"} exists already; move it, or name another folder.')
         self.check_model()
-        if is_ours(self.value('model')):
+        if Source.parse(self.value('model')).is_ours:
             self.check_export()
         self.check_data()
         self.check_teacher()
@@ -150,10 +150,11 @@ class TrainingRun:
     def check_model(self):
         if not (model := self.value('model')):
             raise ValueError(f'The recipe {self.recipe} names no model; name one with --model.')
-        if model.startswith('local-dir:'):
-            load_folder(model.removeprefix('local-dir:'))
-        elif model.split('.')[0] in list_models():
-            if task_of(model.split('.')[0]) != 'image-classification':
+        source = Source.parse(model)
+        if source.kind == 'folder':
+            load_folder(source.path)
+        elif source.kind == 'model':
+            if task_of(source.architecture) != 'image-classification':
                 raise ValueError(f'{model} does not classify; a recipe for segmentation trains it.')
             if self.value('pretrained'):
                 resolve_name(model)
@@ -192,8 +193,8 @@ class TrainingRun:
         """timm re-initialises a teacher's classifier without a word where its classes are not the data's."""
         if not (teacher := self.value('kd_model_name')):
             return
-        if teacher.startswith('local-dir:'):
-            known = read_json(Path(teacher.removeprefix('local-dir:')) / 'config.json').get('num_classes')
+        if (source := Source.parse(teacher)).kind == 'folder':
+            known = read_json(source.path / 'config.json').get('num_classes')
         elif cfg := timm.get_pretrained_cfg(teacher):
             known = cfg.num_classes
         else:
@@ -251,13 +252,15 @@ class TrainingRun:
         arguments += ['--output', str(output.parent), '--experiment', output.name]
         for name, default in DEFAULTS.items():
             arguments += [f'--{name}', default] if self.value(name) is None else []
-        if self.channels == 1 and is_ours(self.value('model')):
+        source = Source.parse(self.value('model'))
+        if self.channels == 1 and source.is_ours:
             arguments += self.grey_arguments()
         arguments += [*self.extra, '--batch-size', str(device_batch)]
         if own > device_batch or self.value('grad_accum_steps'):
             arguments += ['--grad-accum-steps', str(own // device_batch)]
-        if self.value('pretrained') and is_ours(model := self.value('model')) and not model.startswith('local-dir:'):
-            arguments += ['--model', resolve_name(model)]  # so that the checkpoint names its weights' preprocessing
+        if self.value('pretrained') and source.kind == 'model':
+            # so that the checkpoint names the preprocessing of its weights
+            arguments += ['--model', resolve_name(source.text)]
         if not torch.cuda.is_available() and not self.value('device'):
             arguments += ['--device', 'cpu']
         last = self.output / 'last.pth.tar'

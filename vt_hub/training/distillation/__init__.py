@@ -15,7 +15,7 @@ import torch.nn as nn
 from timm.models import save_for_hf
 
 from ...files import written_whole
-from ...loading.source import is_ours
+from ...loading.source import Source
 from ...publishing import export
 from ...reporting import Progress, find_device, machine, no_progress, write_result
 from ..resumable import check_settings, multiplies_bfloat16, train
@@ -116,7 +116,7 @@ def distill(
     }
     write_result(output / 'result.json', result)
     model = net.fold()
-    if is_ours(recipe.model):
+    if Source.parse(recipe.model).is_ours:
         return export(model, output / 'model', labels=class_names(teacher), metrics=[result], prose=PROSE)
     with written_whole(output / 'model') as folder:
         save_for_hf(model.to(memory_format=torch.contiguous_format), folder, safe_serialization=True)

@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ...inference.preprocessing import label_names
 from ...loading.checkpoints import load_into, read_foreign
 from ...loading.download import hub_reason
-from ...loading.source import is_folder, load_model
+from ...loading.source import Source, load_model
 from .recipe import DistillationRecipe
 
 __all__ = ['Distiller', 'class_names', 'create_student', 'load_teacher', 'load_trunk', 'outputs', 'shared_parts']
@@ -44,7 +44,7 @@ def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> 
         OSError: Its weights cannot be downloaded.
         ValueError: The file does not fit it.
     """
-    if is_folder(source):
+    if Source.parse(source).is_folder:
         return load_model(source)
     if not timm.is_model(source):
         raise LookupError(f'There is no model {source!r} in timm, and no such folder.')
@@ -96,7 +96,7 @@ def class_names(teacher: nn.Module) -> list[str] | None:
 
 def create_student(recipe: DistillationRecipe, teacher: nn.Module) -> nn.Module:
     """The student of a recipe, with the teacher's classes."""
-    if is_folder(recipe.model):
+    if Source.parse(recipe.model).is_folder:
         student = load_model(recipe.model)
         if student.num_classes != teacher.num_classes:
             raise ValueError(

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ...files import read_json
 from ...loading.published import list_pretrained
-from ...loading.source import architecture_of, find_folder, is_folder
+from ...loading.source import Source
 from ...network.modeling_vt import VTFPNForSemanticSegmentation
 from ...network.vt_fpn import ARCHITECTURES
 from ...publishing import export
@@ -157,14 +157,14 @@ def check_data(data: SegmentationData, absent_classes: bool, workers: int, progr
         print(f'{sentence}.', file=sys.stderr)
 
 
-def source_of(recipe: SegmentationRecipe) -> str:
-    """What timm is to create.
+def source_of(recipe: SegmentationRecipe) -> Source:
+    """Where the model to train comes from.
 
     Raises:
         ValueError: It is no segmentation model.
     """
-    source = f'local-dir:{find_folder(recipe.model)}' if is_folder(recipe.model) else recipe.model
-    if architecture_of(source) not in ARCHITECTURES:
+    source = Source.parse(recipe.model)
+    if source.architecture not in ARCHITECTURES:
         raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
     return source
 
@@ -172,14 +172,15 @@ def source_of(recipe: SegmentationRecipe) -> str:
 def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
     """The model that training starts from: an architecture, or other weights with a new last convolution."""
     source, overlay, args = source_of(recipe), {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
-    pretrained = source.startswith('local-dir:') or source in list_pretrained()
+    pretrained = source.is_folder or source.text in list_pretrained()
     if pretrained:
         args.pop('pretrained_backbone', None)  # it is in the weights
     elif args.get('pretrained_backbone'):
-        backbone = {**ARCHITECTURES[architecture_of(source)], **args}['backbone']
+        backbone = {**ARCHITECTURES[source.architecture], **args}['backbone']
         cfg = timm.get_pretrained_cfg(backbone)
         overlay |= {'mean': cfg.mean, 'std': cfg.std}
-    model = timm.create_model(source, pretrained, num_classes=len(classes), pretrained_cfg_overlay=overlay, **args)
+    args |= {'num_classes': len(classes), 'pretrained_cfg_overlay': overlay}
+    model = timm.create_model(source.timm_name, pretrained, **args)
     trained = VTFPNForSemanticSegmentation(config_of(model, classes))
     trained.load_state_dict(model.state_dict())
     return trained
