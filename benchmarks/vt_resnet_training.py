@@ -1,10 +1,11 @@
 """VT-ResNet-18 against ResNet-18, from scratch: python benchmarks/vt_resnet_training.py --work DIR [--json FILE].
 
-Both are trained by `vt-hub train --recipe basic` on single shapes drawn by formula and on the digits. The schedule
-keeps its shape in fewer epochs, a tenth of the learning rate after each third; batch and learning rate are both an
-eighth of the recipe's. Crops are milder than timm's default and nothing is flipped: a shape must stay in the picture,
-and a digit be read. What is scored are the weights of the last epoch, in fp32, on all images of train and of val,
-whole. The two models of one seed share no random numbers: their weights and the order of their images differ.
+Both are trained by the recipe `basic` of `vt-hub train classifier`, on single shapes drawn by formula and on the
+digits. The schedule keeps its shape in fewer epochs, a tenth of the learning rate after each third; batch and
+learning rate are both an eighth of the recipe's. Crops are milder than timm's default and nothing is flipped: a shape
+must stay in the picture, and a digit be read. What is scored are the weights of the last epoch, in fp32, on all
+images of train and of val, whole. The two models of one seed share no random numbers: their weights and the order of
+their images differ.
 
 DIR keeps data and runs of one set of arguments: a finished run is not repeated, one that was cut goes on.
 """
@@ -49,7 +50,19 @@ def train(name: str, data_dir: Path, folder: Path, seed: int, epochs: int, size:
     last = folder / 'last.pth.tar'
     if last.is_file() and read_foreign(last)[1]['epoch'] == epochs - 1:
         return
-    command = ['train', '--recipe', 'basic', '--model', name, '--data-dir', data_dir, '--output', folder, '--resume']
+    command = [
+        'train',
+        'classifier',
+        '--recipe',
+        'basic',
+        '--model',
+        name,
+        '--data-dir',
+        data_dir,
+        '--output',
+        folder,
+        '--resume',
+    ]
     command += ['--seed', seed, '--workers', 1, '--epochs', epochs, '--decay-epochs', epochs // 3]
     command += ['--val-interval', epochs // 3, '--batch-size', 32, '--lr', 0.0125]
     command += ['--input-size', 3, size, size, '--crop-pct', 1.0, '--scale', 0.8, 1.0, '--hflip', 0.0]

@@ -1,4 +1,4 @@
-"""Figures of matplotlib, which is imported only to draw one, and the colours of classes."""
+"""matplotlib figures, and the colours of classes. matplotlib is imported only when it is needed."""
 
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from .files import replaced_whole
 
 __all__ = ['check_figure', 'colours', 'new_figure', 'save_figure']
 
-GOLDEN = 0.618034  # turns of the hue between classes: neighbours in number are far apart in colour
+GOLDEN = 0.618034  # hue step between classes, in turns; gives consecutive classes very different colours
 
 
 def colours(num_classes: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def colours(num_classes: int) -> np.ndarray:
 
 
 def new_figure(**kwargs: Any) -> Any:
-    """A `matplotlib.figure.Figure` with these arguments, laid out by matplotlib.
+    """Create a `matplotlib.figure.Figure` with these arguments and matplotlib's automatic layout.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -38,18 +38,18 @@ def new_figure(**kwargs: Any) -> Any:
 
 @cache
 def formats() -> set[str]:
-    """Extensions that matplotlib writes a picture for."""
-    return new_figure().canvas.get_supported_filetypes().keys() - {'pgf', 'raw', 'rgba'}  # TeX's, and bare bytes
+    """File extensions of the picture formats that matplotlib can write."""
+    return new_figure().canvas.get_supported_filetypes().keys() - {'pgf', 'raw', 'rgba'}  # for TeX, and raw bytes
 
 
 def check_figure(path: str | Path):
-    """Raise ValueError where no figure can be written under that name, ModuleNotFoundError without matplotlib."""
+    """Raise ValueError if matplotlib cannot write this file type, ModuleNotFoundError if matplotlib is missing."""
     if Path(path).suffix[1:].lower() not in formats():
-        raise ValueError(f'{path} has no extension of a picture that can be written, such as .png, .svg or .pdf.')
+        raise ValueError(f'{path} does not end in a supported picture extension, such as .png, .svg or .pdf.')
 
 
 def save_figure(figure: Any, path: str | Path):
-    """Write a figure, PNG, SVG or PDF by its name; an older file is replaced when the new one is whole."""
+    """Write a figure; the extension sets the format. An older file is replaced once the new one is complete."""
     check_figure(path)
     with replaced_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=150)

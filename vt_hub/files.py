@@ -1,4 +1,4 @@
-"""Files: JSON that is read with a sentence where it cannot be, and what is written as a whole or not at all."""
+"""Read JSON with clear errors. Write files and folders completely or not at all."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ValueError: The file is missing or no JSON object.
+        ValueError: The file is missing or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text('utf-8'))
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def resolved(path: str | Path) -> Path:
-    """The file that a link leads to, so that the link stays. Raises OSError for a device, which no file may replace."""
+    """Follow links, so that the target is replaced and not the link. Raises OSError for a device such as /dev/null."""
     path = Path(os.path.realpath(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, 'Not a regular file', str(path))
@@ -37,7 +37,7 @@ def resolved(path: str | Path) -> Path:
 
 
 def check_place(path: Path):
-    """Raise OSError where a file that is to be written after long work could not be."""
+    """Raise OSError if a file cannot be written here. Call it before long work whose result goes there."""
     path = resolved(path)
     folder = next(parent for parent in path.parents if parent.exists())
     for wrong, code, place in (
@@ -51,22 +51,21 @@ def check_place(path: Path):
 
 @contextmanager
 def named_if_full(path: Path) -> Iterator[None]:
-    """Turn what libraries raise where the disk is full, which names no file, into an OSError that names it."""
+    """Turn a library's "disk full" error, which does not name the file, into an OSError that does."""
     try:
         yield
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         told = str(error)
-        if told.startswith('Cannot write ') or not (
-            full or os.strerror(errno.ENOSPC) in told
-        ):  # as safetensors and torch
+        # safetensors and torch raise their own errors with the system's text
+        if told.startswith('Cannot write ') or not (full or os.strerror(errno.ENOSPC) in told):
             raise
         raise OSError(f'Cannot write {path}: {os.strerror(errno.ENOSPC)}; nothing was written.') from error
 
 
 @contextmanager
 def replaced_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary file to write, which replaces `path` at once if all goes well; if not, the old one stays."""
+    """Give a temporary file to write. On success it replaces `path`; on an error the old file stays."""
     path = resolved(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix='.', suffix=path.name, dir=path.parent)
@@ -82,7 +81,7 @@ def replaced_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `folder` if all goes well, and nothing if not."""
+    """Give a temporary folder to write into. On success it becomes `folder`; on an error it is deleted."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:

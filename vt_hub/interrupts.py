@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost."""
+"""Make sure that Ctrl-C is not lost."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ __all__ = ['iterate']
 
 
 def iterate(loader: DataLoader) -> Iterator[Any]:
-    """What a loader yields. An interrupt that comes as its workers start is raised once they have."""
+    """Iterate over a loader. An interrupt while its workers start is raised after they have started."""
     with held_interrupts():
         batches = iter(loader)
     yield from batches
@@ -20,7 +20,7 @@ def iterate(loader: DataLoader) -> Iterator[Any]:
 
 @contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Raise a KeyboardInterrupt at the end, not meanwhile: Python loses one that is raised as a process forks."""
+    """Delay a KeyboardInterrupt until the end. Python would lose one that is raised while a process forks."""
     held: list[int] = []
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if interrupts(number)]
     for number in numbers:

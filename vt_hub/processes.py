@@ -1,4 +1,4 @@
-"""One process or several: what torchrun says."""
+"""Run in one process, or in several that torchrun started."""
 
 import os
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ __all__ = ['processes']
 
 @contextmanager
 def processes(timeout: timedelta | None = None) -> Iterator[tuple[int, torch.device]]:
-    """Join the processes that torchrun has started, if it has; this one's rank and device.
+    """Join the processes that torchrun started, if any. Gives this process's rank and device.
 
     Args:
-        timeout: How long they wait for one another; without, torch's default of some minutes.
+        timeout: How long processes wait for one another; default: torch's, some minutes.
     """
     cuda = torch.cuda.is_available()
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if cuda else torch.device('cpu')

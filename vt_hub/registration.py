@@ -1,4 +1,4 @@
-"""Makes timm and transformers' Auto classes know our models, without importing either before the user does."""
+"""Registers our models with timm and transformers' Auto classes. Neither is imported before the user imports it."""
 
 import importlib.abc
 import importlib.machinery
@@ -10,13 +10,13 @@ __all__ = ['register_all']
 
 
 def _find_published(name: str) -> Path:
-    from .loading.published import pretrained_folder  # which may be what is being imported now
+    from .loading.published import pretrained_folder  # imported here: it may be what imports this package
 
     return pretrained_folder(name)
 
 
 def _register_networks():
-    from .network import vt_fpn, vt_resnet  # noqa: F401  they register themselves
+    from .network import vt_fpn, vt_resnet  # noqa: F401  importing registers them
     from .network.weights import find_published_with
 
     find_published_with(_find_published)
@@ -63,7 +63,7 @@ def _register_image_processors():
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function once the module of that name has been imported by somebody."""
+    """Calls a function after the module of that name is imported."""
 
     def __init__(self, callbacks: dict[str, Callable[[], None]]):
         self.callbacks = callbacks
@@ -86,7 +86,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register_all():
-    """Register now what is imported already, and the rest when it is."""
+    """Register the models: now with modules that are already imported, with the others after their import."""
     auto = 'transformers.models.auto'
     waiting = {}
     for name, callback in (

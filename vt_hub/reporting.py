@@ -1,4 +1,4 @@
-"""What training and evaluation share: result files, which model cards read, the device, and progress."""
+"""Shared by training and evaluation: result files (which model cards read), the device, and progress."""
 
 import json
 import platform
@@ -22,10 +22,10 @@ def no_progress(items: Iterable[Any], total: int, title: str) -> Iterable[Any]:
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device 'cuda' or 'cpu'; without a name, the GPU if there is one.
+    """The device 'cuda' or 'cpu'; default: the GPU if there is one.
 
     Raises:
-        ValueError: There is no GPU.
+        ValueError: 'cuda' was requested, but there is no GPU.
     """
     there = torch.cuda.is_available()
     if name == 'cuda' and not there:
@@ -34,14 +34,14 @@ def find_device(name: str | None = None) -> torch.device:
 
 
 def cpu_name() -> str:
-    """What Linux calls the processor; elsewhere its architecture."""
+    """The processor's name on Linux; on other systems its architecture."""
     path = Path('/proc/cpuinfo')
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The hardware and the versions that a figure was measured with."""
+    """The hardware and library versions of a measurement."""
     if device.type == 'cuda':
         hardware = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
     else:
@@ -55,7 +55,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def write_result(path: str | Path, result: dict[str, Any]) -> Path:
-    """Write a result file; an older one is replaced at once, when the new one is whole."""
+    """Write a result file. An older one is replaced once the new one is complete."""
     with replaced_whole(path) as unfinished:
         unfinished.write_text(json.dumps(result, indent=2) + '\n')
     return Path(path)

@@ -6,7 +6,7 @@
 VT-FPN that starts from scenes of fractals, by the same recipe; nothing of it is published but its figures:
 
     vt-hub synthesize scenes --out scenes --train 4000 --val 300
-    vt-hub train --task segmentation --recipe shapes --data-dir scenes --output pretrained
+    vt-hub train segmenter --recipe shapes --data-dir scenes --output pretrained
     python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR --start pretrained/model
     python model_cards/vt_fpn_resnet10t.shapes/train.py compare-start --work DIR
 

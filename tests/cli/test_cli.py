@@ -11,7 +11,7 @@ from PIL import Image
 
 import vt_hub
 from vt_hub.cli import main as cli
-from vt_hub.cli.main import SYNTHESIZE
+from vt_hub.cli.main import GROUPS
 from vt_hub.paper import tables
 
 
@@ -124,7 +124,7 @@ def test_a_picture_of_no_format_is_refused_at_once(run, samples, tmp_path):
     assert 'There is no model' in err  # a folder of pictures has no format
     code, _, err = run('explain', samples / 'digit_7.png', '--model', 'no_model', '--out', tmp_path / 'x.xyz')
     assert code == 1
-    assert 'x.xyz has no extension of a picture that can be written' in err
+    assert 'x.xyz does not end in a supported picture extension' in err
 
 
 def test_pictures_keep_the_folders_of_their_images(run, samples, tmp_path):
@@ -202,7 +202,7 @@ def test_a_closed_pipe_is_no_error(samples):
 
 
 COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
-COMMANDS += [f'synthesize {function.__name__}' for function in SYNTHESIZE]
+COMMANDS += [f'{group} {function.__name__}' for group, (_, functions) in GROUPS.items() for function in functions]
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -263,4 +263,4 @@ def test_addresses_are_not_taken_for_files(run, command, tmp_path):
     out = ['--out', tmp_path / 'sheet.png'] if command == 'explain' else []
     code, _, err = run(command, 'https://example.com/cat.jpg', *out)
     assert code == 1
-    assert 'https://example.com/cat.jpg is an address, and only files are read; fetch the image first.' in err
+    assert 'https://example.com/cat.jpg is a URL, but only files can be read; download the image first.' in err

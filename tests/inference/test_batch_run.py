@@ -187,7 +187,7 @@ def test_signals_leave_what_goes_on(run, folder, tmp_path, monkeypatch, kind):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Parts, 'write', lambda *_: signal.raise_signal(kind))
     code, out, err = run(*command)
-    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command goes on.\n')
+    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command resumes it.\n')
     assert signal.getsignal(signal.SIGTERM) is before
     assert os.listdir(tmp_path) == ['table.jsonl.parts']
     monkeypatch.undo()
@@ -210,7 +210,7 @@ def test_a_signal_as_workers_start_is_not_lost(run, folder, tmp_path, kind):
     ARMED.append(kind)
     code, out, err = run('predict', folder, '--output', output, '--workers', 2)
     assert not ARMED
-    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command goes on.\n')
+    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command resumes it.\n')
 
 
 @needs_fork
@@ -275,14 +275,14 @@ def test_a_cut_run_goes_on_with_its_own_settings_only(classify, model, expected,
     output = tmp_path / 'table.jsonl'
     cut(classify, output, monkeypatch)
     before = sorted(os.listdir(f'{output}.parts'))
-    with pytest.raises(ValueError, match=r'table.jsonl.parts is of a run with topk 2, not 3; ask for the same, or rem'):
+    with pytest.raises(ValueError, match=r'table.jsonl.parts is of a run with topk 2, not 3; use the same, or rem'):
         classify(output, topk=3)
     with pytest.raises(ValueError, match='with dtype fp32, not bf16'):
         classify(output, dtype='bf16')
     with biased(model, 1), pytest.raises(ValueError, match=r'with model [0-9a-f]{64}, not [0-9a-f]{64}'):
         classify(output)
     output.touch()
-    with pytest.raises(FileExistsError, match='is not at its end; remove one of them'):
+    with pytest.raises(FileExistsError, match='is not finished; remove one of them'):
         classify(output)
     assert output.read_bytes() == b''
     output.unlink()
@@ -309,7 +309,7 @@ def test_a_damaged_part_is_named(classify, tmp_path, monkeypatch):
     cut(classify, output, monkeypatch)
     part = tmp_path / 'table.jsonl.parts' / '000000.jsonl'
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(OSError, match=f'{part} is damaged; remove it, and start again'):
+    with pytest.raises(OSError, match=f'{part} is damaged; remove it and start again'):
         classify(output)
     part.unlink()
     assert classify(output) == (IMAGES, 2)
@@ -318,7 +318,7 @@ def test_a_damaged_part_is_named(classify, tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['table.csv', 'table', 'table.jsonl.gz'])
 def test_outputs_of_unknown_kind(run, folder, tmp_path, name):
     code, _, err = run('predict', folder, '--output', tmp_path / name)
-    reason = 'has no extension of a table that can be written; they are .jsonl and .parquet.'
+    reason = 'does not end in a supported table extension: .jsonl or .parquet.'
     assert (code, err) == (1, f'error: {tmp_path / name} {reason}\n')
 
 

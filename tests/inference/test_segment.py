@@ -197,11 +197,14 @@ def fails(result, *parts):
     [
         (
             ['--mask', 'mask.jpg', '--overlay', 'overlay.png'],
-            'is no PNG; a mask keeps its values in that format alone.',
+            'is not a PNG; only that format keeps the values of a mask.',
         ),
-        (['--mask', 'mask', '--overlay', 'overlay.png'], 'is no PNG'),
-        (['--mask', 'mask.png', '--overlay', 'overlay.psd'], 'overlay.psd has no extension of a picture'),
-        (['--mask', 'mask.png', '--overlay', 'overlay'], 'overlay has no extension of a picture'),
+        (['--mask', 'mask', '--overlay', 'overlay.png'], 'is not a PNG'),
+        (
+            ['--mask', 'mask.png', '--overlay', 'overlay.psd'],
+            'overlay.psd does not end in a supported picture',
+        ),
+        (['--mask', 'mask.png', '--overlay', 'overlay'], 'overlay does not end in a supported picture'),
         (['--mask', 'same.png', '--overlay', 'same.png'], 'would overwrite each other in same.png'),
         (['--mask', 'images/../a.png', '--overlay', 'a.png'], 'would overwrite each other in a.png'),
         (['--mask', 'images/a.png'], 'a.png would be overwritten'),
@@ -238,7 +241,7 @@ def test_in_the_models_precision():
 
 
 def test_more_classes_than_a_mask_can_name_are_refused():
-    with pytest.raises(ValueError, match='The model has 300 classes, and a mask can name 256'):
+    with pytest.raises(ValueError, match='The model has 300 classes, but a mask can hold only 256'):
         segment_image(timm.create_model('test_vt_fpn', num_classes=300).eval(), Image.new('RGB', (64, 64)))
 
 
@@ -269,7 +272,7 @@ def test_a_segmenter_does_not_classify(run, folder, images):
 
 
 def test_pictures_of_unknown_formats_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'x\.psd has no extension of a picture that can be written, such as \.png'):
+    with pytest.raises(ValueError, match=r'x\.psd does not end in a supported picture extension, such as \.png'):
         save_picture(Image.new('RGB', (9, 9)), tmp_path / 'x.psd')
 
 

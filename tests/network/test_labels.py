@@ -65,7 +65,7 @@ def test_two_classes_with_one_name(folder):
 @pytest.mark.parametrize(
     ('labels', 'message'),
     [
-        ({0: 'a', 2: 'b'}, r'names the classes \[0, 2\]; they count from 0, without gaps'),
+        ({0: 'a', 2: 'b'}, r'names the classes \[0, 2\]; they must count from 0, without gaps'),
         ({'x': 'a'}, 'has a key that is not a number'),
     ],
 )

@@ -372,7 +372,7 @@ def test_other_backbones(backbone, x):
 
 
 def test_timm_as_a_backbone_is_refused():
-    with pytest.raises(ValueError, match='test_vt_fpn is no backbone; use its backbone alone'):
+    with pytest.raises(ValueError, match='test_vt_fpn is not a backbone; use its backbone alone'):
         timm.create_model('test_vt_fpn', features_only=True)
 
 

@@ -158,7 +158,7 @@ def test_stale_files_go_in_the_same_commit(hub, tiny):
 
 def test_a_repository_of_something_else_is_left_alone(hub, tiny):
     repo = hub.add(REPO, {'data.parquet': b'years of work'})
-    with one_sentence(ValueError, 'org/flowers holds files that are no model folder of ours'):
+    with one_sentence(ValueError, 'org/flowers holds files that are not a model folder of vt_hub'):
         vt_hub.push(tiny, 'v1.0.0', repo_id=REPO)
     assert len(repo.commits) == 1
 
@@ -355,8 +355,12 @@ def test_offline_without_a_cache(hub, target, tmp_path, monkeypatch, stopped):
         ('GET /api/.*', refuse(503), 'Cannot download org/flowers: it is not in the cache and the Hub cannot be'),
         (WEIGHTS, damage, 'model.safetensors is damaged: its sha256 is'),
         (f'GET {RESOLVE}config.json', damage, 'config.json is damaged: its sha256 is'),
-        (f'GET {RESOLVE}SHA256SUMS', damage, 'config.json is damaged: its sha256 is|names no file of the folder'),
-        (f'GET {RESOLVE}SHA256SUMS', scramble, 'SHA256SUMS has a line that names no file of the folder'),
+        (
+            f'GET {RESOLVE}SHA256SUMS',
+            damage,
+            'config.json is damaged: its sha256 is|does not name a file',
+        ),
+        (f'GET {RESOLVE}SHA256SUMS', scramble, 'SHA256SUMS has a line that does not name a file of the folder'),
     ],
 )
 def test_a_download_that_fails_leaves_nothing_wrong_and_can_be_repeated(hub, target, tmp_path, request_, fault, reason):
@@ -428,7 +432,7 @@ def test_checksums_of_files_outside_of_the_folder_are_refused(hub, target, tmp_p
     name = name.replace('/{tmp}', str(tmp_path))
     files = small_files(SHA256SUMS=sums({name: b'evil'}))
     hub.add(REPO, files)
-    with one_sentence(OSError, 'SHA256SUMS has a line that names no file of the folder'):
+    with one_sentence(OSError, 'SHA256SUMS has a line that does not name a file of the folder'):
         vt_hub.pull(REPO, target)
     assert list(tmp_path.rglob('*evil*')) == [tmp_path / 'evil']
     assert (tmp_path / 'evil').read_bytes() == b'evil'
@@ -439,7 +443,7 @@ def test_a_repository_without_checksums_is_refused(hub, target, tmp_path):
     files = small_files()
     del files['SHA256SUMS']
     hub.add(REPO, files)
-    with one_sentence(OSError, 'has no SHA256SUMS; it is no model folder of ours'):
+    with one_sentence(OSError, 'has no SHA256SUMS, so it is not a model folder of vt_hub'):
         vt_hub.pull(REPO, target)
     assert_nothing_written(tmp_path, target, files)
 

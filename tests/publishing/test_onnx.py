@@ -221,9 +221,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 def test_other_models_are_refused(tmp_path):
     for model in (build('test_vt_resnet', num_classes=0), timm.create_model('test_resnet')):
-        with pytest.raises(ValueError, match='Only a VT-ResNet or VT-FPN with a classifier becomes ONNX'):
+        with pytest.raises(ValueError, match='Only a VT-ResNet or VT-FPN with a classifier exports to ONNX'):
             vt_hub.export_onnx(model, tmp_path / 'model.onnx')
-    with pytest.raises(ValueError, match='Only a VT-ResNet gives attention maps'):
+    with pytest.raises(ValueError, match='Only a VT-ResNet can export attention maps'):
         vt_hub.export_onnx(build('test_vt_fpn'), tmp_path / 'model.onnx', attention=True)
 
 
@@ -241,7 +241,7 @@ def test_the_opset_is_chosen_and_the_ir_is_the_lowest_that_holds_it(opset, ir, t
 
 
 def test_opsets_without_the_operators_are_refused(tmp_path, run):
-    with pytest.raises(ValueError, match='from opset 17 on, not in 16'):
+    with pytest.raises(ValueError, match='opset 17 or higher, not 16'):
         vt_hub.export_onnx(build('test_vt_resnet'), tmp_path / 'model.onnx', opset=16)
     assert run('export', 'vt_resnet10.digits', tmp_path / 'folder', '--opset', 18)[0] == 2
 

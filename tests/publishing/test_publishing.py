@@ -132,7 +132,7 @@ def test_what_python_leaves_is_no_part_of_the_folder(folder, quick):
 def test_a_dry_run_finds_what_the_hub_would_refuse(folder, quick):
     with pytest.raises(ValueError, match='bad name'):
         vt_hub.push(folder, 'v1.0.0', repo_id='bad name', dry_run=True)
-    with pytest.raises(ValueError, match='A version needs a tag'):
+    with pytest.raises(ValueError, match='Name a tag for the version'):
         vt_hub.push(folder, '', repo_id='a/b', dry_run=True)
 
 
@@ -244,7 +244,7 @@ def test_export_refuses_and_leaves_nothing(tmp_path):
         vt_hub.export(tiny(num_classes=0), tmp_path / 'new')
     with pytest.raises(ValueError, match='not made by timm'):
         vt_hub.export(vt_hub.VTResNet(), tmp_path / 'new')
-    with pytest.raises(ValueError, match=r'as after fuse\(\); export it as it was made'):
+    with pytest.raises(ValueError, match=r'as after fuse\(\); export the unchanged model'):
         vt_hub.export(tiny().eval().fuse(), tmp_path / 'new')
     with pytest.raises(Exception, match='undefined'):
         vt_hub.export(tiny(), tmp_path / 'new', prose='{{ nothing_of_that_name }}')

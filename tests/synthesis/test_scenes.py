@@ -254,7 +254,7 @@ def test_write_objects(tmp_path):
 
 
 def test_what_cannot_be_written(tmp_path):
-    with pytest.raises(ValueError, match='at most 254 classes apart, and not 255'):
+    with pytest.raises(ValueError, match='at most 254 classes, not 255'):
         next(write_scenes(tmp_path / 'scenes', 1, 1, num_classes=255))
     with pytest.raises(ValueError, match='9 images are too few to show 10 classes'):
         next(write_scenes(tmp_path / 'scenes', 20, 9, num_classes=10, objects=True))

@@ -110,7 +110,9 @@ def train(run, data, tmp_path, script):
     """`vt-hub train` into tmp_path/run, by the smoke recipe if no other is named."""
 
     def train(*args, recipe='smoke', data_dir=data):
-        return run('train', '--recipe', recipe, '--data-dir', data_dir, '--output', tmp_path / 'run', *args)
+        return run(
+            'train', 'classifier', '--recipe', recipe, '--data-dir', data_dir, '--output', tmp_path / 'run', *args
+        )
 
     return train
 
@@ -160,7 +162,7 @@ def test_arguments(command, data, tmp_path, script):
 def test_the_current_folder_as_output(run, data, tmp_path, monkeypatch, script):
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')
-    out = run('train', '--recipe', 'smoke', '--data-dir', data, '--output', '.', '--dry-run')[1]
+    out = run('train', 'classifier', '--recipe', 'smoke', '--data-dir', data, '--output', '.', '--dry-run')[1]
     assert value(shlex.split(out), '--output') == str(tmp_path)
     assert value(shlex.split(out), '--experiment') == 'here'
 
@@ -269,7 +271,7 @@ def test_a_script_that_lacks_an_option_is_refused(train, script, tmp_path):
     path = script(without=['checkpoint_hist'])
     code, out, err = train()
     assert (code, out) == (1, '')
-    assert err == f'error: {path} knows no checkpoint_hist, which the recipe smoke sets; use a newer one.\n'
+    assert err == f'error: {path} does not know checkpoint_hist, set by the recipe smoke; use a newer one.\n'
     assert not (tmp_path / 'run').exists()
 
 
@@ -297,7 +299,7 @@ def test_the_exit_code_is_passed_on(train, script, tmp_path, monkeypatch):
 def test_a_signal_reaches_the_script_and_ends_both(data, script, tmp_path, name):
     save_checkpoint(tmp_path / 'c', 50.0, 0, 0)
     script(wait=name, checkpoints={'checkpoint-0.pth.tar': str(tmp_path / 'c')})
-    command = [sys.executable, '-m', 'vt_hub', 'train', '--recipe', 'smoke', '--data-dir', str(data)]
+    command = [sys.executable, '-m', 'vt_hub', 'train', 'classifier', '--recipe', 'smoke', '--data-dir', str(data)]
     with subprocess.Popen([*command, '--output', str(tmp_path / 'run')], stdout=subprocess.PIPE, text=True) as process:
         line = next(line for line in process.stdout if line.startswith('waiting'))
         process.send_signal(signal.Signals[name])
@@ -349,7 +351,7 @@ def test_an_export_that_is_not_what_was_trained_is_reported(train, script, data,
     err = train()[2]
     measured = json.loads((tmp_path / 'run' / 'result.json').read_text())['metrics']['top1']
     assert measured < 90
-    assert f'had 99.00 % of the validation images right in training and has {measured:.2f} % as exported' in err
+    assert f'had 99.00 % validation accuracy in training, but has {measured:.2f} % as exported' in err
     for metric, args in ((measured, ()), (measured + 0.9, ()), (0.1, ('--eval-metric', 'loss'))):
         shutil.rmtree(tmp_path / 'run')
         save_checkpoint(tmp_path / 'c', metric, 0, 0)
@@ -430,7 +432,7 @@ def test_resume(train, command, tmp_path):
     assert value(command('--resume'), '--resume') == str(folder / 'last.pth.tar')
     code, _, err = train()
     assert code == 1
-    assert err == f'error: {folder} holds a run already; go on with --resume or name another folder.\n'
+    assert err == f'error: {folder} holds a run already; resume it with --resume or name another folder.\n'
     (folder / 'model').mkdir()
     code, _, err = train('--resume')
     assert code == 1
@@ -450,36 +452,36 @@ def move_to_root(data):
         (
             lambda data: (shutil.rmtree(data / 'train'), (data / 'train').mkdir()),
             [],
-            '{data}/train is no folder of class folders with images.',
+            '{data}/train does not have class folders with images.',
         ),
-        (move_to_root, [], '{data}/train is no folder of class folders with images.'),
+        (move_to_root, [], '{data}/train does not have class folders with images.'),
         (
             lambda data: draw(data / 'val', ['zebra']),
             [],
-            '{data}/val has the class zebra, which is none of 3 known ones.',
+            '{data}/val has the class zebra, which is not one of the 3 known ones.',
         ),
-        (None, ['-b', 10], '{data}/train has 9 images, and a batch is 10; name a smaller one with --batch-size.'),
+        (None, ['-b', 10], '{data}/train has 9 images, but a batch has 10; use a smaller --batch-size.'),
         (None, ['--num-classes', 4], '{data}/train has 3 classes, not 4.'),
         (None, ['--recipe', 'nonsense'], "There is no recipe 'nonsense'; use advanced, basic, finetune, smoke or a "),
-        (None, ['--recipe', '{own}'], '{own} is no recipe: it is not a mapping of arguments.'),
-        (None, ['--recipe', '{torn}'], '{torn} is no recipe: it is not YAML.'),
-        (None, ['--recipe', '{bare}'], 'The recipe {bare} names no model; name one with --model.'),
-        (None, ['--model', 'vt_resnet05'], "There is no model 'vt_resnet05'; `vt-hub list` names ours, and timm has "),
+        (None, ['--recipe', '{own}'], '{own} is not a recipe: it is not a mapping of arguments.'),
+        (None, ['--recipe', '{torn}'], '{torn} is not a recipe: it is not YAML.'),
+        (None, ['--recipe', '{bare}'], 'The recipe {bare} does not name a model; name one with --model.'),
+        (None, ['--model', 'vt_resnet05'], "There is no model 'vt_resnet05'; use a model of `vt-hub list` or of timm."),
         (None, ['--model', 'local-dir:{data}'], 'Cannot read {data}/config.json: No such file'),
         (None, ['--model', 'vt_fpn_resnet50'], 'vt_fpn_resnet50 does not classify; a recipe for segmentation trains '),
         (None, ['--recipe', 'finetune', '--model', 'vt_resnet34'], 'No pretrained weights exist for vt_resnet34; '),
         (
             None,
             ['--recipe', 'advanced', '-b', 8],
-            'The teacher fbnetv3_g.ra2_in1k knows 1000 classes and the data has 3; name',
+            'The teacher fbnetv3_g.ra2_in1k has 1000 classes, but the data has 3; name',
         ),
-        (None, ['--kd-model-name', 'local-dir:{start}'], 'The teacher local-dir:{start} knows 5 classes and the data'),
+        (None, ['--kd-model-name', 'local-dir:{start}'], 'The teacher local-dir:{start} has 5 classes, but the data'),
         (None, ['--kd-model-name', 'nonsense'], "There is no teacher 'nonsense' in timm."),
-        (None, ['--nproc-per-node', 3], '3 processes need as many GPUs, and there are 2; '),
+        (None, ['--nproc-per-node', 3], '3 processes need as many GPUs, but there are 2; '),
         (None, ['-b', 9, '--nproc-per-node', 2], 'A batch of 9 images cannot be divided among 2 processes.'),
         (None, ['--device-batch-size', 3], 'A batch of 8 images cannot be divided among 1 processes in steps of 3.'),
-        (None, ['--experiment', 'foo'], '--experiment is what vt-hub train sets'),
-        (None, ['--batch=16'], '--batch is what vt-hub train sets, or short for it'),
+        (None, ['--experiment', 'foo'], '--experiment, or its full name, is set by vt-hub train'),
+        (None, ['--batch=16'], '--batch, or its full name, is set by vt-hub train'),
         (None, ['--train-script', '{data}/train.py'], "There is no script {data}/train.py of timm's."),
     ],
 )
@@ -545,7 +547,7 @@ def test_a_dry_run_of_segmentation_checks_the_data(train, data):
 
 def test_a_data_set_of_unknown_classes(train):
     code, _, err = train(data_dir='hfds/food101')
-    assert (code, err[:61]) == (1, 'error: How many classes hfds/food101 has is not known; say so')
+    assert (code, err[:61]) == (1, 'error: The number of classes of hfds/food101 is unknown; set ')
 
 
 def test_a_full_disk(train, tmp_path, monkeypatch):
@@ -555,7 +557,7 @@ def test_a_full_disk(train, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed - 1))
     code, _, err = train('-b', 8, recipe='basic')
     gigabytes = f'{needed / 1e9:.1f} GB'
-    assert (code, err) == (1, f'error: {tmp_path} has {gigabytes} left, and the checkpoints need {gigabytes}.\n')
+    assert (code, err) == (1, f'error: {tmp_path} has {gigabytes} left, but the checkpoints need {gigabytes}.\n')
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=needed))
     assert train('--dry-run', '-b', 8, recipe='basic')[0] == 0
 
@@ -567,7 +569,7 @@ def test_a_full_disk(train, tmp_path, monkeypatch):
         (['--in-chans', '4'], 'in 3 channels or 1, not in 4'),
         (['--input-img-mode', 'RGBA'], r'A model of 3 channel\(s\) reads images as RGB, not as RGBA'),
         (['--in-chans', '1', '--input-img-mode', 'RGB'], r'A model of 1 channel\(s\) reads images as L, not as RGB'),
-        (['--split-bn', '--aug-splits', '3'], 'of which no model folder is made'),
+        (['--split-bn', '--aug-splits', '3'], 'which cannot become a model folder'),
     ],
 )
 def test_what_no_folder_can_be_made_of_is_said_before_training(train, options, message):

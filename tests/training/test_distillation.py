@@ -97,14 +97,14 @@ def test_shipped_recipes_load(name):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'epochs': 3}, "'epochs' is no setting of a distillation recipe"),
-        ({'steps': 0}, 'steps is 0; it takes 1 or more'),
-        ({'stages': []}, r'stages is \(\); it takes 1 or more'),
+        ({'epochs': 3}, "'epochs' is not a setting of a distillation recipe"),
+        ({'steps': 0}, 'steps is 0; it must be 1 or more'),
+        ({'stages': []}, r'stages is \(\); it must be 1 or more'),
         ({'batch_size': 7}, 'a batch of 7 cannot be mixed in pairs'),
-        ({'warmup_steps': 12}, '12 steps of warm-up leave none of 12'),
+        ({'warmup_steps': 12}, 'warmup_steps must be from 0 to 11, not 12'),
         ({'crop_scale': [0.5, 1.5]}, r'crop_scale is \(0.5, 1.5\)'),
         ({'stages': [{'until': 0.5, 'size': 64, 'free': []}]}, r'end at \[0.5\]'),
-        ({'stages': [{'until': 1, 'size': 64}]}, 'stages of a recipe is'),
+        ({'stages': [{'until': 1, 'size': 64}]}, 'stages of a recipe must be'),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -326,7 +326,10 @@ def test_imagenet_names_come_from_timm(tmp_path):
         ({'teacher': 'nosuch'}, "There is no model 'nosuch' in timm"),
         ({'model': 'nosuch'}, "There is no model 'nosuch' in timm"),
         ({'model': vt_hub.pretrained_folder('vt_resnet10.digits').as_posix()}, 'has 10 classes and the teacher 12'),
-        ({'stages': [{'until': 1, 'size': 64, 'free': ['layer9']}]}, 'test_vt_resnet has no part layer9; there are'),
+        (
+            {'stages': [{'until': 1, 'size': 64, 'free': ['layer9']}]},
+            'has no part layer9; its parts are',
+        ),
         ({'teacher': 'test_vit'}, 'does not fit the model'),
     ],
 )
@@ -343,9 +346,9 @@ def test_folders_that_cannot_be_used_are_named(photographs, tmp_path):
     with pytest.raises(FileNotFoundError, match='There are no images in'):
         Folders([tmp_path])
     (tmp_path / 'a.png').write_bytes(b'no')
-    with pytest.raises(ValueError, match=r'None of 1 images that were tried can be read, such as .*a\.png'):
+    with pytest.raises(ValueError, match=r'None of 1 tested images can be read, such as .*a\.png'):
         Folders([tmp_path])
-    with pytest.raises(ValueError, match=r'Each of 1 folders takes one share of 0 or more, not \[0.5, 0.5\]'):
+    with pytest.raises(ValueError, match=r'Each of 1 folders needs one share of 0 or more, not \[0.5, 0.5\]'):
         Folders([photographs], [0.5, 0.5])
 
 

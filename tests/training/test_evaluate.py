@@ -144,7 +144,7 @@ def test_other_names_than_the_models_are_refused(tmp_path):
     """Numbered in order they would give a figure, and a wrong one."""
     for i, name in enumerate(['Ameise', 'Maultier', 'Zebra']):
         draw(tmp_path, name, i)
-    with pytest.raises(ValueError, match=r'\(Ameise, ...\), and the model 3 \(zebra, ...\); name the class folders by'):
+    with pytest.raises(ValueError, match=r'\(Ameise, ...\), but the model 3 \(zebra, ...\); use its labels as names'):
         open_for_model(Table(torch.eye(3), label_names=['zebra', 'ant', 'mule']), tmp_path)
 
 
@@ -202,8 +202,8 @@ def test_what_does_not_fit_is_refused(evaluate, digits, tmp_path):
     for i, name in enumerate('abc'):
         draw(tmp_path, name, i)
     code, _, err = evaluate(tmp_path)
-    hint = 'name the class folders by its labels.'
-    assert (code, err) == (1, f'error: {tmp_path} has 3 classes (a, ...), and the model 10 (0, ...); {hint}\n')
+    hint = 'use its labels as names of the class folders.'
+    assert (code, err) == (1, f'error: {tmp_path} has 3 classes (a, ...), but the model 10 (0, ...); {hint}\n')
     code, _, err = evaluate(digits, '--task', 'segmentation')
     assert (code, err) == (1, 'error: vt_resnet10 does classification, not segmentation.\n')
     assert evaluate(digits, '--task', 'classification')[0] == 0
@@ -257,7 +257,7 @@ def test_a_text_that_is_no_template_is_named(run, tmp_path):
         (tmp_path / 'about.md').write_text(text)
         code, _, err = run('export', 'vt_resnet10', tmp_path / 'out', '--prose', tmp_path / 'about.md')
         assert (code, err.count('\n')) == (1, 1)
-        assert err.startswith('error: The text of the card is no template that can be filled in: ')
+        assert err.startswith('error: The template of the card cannot be filled in: ')
         assert not (tmp_path / 'out').exists()
 
 

@@ -104,7 +104,7 @@ def test_the_name_says_the_format(timm_run, run):
     assert '<svg' in (timm_run / 'new' / 'plot.svg').read_text()
     code, _, err = run('plot', timm_run, '--out', timm_run / 'plot.xyz')
     assert code == 1
-    assert err.startswith(f'error: {timm_run / "plot.xyz"} has no extension of a picture that can be written')
+    assert err.startswith(f'error: {timm_run / "plot.xyz"} does not end in a supported picture extension')
     assert run('plot', timm_run, '--out', timm_run / 'plot.rgba')[0] == 1
     assert sorted(path.name for path in timm_run.iterdir()) == ['new', 'summary.csv']
 
@@ -118,10 +118,10 @@ def test_without_matplotlib(timm_run, run, monkeypatch):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (None, 'has neither summary.csv nor checkpoints with trainer_state.json; it is no run.'),
-        ('', 'holds no figures yet.'),
-        ('epoch,train_loss,lr\n', 'holds no figures yet.'),
-        ('name,count\na,3\n', 'holds no figures yet.'),
+        (None, 'has neither summary.csv nor checkpoints with trainer_state.json; it is not a run.'),
+        ('', 'has no figures yet.'),
+        ('epoch,train_loss,lr\n', 'has no figures yet.'),
+        ('name,count\na,3\n', 'has no figures yet.'),
     ],
 )
 def test_no_run(run, tmp_path, content, message):

@@ -92,19 +92,19 @@ def test_changes_and_files(tmp_path):
     [
         (
             {'learning_rate': 1},
-            "'learning_rate' is no setting of a segmentation recipe; there are absent_classes, batch",
+            "'learning_rate' is not a setting of a segmentation recipe; use absent_classes, batch",
         ),
-        ({'optimizer': 'adam'}, r"optimizer of a recipe is .*'sgd', 'adamw'\], not 'adam'"),
-        ({'schedule': 'linear'}, r"schedule of a recipe is .*, not 'linear'"),
-        ({'lr': 'high'}, "lr of a recipe is float, not 'high'"),
-        ({'steps': 2.5}, r'steps of a recipe is int, not 2\.5'),
-        ({'steps': '1e3'}, "steps of a recipe is int, not '1e3'"),
-        ({'input_size': 64}, r'input_size of a recipe is tuple\[int, int\], not 64'),
-        ({'input_size': [64]}, r'input_size of a recipe is .*, not \[64\]'),
-        ({'scale': [0.5, 'x']}, 'scale of a recipe is'),
-        ({'model_args': 'fpn'}, "model_args of a recipe is .*, not 'fpn'"),
-        ({'steps': 0}, 'are 1 or more'),
-        ({'eval_every': -1}, 'are 1 or more'),
+        ({'optimizer': 'adam'}, r"optimizer of a recipe must be .*'sgd', 'adamw'\], not 'adam'"),
+        ({'schedule': 'linear'}, r"schedule of a recipe must be .*, not 'linear'"),
+        ({'lr': 'high'}, "lr of a recipe must be float, not 'high'"),
+        ({'steps': 2.5}, r'steps of a recipe must be int, not 2\.5'),
+        ({'steps': '1e3'}, "steps of a recipe must be int, not '1e3'"),
+        ({'input_size': 64}, r'input_size of a recipe must be tuple\[int, int\], not 64'),
+        ({'input_size': [64]}, r'input_size of a recipe must be .*, not \[64\]'),
+        ({'scale': [0.5, 'x']}, 'scale of a recipe must be'),
+        ({'model_args': 'fpn'}, "model_args of a recipe must be .*, not 'fpn'"),
+        ({'steps': 0}, 'must be 1 or more'),
+        ({'eval_every': -1}, 'must be 1 or more'),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -116,7 +116,7 @@ def test_wrong_recipes(tmp_path):
     with pytest.raises(LookupError, match="no segmentation recipe 'voc'; use coco_stuff, lip, shapes or a YAML file"):
         load_segmentation_recipe('voc')
     (tmp_path / 'half.yaml').write_text('model: test_vt_fpn\nlr: 0.1\n')
-    with pytest.raises(ValueError, match=r'half\.yaml is no whole recipe: .*batch_size'):
+    with pytest.raises(ValueError, match=r'half\.yaml is not a complete recipe: .*batch_size'):
         load_segmentation_recipe(str(tmp_path / 'half.yaml'))
 
 
@@ -379,7 +379,7 @@ def command(*args):
 
 def training(data, output, *more, batch_size=2):
     return [
-        'train', '--task', 'segmentation', '--recipe', 'shapes', '--data-dir', data, '--output', output,
+        'train', 'segmenter', '--recipe', 'shapes', '--data-dir', data, '--output', output,
         '--workers', 0, '--model', 'test_vt_fpn', '--steps', 4, '--batch_size', batch_size, '--eval-every', 2,
         '--input_size', '[64, 64]', '--absent-classes', 'true', *more,
     ]  # fmt: skip
@@ -581,7 +581,7 @@ def fails(result, *parts):
 
 def test_a_run_is_not_overwritten(finished, shapes, run):
     before = {name: (finished / name).stat().st_mtime_ns for name in files(finished)}
-    fails(run(*training(shapes, finished, '--lr', '2e-2')), 'holds a run already; go on with --resume')
+    fails(run(*training(shapes, finished, '--lr', '2e-2')), 'holds a run already; resume it with --resume')
     fails(run(*training(shapes, finished, '--resume')), 'was started with lr = 0.02, not ')
     fails(run(*training(shapes, finished, '--lr', '2e-2', '--resume', '--seed', 1)), 'seed = 0, not 1')
     assert {name: (finished / name).stat().st_mtime_ns for name in files(finished)} == before
@@ -633,15 +633,15 @@ def test_the_first_of_many_bad_pairs_are_named(run, spoiled, tmp_path):
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (['--batch_size', 16], 'tiny shapes has 8 training pairs, a batch is 16.'),
+        (['--batch_size', 16], 'tiny shapes has 8 training pairs; a batch needs 16.'),
         (['--batch_size', 4, '--device_batch_size', 3], 'A batch of 4 images cannot be split over 1 x 3.'),
-        (['--lr', 'high'], "lr of a recipe is float, not 'high'."),
-        (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg is no segmentation model; use one of '),
+        (['--lr', 'high'], "lr of a recipe must be float, not 'high'."),
+        (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg is not a segmentation model; use one of '),
         (
             ['--model', 'vt_fpn_vgg', '--model_args', '{pretrained_backbone: true}'],
-            'vt_fpn_vgg is no segmentation model',
+            'vt_fpn_vgg is not a segmentation model',
         ),
-        (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is no segmentation model; use one of '),
+        (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is not a segmentation model; use one of '),
         (['--model_args', '{decoder: unet}'], "Unknown decoder 'unet'"),
         (['--recipe', 'voc'], "There is no segmentation recipe 'voc'"),
         (['--data-dir', 'nowhere'], 'There is no folder nowhere.'),
@@ -656,10 +656,10 @@ def test_a_run_that_cannot_start_leaves_nothing(run, shapes, tmp_path, more, mes
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (['--batch_size', 16], 'tiny shapes has 8 training pairs, a batch is 16.'),
-        (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is no segmentation model'),
-        (['--model', str(EMBEDDED / 'vt_resnet10.digits')], 'vt_resnet10.digits is no segmentation model'),
-        (['--output', '{finished}'], 'holds a run already; go on with --resume'),
+        (['--batch_size', 16], 'tiny shapes has 8 training pairs; a batch needs 16.'),
+        (['--model', 'vt_resnet10.digits'], 'vt_resnet10.digits is not a segmentation model'),
+        (['--model', str(EMBEDDED / 'vt_resnet10.digits')], 'vt_resnet10.digits is not a segmentation model'),
+        (['--output', '{finished}'], 'holds a run already; resume it with --resume'),
     ],
 )
 def test_a_dry_run_finds_it_too(run, shapes, finished, tmp_path, more, message):
@@ -709,7 +709,7 @@ def test_a_class_that_occurs_in_no_mask_is_named_before_training(binary, tmp_pat
     place = arguments.index('--absent-classes')
     refused = CliRunner().invoke(cli.app, arguments[:place] + arguments[place + 2 :])
     assert refused.exit_code == 1
-    assert 'data, train: 25.0 % of the pixels are 255, which counts for nothing.' in refused.stderr
+    assert 'data, train: 25.0 % of the pixels are 255 and are ignored.' in refused.stderr
     assert 'data, train: no pixel of any mask is lesion; masks hold class numbers from 0' in str(refused.exception)
     assert not (tmp_path / 'run').exists()
     told = CliRunner().invoke(cli.app, arguments)

@@ -123,10 +123,10 @@ def test_classes_override(folder, tmp_path):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        (None, r'There is no .*classes\.txt: it has to name the classes, one a line'),
+        (None, r'There is no .*classes\.txt: it must name the classes, one per line'),
         ('a\n\nb\n', r'Line 2 of .*classes\.txt is empty'),
         ('0: a\n1: b\n', r'classes\.txt numbers its classes'),
-        ('a\n' * 256, 'pets has 256 classes, and masks can tell 1 to 255 apart'),
+        ('a\n' * 256, 'pets has 256 classes, but masks can hold 1 to 255'),
     ],
 )
 def test_bad_classes(folder, text, message):
@@ -165,9 +165,9 @@ def test_mask_modes(tmp_path, mode, values):
 @pytest.mark.parametrize(
     ('mask', 'message'),
     [
-        (np.stack([MASK] * 3, -1), 'masks must hold class indices in one channel, and its mode is RGB'),
-        (np.stack([MASK] * 4, -1), 'masks must hold class indices in one channel, and its mode is RGBA'),
-        (MASK.astype(np.uint16) + 255, 'masks hold values of 0 to 255, and its are 255 to 257'),
+        (np.stack([MASK] * 3, -1), 'masks must hold class indices in one channel, but the mode is RGB'),
+        (np.stack([MASK] * 4, -1), 'masks must hold class indices in one channel, but the mode is RGBA'),
+        (MASK.astype(np.uint16) + 255, 'mask values must be 0 to 255, but are 255 to 257'),
     ],
 )
 def test_refused_masks(tmp_path, mask, message):
@@ -281,12 +281,12 @@ def test_coco_panoptic_as_detectron2_has_it(tmp_path):
 
 @pytest.mark.parametrize('name', ['../000000000139.png', 'a/000000000139.png', '..\\000000000139.png', '..'])
 def test_coco_panoptic_refuses_paths(tmp_path, name):
-    with pytest.raises(ValueError, match=rf'names the file {re.escape(name)}, which leads out of its folder'):
+    with pytest.raises(ValueError, match=rf'names the file {re.escape(name)}, which is outside its folder'):
         open_data(panoptic(tmp_path, file_name=name), 'val', 'coco-panoptic')
 
 
 def test_coco_panoptic_damaged(tmp_path):
-    with pytest.raises(ValueError, match='is no panoptic annotation of COCO: KeyError 5'):
+    with pytest.raises(ValueError, match='is not a panoptic annotation of COCO: KeyError 5'):
         open_data(panoptic(tmp_path, segments_info=[{'id': 1, 'category_id': 5}]), 'val', 'coco-panoptic')
     with pytest.raises(ValueError, match=r'has no image 000000000001 \(1 of 1 are missing\)'):
         open_data(panoptic(tmp_path, file_name='000000000001.png'), 'val', 'coco-panoptic')
@@ -323,7 +323,7 @@ def test_lip(tmp_path, images, masks):
 
 def test_lip_incomplete(tmp_path):
     save_pair(tmp_path / 'val_images' / '1_1.jpg', tmp_path / 'val_segmentations' / '1_1.png')
-    with pytest.raises(ValueError, match=r'There is no val_id\.txt in .*, nor up to three folders further down'):
+    with pytest.raises(ValueError, match=r'There is no val_id\.txt in .*, nor up to three levels below'):
         open_data(tmp_path, 'val', 'lip')
     write(tmp_path / 'val_id.txt', '1_1\n2_2\n')
     with pytest.raises(ValueError, match=r'val_images has no image 2_2 \(1 of 2 are missing\)'):
@@ -361,7 +361,7 @@ def test_datasets_faults(tmp_path):
     source, classes = save_rows(tmp_path, mask=np.stack([MASK] * 3, -1))
     data = open_data(source, 'val', 'datasets', classes)
     assert list(find_faults(data, 3)) == [
-        'Cannot read row 0 of rows (val): masks must hold class indices in one channel, and its mode is RGB.'
+        'Cannot read row 0 of rows (val): masks must hold class indices in one channel, but the mode is RGB.'
     ]
 
 
@@ -369,13 +369,13 @@ def test_datasets_errors(tmp_path):
     source, classes = save_rows(tmp_path, splits=('train', 'dev'))
     with pytest.raises(ValueError, match=r"no split validation or val or test; its splits are \['train', 'dev'\]"):
         open_data(source, 'val', 'datasets', classes)
-    with pytest.raises(ValueError, match='has to come with a file of class names'):
+    with pytest.raises(ValueError, match='needs a file of class names'):
         open_data(source, 'train', 'datasets')
     with pytest.raises(ValueError, match=r'^Cannot read the data set .*: .*\.$'):
         open_data(tmp_path, 'train', 'datasets', classes)
     (tmp_path / 'other').mkdir()
     source, classes = save_rows(tmp_path / 'other', 'depth')
-    with pytest.raises(ValueError, match=r"needs the columns image and .*; those that it has are \['image', 'depth'\]"):
+    with pytest.raises(ValueError, match=r"needs the columns image and .*; it has \['image', 'depth'\]"):
         open_data(source, 'train', 'datasets', classes)
 
 
@@ -410,7 +410,7 @@ def test_find_faults(faulty):
     assert re.fullmatch(r'Cannot read .*c\.png as a mask: No such file or directory\.', faults[2])
     assert re.fullmatch(r'.*d\.jpg has 8 x 6 pixels and its mask 6 x 8; .*\.', faults[3])
     assert re.fullmatch(
-        r'The mask of .*e\.jpg has the values 3, 4, 5, 6, 7 and 40 more; it may have 0 to 2 and 255\.', faults[4]
+        r'The mask of .*e\.jpg has the values 3, 4, 5, 6, 7 and 40 more; allowed are 0 to 2 and 255\.', faults[4]
     )
     assert faults[5] is None
     assert len(faults) == 6
@@ -439,4 +439,4 @@ def test_find_faults_after_reducing_labels(tmp_path):
     data = one_pair(tmp_path, MASK, reduce_labels=True)
     assert list(find_faults(data, 2)) == [None]
     (fault,) = find_faults(data, 1)
-    assert 'has the values 1 after reducing the labels; it may have 0 to 0 and 255.' in fault
+    assert 'has the values 1 after reducing the labels; allowed are 0 to 0 and 255.' in fault

@@ -104,11 +104,11 @@ def test_fetched_once(cache, server, capsys):
 def test_a_changed_script_in_the_cache_is_refused(cache, server):
     path = find_script('train.py')
     path.write_bytes(SOURCE + b'import os\n')
-    with pytest.raises(OSError, match=f'{path} is not what was fetched; remove it to fetch it again'):
+    with pytest.raises(OSError, match=f'{path} was changed after its download; remove it to download it again'):
         find_script('train.py')
     path.write_bytes(SOURCE)
     path.with_name('train.py.sha256').unlink()
-    with pytest.raises(OSError, match=f'{path} is not what was fetched; remove it to fetch it again'):
+    with pytest.raises(OSError, match=f'{path} was changed after its download; remove it to download it again'):
         find_script('train.py')
     path.unlink()
     assert find_script('train.py').read_bytes() == SOURCE
@@ -117,7 +117,7 @@ def test_a_changed_script_in_the_cache_is_refused(cache, server):
 @pytest.mark.parametrize('name', ['validate.py', 'inference.py'])
 def test_nothing_is_left_of_a_fetch_that_fails(cache, server, name):
     """One that breaks off in the middle, and one that is not there."""
-    with pytest.raises(OSError, match=rf"^Cannot fetch http://.*/{name}: .*; put timm's {name} into a folder and name"):
+    with pytest.raises(OSError, match=rf"^Cannot download http://.*/{name}: .*; put timm's {name} into a folder and"):
         find_script(name)
     assert server
     assert not [path for path in cache.rglob('*') if path.is_file()]
@@ -128,8 +128,8 @@ def test_offline(run, cache, server, monkeypatch, tmp_path):
     code, out, err = run('timm', 'benchmark')
     assert (code, out) == (1, '')
     assert err == (
-        f"error: timm's benchmark.py is not in {cache} and HF_HUB_OFFLINE forbids to fetch it; put timm's benchmark.py "
-        f'into a folder and name that in VT_HUB_TIMM_SCRIPTS.\n'
+        f"error: timm's benchmark.py is not in {cache} and HF_HUB_OFFLINE forbids its download; put timm's "
+        f'benchmark.py into a folder and set VT_HUB_TIMM_SCRIPTS to that folder.\n'
     )
     assert not server
 
@@ -148,7 +148,7 @@ def test_a_checkout_of_another_version(run, tmp_path, version):
     (tmp_path / 'timm' / 'version.py').write_text(f"__version__ = '{version}'\n")
     assert script_version(script) == version
     arguments = ['--recipe', tmp_path / 'bare.yaml', '--data-dir', tmp_path / 'data', '--output', tmp_path / 'run']
-    code, _, err = run('train', *arguments, '--train-script', script, '--dry-run')
+    code, _, err = run('train', 'classifier', *arguments, '--train-script', script, '--dry-run')
     warning = f'warning: {script} runs with timm 0.0.1 beside it, not {timm.__version__}.\n'
     assert (code, err) == (0, warning if version == '0.0.1' else '')
 
@@ -295,7 +295,9 @@ def train(run, objects, tmp_path, monkeypatch):
     monkeypatch.setenv('VT_HUB_UNREADABLE', '')  # which a run sets, taken back afterwards
 
     def train(recipe, *args):
-        code, out, err = run('train', '--recipe', recipe, '--data-dir', objects, '--output', tmp_path / 'run', *args)
+        code, out, err = run(
+            'train', 'classifier', '--recipe', recipe, '--data-dir', objects, '--output', tmp_path / 'run', *args
+        )
         assert code == 0, err
         return Path(out.splitlines()[-1])
 
@@ -346,7 +348,7 @@ def test_finetuning_of_the_embedded_weights(train):
 @real
 def test_a_killed_run_goes_on(train, objects, tmp_path):
     """All its processes die in the second epoch; --resume begins after the last that was finished."""
-    command = [sys.executable, '-m', 'vt_hub', 'train', '--recipe', 'smoke', '--data-dir', objects]
+    command = [sys.executable, '-m', 'vt_hub', 'train', 'classifier', '--recipe', 'smoke', '--data-dir', objects]
     command += ['--output', tmp_path / 'run', *SMALL, '--epochs', 500]
     with subprocess.Popen(
         [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

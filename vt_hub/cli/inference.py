@@ -147,7 +147,7 @@ def predict(
 
 
 def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any):
-    """`vt-hub predict --output`; Ctrl-C and SIGTERM leave what goes on later, and exit with 130."""
+    """`vt-hub predict --output`; Ctrl-C and SIGTERM leave what is resumed later, and exit with 130."""
     from ..inference.batch_run import check_run, predict_files
     from ..loading.source import load_model
     from ..processes import processes
@@ -159,7 +159,7 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
             network = load_model(model).fuse().to(device)
             counts = predict_files(network, images, output, **options, progress=progress)
     except KeyboardInterrupt:
-        print(f'{output} is not at its end; the same command goes on.', file=sys.stderr)
+        print(f'{output} is not at its end; the same command resumes it.', file=sys.stderr)
         raise typer.Exit(130) from None
     if not counts:
         return

@@ -3,6 +3,7 @@
 import codecs
 import os
 import sys
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ MENU = {  # panels of the help, and the functions that are commands
         inference.explain,
         inference.demo,
     ),
-    'Train': (training.train, training.distill, training.pretrain, training.timm_, training.plot),
+    'Train': (training.distill, training.pretrain, training.timm_, training.plot),
     'Measure': (training.evaluate, paper.benchmark, paper.tables),
     'Publish': (
         publishing.export,
@@ -29,8 +30,12 @@ MENU = {  # panels of the help, and the functions that are commands
         publishing.pull,
     ),
 }
-SYNTHESIZE = (training.shapes, training.scenes)
-TAKES_OTHERS = {'allow_extra_args': True, 'ignore_unknown_options': True}  # options of timm's scripts
+GROUPS = {  # commands of two words, in the panel Train
+    'train': ('Train a model, and export it.', (training.classifier, training.segmenter)),
+    'synthesize': ('Draw data by formula.', (training.shapes, training.scenes)),
+}
+OTHERS = {'allow_extra_args': True, 'ignore_unknown_options': True}  # of timm's scripts and of recipes
+TAKE_OTHERS = (training.classifier, training.segmenter, training.timm_)
 SAID = (FloatingPointError, LookupError, ModuleNotFoundError, OSError, ValueError)  # raised with a sentence
 
 
@@ -50,18 +55,22 @@ def options(
     """Visual Transformers: use, train, measure and publish the models."""
 
 
+def add(app: typer.Typer, functions: Iterable[Callable[..., None]], panel: str | None = None):
+    for function in functions:
+        settings = OTHERS if function in TAKE_OTHERS else None
+        app.command(function.__name__.rstrip('_'), rich_help_panel=panel, context_settings=settings)(function)
+
+
 def build_app() -> typer.Typer:
     """The application of the menu."""
     app = typer.Typer(name='vt-hub', no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(options)
     for panel, functions in MENU.items():
-        for function in functions:
-            settings = TAKES_OTHERS if function in (training.train, training.timm_) else None
-            app.command(function.__name__.rstrip('_'), rich_help_panel=panel, context_settings=settings)(function)
-    synthesize = typer.Typer(help='Draw data by formula.', no_args_is_help=True)
-    for function in SYNTHESIZE:
-        synthesize.command(function.__name__)(function)
-    app.add_typer(synthesize, name='synthesize', rich_help_panel='Train')
+        add(app, functions, panel)
+    for name, (text, functions) in GROUPS.items():
+        group = typer.Typer(help=text, no_args_is_help=True)
+        add(group, functions)
+        app.add_typer(group, name=name, rich_help_panel='Train')
     return app
 
 

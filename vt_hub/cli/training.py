@@ -1,5 +1,6 @@
 """Commands that make data, train and evaluate: synthesize, train, pretrain, distill, evaluate, plot, timm."""
 
+import os
 import shlex
 import signal
 import sys
@@ -21,6 +22,19 @@ Layout = Annotated[
 Classes = Annotated[Path | None, typer.Option(help='File with a class name a line, if the data has none.')]
 ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
 Workers = Annotated[int, typer.Option(min=0, help='Processes that read images, for each device.')]
+Recipe = Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')]
+Output = Annotated[Path, typer.Option(help='Folder of the run.')]
+StartModel = Annotated[str | None, typer.Option(help="Model, weights or folder to start from, not the recipe's.")]
+DeviceBatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
+]
+Resume = Annotated[bool, typer.Option('--resume', help='Resume from the last checkpoint in the folder.')]
+DryRun = Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')]
+Processes = Annotated[int, typer.Option(min=1, help='Processes on each machine, one for a GPU.')]
+Machines = Annotated[int, typer.Option(min=1, help='Machines.')]
+MachineNumber = Annotated[int, typer.Option(min=0, help='Number of this machine.')]
+Address = Annotated[str, typer.Option(help='Address of machine 0.')]
+Port = Annotated[int, typer.Option(help='Free port of machine 0.')]
 
 
 def shapes(
@@ -67,122 +81,116 @@ def draw(written: Iterable[Path], total: int, out: Path):
     print(f'{out}: {count} images in {seconds:.1f} s, {count / seconds:.0f} images/s')
 
 
-def train(
+def classifier(
     context: typer.Context,
-    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')],
-    data_dir: Annotated[
-        str, typer.Option(help='Folder of the data; or hfds/NAME, for segmentation NAME, of a data set on the Hub.')
-    ],
-    output: Annotated[Path, typer.Option(help='Folder of the run.')],
-    task: Annotated[
-        Task | None, typer.Option(help="What is trained; needed with a YAML file of segmentation's.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Model, weights or folder to start from, not the recipe's.")] = None,
-    device_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed of the run; without, the recipe's, or 0.")] = None,
+    recipe: Recipe,
+    data_dir: Annotated[str, typer.Option(help='Folder of the data, or hfds/NAME of a data set on the Hub.')],
+    output: Output,
+    model: StartModel = None,
+    device_batch_size: DeviceBatchSize = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the run; default: the recipe's, or 0.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read, for each device; without, the recipe's, or 2.")
+        int | None, typer.Option(min=0, help="Processes that read, for each device; default: the recipe's, or 2.")
     ] = None,
-    resume: Annotated[bool, typer.Option('--resume', help='Go on from the last checkpoint in the folder.')] = False,
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')] = False,
-    nproc_per_node: Annotated[int, typer.Option(min=1, help='Processes on each machine, one for a GPU.')] = 1,
-    nnodes: Annotated[int, typer.Option(min=1, help='Machines.')] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help='Number of this machine.')] = 0,
-    master_addr: Annotated[str, typer.Option(help='Address of machine 0.')] = 'localhost',
-    master_port: Annotated[int, typer.Option(help='Free port of machine 0.')] = 29500,
-    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; without, it is found or fetched.")] = None,
-    layout: Layout = None,
-    classes: Classes = None,
-    reduce_labels: ReduceLabels = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    nproc_per_node: Processes = 1,
+    nnodes: Machines = 1,
+    node_rank: MachineNumber = 0,
+    master_addr: Address = 'localhost',
+    master_port: Port = 29500,
+    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; default: it is found or fetched.")] = None,
 ):
-    """Train a model, and export the best checkpoint.
+    """Train a classifier by timm's train.py, and export the best checkpoint.
 
-    The model folder is OUTPUT/model.
+    The model folder is OUTPUT/model. Any further argument goes to timm's script, and overrides the recipe.
 
-    Classifiers are trained by timm's train.py, which takes any further arguments. Segmentation is trained by
-    transformers' Trainer; further arguments change the recipe: --steps 2000 --lr 0.01.
-
-    Example: vt-hub train --recipe finetune --data-dir flowers --output run
+    Example: vt-hub train classifier --recipe finetune --data-dir flowers --output run
     """
     from ..loading.published import list_pretrained
     from ..loading.source import Source
-    from ..training.launch import Launch, run
-    from ..training.segmentation.recipe import list_segmentation_recipes
-
-    launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
-    if (task or ('segmentation' if recipe in list_segmentation_recipes() else 'classification')) == 'classification':
-        if layout or classes or reduce_labels:
-            raise typer.BadParameter('--layout, --classes and --reduce-labels are for segmentation.')
-        options = [] if seed is None else ['--seed', str(seed)]
-        options += [] if workers is None else ['--workers', str(workers)]
-        if model:
-            start = Source.parse(model)
-            trained = start.is_folder or model in list_pretrained()
-            options += ['--model', start.timm_name, *['--pretrained'] * trained]
-        options += context.args
-        train_classifier(recipe, data_dir, output, options, launch, device_batch_size, train_script, resume, dry_run)
-        return
-    if train_script:
-        raise typer.BadParameter("--train-script is for classifiers; segmentation is trained by transformers' Trainer.")
-    seed, workers = seed or 0, 2 if workers is None else workers
-    extra = [*context.args, *(['--model', model] if model else [])]
-    extra += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
-    if dry_run or launch.processes == 1:  # else every process opens the data itself
-        from ..training.segmentation.run import check_run, train_segmentation
-
-        opened = open_segmentation(recipe, data_dir, extra, layout, classes, reduce_labels)
-        if dry_run:
-            check_run(*opened[:2], output, seed, resume)
-        else:
-            print(train_segmentation(*opened, output, seed, workers, resume, progress))
-            return
-    arguments = ['--task', 'segmentation', '--recipe', recipe, '--data-dir', data_dir, '--output', str(output)]
-    arguments += ['--seed', str(seed), '--workers', str(workers), *extra]
-    arguments += [*(['--layout', layout] if layout else []), *(['--classes', str(classes)] if classes else [])]
-    arguments += ['--reduce-labels'] * reduce_labels + ['--resume'] * resume
-    command = launch.command('-m', 'vt_hub.cli.main', 'train', *arguments)
-    print(shlex.join(command), flush=True)
-    if not dry_run and (code := run(command)):
-        raise typer.Exit(code)
-
-
-def train_classifier(
-    recipe: str,
-    data_dir: str,
-    output: Path,
-    extra: list[str],
-    launch: Any,
-    device_batch_size: int | None,
-    script: Path | None,
-    resume: bool,
-    dry_run: bool,
-):
-    """`vt-hub train` of a classifier; exits with the script's own code where that is not 0."""
-    from ..loading.source import Source
     from ..training.classification.run import TrainingRun
+    from ..training.launch import Launch
 
-    job = TrainingRun(recipe, output, data_dir, extra, launch, device_batch_size, script, resume)
+    options = [] if seed is None else ['--seed', str(seed)]
+    options += [] if workers is None else ['--workers', str(workers)]
+    if model:
+        start = Source.parse(model)
+        trained = start.is_folder or model in list_pretrained()
+        options += ['--model', start.timm_name, *['--pretrained'] * trained]
+    launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
+    options += context.args
+    job = TrainingRun(recipe, output, data_dir, options, launch, device_batch_size, train_script, resume)
     job.check()
     command = job.command()
     print(shlex.join(command), flush=True)
-    if dry_run:
-        return
+    if not dry_run:
+        run_script(job, command)
+
+
+def run_script(job: Any, command: list[str]):
+    """Run timm's script to its end, and export; exits with the script's own code where that is not 0."""
+    from ..loading.source import Source
+
     code = job.start(command)
     if unreadable := job.unreadable():
         images = 'image' if len(unreadable) == 1 else 'images'
         print(f'{len(unreadable)} {images} could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
     if code:
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            print(f'{output} is not at its end; the same command with --resume goes on.', file=sys.stderr)
+            print(f'{job.output} is not at its end; the same command with --resume resumes it.', file=sys.stderr)
         raise typer.Exit(code)
-    if launch.node_rank > 0:
+    if job.launch.node_rank > 0:
         return
     if Source.parse(job.value('model')).is_ours:
         print_end(job.export(progress=progress))
     else:
         print(f'{job.best_checkpoint()}: {job.value("model")} is not one of our models and is not exported')
+
+
+def segmenter(
+    context: typer.Context,
+    recipe: Recipe,
+    data_dir: Annotated[str, typer.Option(help='Folder of the data, or NAME of a data set on the Hub.')],
+    output: Output,
+    model: StartModel = None,
+    device_batch_size: DeviceBatchSize = None,
+    seed: Annotated[int, typer.Option(help='Random seed of the run.')] = 0,
+    workers: Workers = 2,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    nproc_per_node: Processes = 1,
+    nnodes: Machines = 1,
+    node_rank: MachineNumber = 0,
+    master_addr: Address = 'localhost',
+    master_port: Port = 29500,
+    layout: Layout = None,
+    classes: Classes = None,
+    reduce_labels: ReduceLabels = False,
+):
+    """Train VT-FPN or the panoptic FPN by transformers' Trainer, and export it.
+
+    The model folder is OUTPUT/model. Further arguments change the recipe: --steps 2000 --lr 0.01.
+
+    Example: vt-hub train segmenter --recipe shapes --data-dir shapes --output run
+    """
+    from ..training.launch import Launch, run
+    from ..training.segmentation.run import check_run, train_segmentation
+
+    launch = Launch(nproc_per_node, nnodes, node_rank, master_addr, master_port)
+    relaunched = launch.processes == 1 or 'WORLD_SIZE' in os.environ  # which torchrun sets
+    if dry_run or relaunched:  # else every process opens the data itself
+        changes = [*context.args, *(['--model', model] if model else [])]
+        changes += ['--device_batch_size', str(device_batch_size)] if device_batch_size else []
+        opened = open_segmentation(recipe, data_dir, changes, layout, classes, reduce_labels)
+        if not dry_run:
+            print(train_segmentation(*opened, output, seed, workers, resume, progress))
+            return
+        check_run(*opened[:2], output, seed, resume)
+    command = launch.command('-m', 'vt_hub', *sys.argv[1:])
+    print(shlex.join(command), flush=True)
+    if not dry_run and (code := run(command)):
+        raise typer.Exit(code)
 
 
 def print_end(folder: Path):
@@ -235,11 +243,11 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
 
 
 def pretrain(
-    output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut goes on.')],
+    output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut resumes.')],
     recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'scenes',
     model: Annotated[str | None, typer.Option(help="timm architecture, not the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to go on.')] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')] = None,
     device: Annotated[
         Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; without, on the GPU if there is one.')
     ] = None,
@@ -258,7 +266,7 @@ def pretrain(
     if folder := run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress):
         print_end(folder)
         return
-    print(f'{output} is not at its end; the same command goes on.')
+    print(f'{output} is not at its end; the same command resumes it.')
     if minutes is None:  # a signal ended it
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""The demo in a browser: what `vt-hub demo` serves, and a Space."""
+"""The browser demo, served by `vt-hub demo` or in a Space."""
 
 from .app import build, start
 

@@ -1,4 +1,4 @@
-"""What the demo says of an image; nothing here knows of the browser."""
+"""The answers of the demo for an image, independent of the browser."""
 
 import shutil
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ from .figure import token_figure
 __all__ = ['classify', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
 
 TOPK = 5
-SHOWN = 10  # class names of a model
-MAX_SIDE = 768  # pixels of an image whose classes are drawn: more is slow to draw and to send
-MAX_RATIO = 10  # of the sides of an image
-SAMPLED_TAGS = ('digits', 'shapes')  # other weights start a fine-tuning
+SHOWN = 10  # class names listed for a model
+MAX_SIDE = 768  # pixels of a segmented image; a larger one is slow to draw and to send
+MAX_RATIO = 10  # ratio of the sides of an image
+SAMPLED_TAGS = ('digits', 'shapes')  # other weights are a start for fine-tuning
 SCENES = (2026, [0, 4, 5, 11])  # seed and numbers; the published weights never saw this seed
 
 
 def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
-    """The models that a demo offers, by the names that it shows.
+    """Load the demo's models, by their shown names.
 
     Args:
-        sources: As `vt_hub.load_model` takes them; without, the published weights that can answer by themselves.
+        sources: Sources for `vt_hub.load_model`; default: the published weights that need no fine-tuning.
 
     Raises:
-        ValueError: Two folders have one name, or one is damaged.
-        LookupError: No such model, or no weights for it.
+        ValueError: Two folders have the same name, or a folder is damaged.
+        LookupError: There is no such model, or it has no weights.
     """
     sources = sources or [name for name in list_pretrained() if name.split('.')[1] in SAMPLED_TAGS]
     models = {}
@@ -45,11 +45,11 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
         if name in models:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
         models[name] = load_model(source)
-    return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # the first shows its tokens
+    return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # classifiers come first
 
 
 def summary(model: torch.nn.Module) -> str:
-    """What a model can answer, in a line: it names one of its classes for any image."""
+    """One line on what a model can answer: one of its classes, for any image."""
     labels = label_names(model)
     some = ', '.join(labels[:SHOWN]) + (f' and {len(labels) - SHOWN} more' if len(labels) > SHOWN else '')
     does = 'Names every pixel' if is_segmenter(model) else 'Names the image'
@@ -57,7 +57,7 @@ def summary(model: torch.nn.Module) -> str:
 
 
 def write_samples(folder: Path) -> dict[str, list[Path]]:
-    """Write sample images to a folder: of each tag of published weights, those that its models can read."""
+    """Write sample images to a folder. Returns the samples for each tag of published weights."""
     digits = sorted((Path(__file__).parent / 'samples').glob('*.png'))
     samples = {'digits': [Path(shutil.copy(path, folder)) for path in digits], 'shapes': []}
     seed, numbers = SCENES
@@ -69,7 +69,7 @@ def write_samples(folder: Path) -> dict[str, list[Path]]:
 
 
 def open_upload(path: str | Path, channels: int) -> Image.Image:
-    """Read an image that anybody may have sent; the message says its name, not where it lies.
+    """Read an image from an unknown user. Error messages have its file name, but not its folder.
 
     Raises:
         ValueError: As `vt_hub.network.images.read_image`, or one side is more than ten times as long as the other.
@@ -84,10 +84,10 @@ def open_upload(path: str | Path, channels: int) -> Image.Image:
 
 
 def classify(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float] | str, str]:
-    """The likeliest classes of an image file with their scores, and the figure of the tokens as HTML."""
+    """The most likely classes of an image file with their scores, and the figure of the tokens as HTML."""
     explanation = explain(model, open_upload(path, model.in_chans), TOPK)
     scores: dict[str, float] | str = {found['label']: found['score'] for found in reversed(explanation.predictions)}
-    if explanation.meaning == 'value':  # no share of anything
+    if explanation.meaning == 'value':  # not a share
         scores = ', '.join(f'{found["label"]} {shown(model, found["score"])}' for found in explanation.predictions)
     return scores, token_figure(explanation)
 

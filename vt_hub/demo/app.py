@@ -1,4 +1,4 @@
-"""The page: Gradio's components around the answers."""
+"""The demo's page, built with Gradio."""
 
 import os
 import socket
@@ -37,11 +37,11 @@ THEME = gr.themes.Default(
 
 
 def build(sources: Sequence[str] = ()) -> gr.Blocks:
-    """The demo's page. Its clients can choose among these models and samples, and send images; nothing else.
+    """The demo's page. Clients can only choose among these models and samples, and send images.
 
     Args:
-        sources: Models to offer, as `vt_hub.load_model` takes them; without, the published weights that answer by
-            themselves.
+        sources: Models to offer, as sources for `vt_hub.load_model`; default: the published weights that need no
+            fine-tuning.
     """
     models = load_models(sources)
     folder = tempfile.TemporaryDirectory(prefix='vt_hub_samples_')
@@ -53,7 +53,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         return samples.get(model.split('.')[-1], everything)
 
     def answer(model: str, image: str | None):
-        """Scores, and either the figure of the tokens or the overlay."""
+        """The scores, and the figure of the tokens or the overlay."""
         if not image:
             return None, None, None
         try:
@@ -65,7 +65,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
             raise gr.Error(str(error), print_exception=False) from error
 
     def check(model: str, image: str | None):
-        """Raises what `answer` would for a file that cannot be read; without outputs, which would all show an error."""
+        """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
         try:
             if image:
                 open_upload(image, models[model].in_chans)
@@ -73,13 +73,13 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
             raise gr.Error(str(error), print_exception=False) from error
 
     def change_model(model: str, image: str | None):
-        """What belongs to the model; a sample that was shown gives way to one that the model can read."""
+        """Update the page for the chosen model. A shown sample is replaced by one that the model can read."""
         own, segments = samples_of(model), is_segmenter(models[model])
         sample = not image or Path(image).name in names
         return (
             summary(models[model]),
             gr.Dataset(samples=[[path] for path in own]),
-            own[0] if sample else image,  # no update: see only_uploads
+            own[0] if sample else image,  # not gr.skip(): see only_uploads
             gr.Label(label='Share of the pixels' if segments else 'Probability'),
             gr.HTML(visible=not segments),
             gr.Image(visible=segments),
@@ -89,7 +89,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         return samples_of(model)[number]
 
     with gr.Blocks(title='Visual Transformers', analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
-        app.samples_folder = folder  # removed with the page
+        app.samples_folder = folder  # deleted with the page
         gr.Markdown(TITLE)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -105,13 +105,13 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
         parts = [about, gallery, image, scores, figure, overlay]
         answered = {'fn': answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
-        answered['concurrency_id'] = 'answer'  # one after the other, clearing too
-        waits = {'trigger_mode': 'always_last'}  # or what a hasty visitor does meanwhile would have no answer
+        answered['concurrency_id'] = 'answer'  # one after the other, including clearing
+        waits = {'trigger_mode': 'always_last'}  # answer actions that arrive during an earlier one
         private = {'api_visibility': 'private', **waits}
         uploaded = image.upload(check, [model, image], None, **private)
         uploaded.success(**answered, **waits, api_name='answer')
         uploaded.failure(lambda: 4 * [None], None, [image, scores, figure, overlay], **private)
-        # the browser still sends the image that is cleared
+        # the browser still sends the cleared image
         image.clear(lambda: 3 * [None], None, [scores, figure, overlay], concurrency_id='answer', **private)
         gr.on([app.load, model.change], change_model, [model, image], parts, **private).then(**answered, **private)
         gallery.click(pick, [model, gallery], image, **private).then(**answered, **private)
@@ -119,10 +119,10 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
 
 
 def only_uploads(image: gr.Image) -> gr.Image:
-    """Leave the decoding of what is sent to `read_image`, and fetch nothing from an address that a client names.
+    """Leave the decoding of images to `read_image`, and do not fetch URLs that a client sends.
 
-    The methods of this one component are replaced, since Gradio writes a file beside the module of a subclass. No event
-    may give an update of it, such as `gr.Image(...)` or `gr.skip()`: for that Gradio would make it anew, with its own.
+    The methods of this one component are replaced, since Gradio writes a file beside the module of a subclass. Events
+    must not return an update of it, such as `gr.Image(...)` or `gr.skip()`: Gradio would restore its own methods.
     """
     move = image.async_move_resource_to_block_cache
 
@@ -137,24 +137,24 @@ def only_uploads(image: gr.Image) -> gr.Image:
 
 
 def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open_browser: bool = False) -> str:
-    """Serve the page from a thread of this process; `app.block_thread()` waits until it is stopped.
+    """Serve the page from a thread of this process. `app.block_thread()` waits until it is stopped.
 
     Args:
-        app: What `build` gives.
-        host: Address to listen on; without, GRADIO_SERVER_NAME in the environment, or this machine alone.
-        port: Without, GRADIO_SERVER_PORT in the environment, or the first free one from 7860.
-        open_browser: Show the page.
+        app: The page from `build`.
+        host: Address to listen on; default: the environment variable GRADIO_SERVER_NAME, or only this machine.
+        port: Default: the environment variable GRADIO_SERVER_PORT, or the first free port from 7860.
+        open_browser: Open the page in a browser.
 
     Returns:
         The page's address.
 
     Raises:
-        OSError: The port is taken, or the address is not this machine's.
+        OSError: The port is taken, or the address does not belong to this machine.
     """
     try:
-        socket.create_server((host or '127.0.0.1', 0)).close()  # Gradio would try it with a hundred ports, slowly
+        socket.create_server((host or '127.0.0.1', 0)).close()  # Gradio would slowly try a hundred ports
     except OSError as error:
-        raise OSError(f'Cannot listen on {host}: it is no IPv4 address of this machine.') from error
+        raise OSError(f'Cannot listen on {host}: it is not an IPv4 address of this machine.') from error
     reach_loopback_directly()
     try:
         _, url, _ = app.launch(
@@ -179,7 +179,7 @@ def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open
 
 
 def reach_loopback_directly():
-    """Gradio asks its own address whether it is there: a proxy of the environment knows nothing of it."""
+    """Do not use a proxy for this machine: Gradio checks that its own address answers."""
     for name in ('no_proxy', 'NO_PROXY'):
         hosts = [host for host in os.environ.get(name, '').split(',') if host]
         os.environ[name] = ','.join([*hosts, *(host for host in LOOPBACK if host not in hosts)])

@@ -1,4 +1,4 @@
-"""A prediction's tokens as HTML without scripts: a token is chosen by pointing at it, or with arrow keys."""
+"""The tokens of a prediction as HTML without scripts. The mouse or the arrow keys choose a token."""
 
 import base64
 from html import escape
@@ -14,7 +14,7 @@ from ..inference.explain import COLOURS, OPACITY, Explanation
 
 __all__ = ['token_figure']
 
-SIDE = 64  # pixels of a map's picture, at least: so many that what the browser interpolates is smooth already
+SIDE = 64  # minimum pixels of a map's picture; enough for a smooth display in the browser
 PALETTE = np.rint(255 * colormaps[COLOURS](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
 
 
@@ -32,7 +32,7 @@ def map_picture(values: torch.Tensor) -> Image.Image:
 
 
 def bar(value: float, values: list[float]) -> str:
-    """One bar of a chart of the values, which all have one zero line."""
+    """One bar of a chart. All bars share one zero line."""
     top, bottom = max(0.0, *values), min(0.0, *values)
     unit = 100 / ((top - bottom) or 1)
     start = unit * (top - max(0.0, value))
@@ -44,10 +44,10 @@ def bar(value: float, values: list[float]) -> str:
 
 
 def token_figure(explanation: Explanation) -> str:
-    """The image, where the chosen token looks in each module, and what every token adds to the likeliest class.
+    """The image, where the chosen token looks in each module, and what every token adds to the most likely class.
 
-    All maps share one colour scale, from zero to the largest share of a token's attention in one cell. The token that
-    adds most is chosen at first. `style.css` beside this file has the looks.
+    All maps share one colour scale, from zero to the largest share of a token's attention in one cell. At first, the
+    token that adds the most is chosen. The styles are in `style.css`.
     """
     label = escape(explanation.predictions[0]['label'])
     logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()
@@ -61,7 +61,7 @@ def token_figure(explanation: Explanation) -> str:
 
     rules = [
         f'.vt .image {{ background-image: url({data_uri(Image.fromarray(explanation.image))}) }}',
-        '.vt .map, .vt .said span { visibility: hidden }',  # here, since Gradio makes rules of style.css more specific
+        '.vt .map, .vt .said span { visibility: hidden }',  # not in style.css, whose rules Gradio makes more specific
     ]
     views = ['<figure><div class="view"><div class="image"></div></div><figcaption>input</figcaption></figure>']
     columns = []
@@ -101,4 +101,4 @@ def token_figure(explanation: Explanation) -> str:
 All columns and the bias ({bias:+.2f}) sum to the logit of {label}, {logit:.2f}.</p>
 <p class="note">{differ}</p>
 </div>"""
-    return html.replace('{{', '{ {')  # Gradio would read a template in it
+    return html.replace('{{', '{ {')  # Gradio would take it for a template

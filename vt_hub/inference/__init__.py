@@ -1,1 +1,1 @@
-"""What models say of images: classes, masks, tokens; one image or millions."""
+"""Run models on images, one or millions: classes, masks and tokens."""

@@ -1,4 +1,4 @@
-"""Tables of predictions: JSON lines as `vt-hub predict --json` prints them, and Parquet."""
+"""Tables of predictions: Parquet, or JSON lines as printed by `vt-hub predict --json`."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -24,12 +24,12 @@ def import_pyarrow() -> Any:
 
 
 def unicode(text: str) -> str:
-    """A file name that is no Unicode, with its stray bytes spelled out: Parquet takes no other text."""
+    """Escape the bytes of a file name that are not valid Unicode, which Parquet refuses."""
     return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def to_table(results: Results) -> 'pyarrow.Table':
-    """Results of `predict` as columns: image, label and score of the likeliest class, labels, scores, error.
+    """Results of `predict` as columns: image, label and score of the best class, labels, scores, error.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -93,13 +93,13 @@ WRITERS = {'.jsonl': jsonl_writer, '.parquet': parquet_writer}
 
 
 def check_table(path: Path):
-    """Raise where no table can be written under that name: ValueError, or ModuleNotFoundError without pyarrow."""
+    """Raise ValueError for an unknown file extension, ModuleNotFoundError if pyarrow is needed but missing."""
     if path.suffix not in WRITERS:
-        raise ValueError(f'{path} has no extension of a table that can be written; they are {" and ".join(WRITERS)}.')
+        raise ValueError(f'{path} does not end in a supported table extension: {" or ".join(WRITERS)}.')
     if path.suffix == '.parquet':
         import_pyarrow()
 
 
 def table_writer(path: Path) -> AbstractContextManager[Callable[[Results], Any]]:
-    """A function that appends results to a new file, whose extension says the format."""
+    """A function that appends results to a new file. The extension sets the format."""
     return WRITERS[path.suffix](path)

@@ -1,9 +1,9 @@
-"""Classify any number of image files into one table, in many processes; a run that was killed goes on where it was.
+"""Classify any number of image files into one table, in many processes. A killed run can be resumed.
 
-Until it is done, a run of OUTPUT keeps its state in the folder OUTPUT.parts: the paths in order (`images.jsonl`), its
-settings and where the paths of each part start in that file (`run.json`), and the results of each part that is done
-(`000000.jsonl`, ...), written whole. A part is always the same images in the same batches, and on a CPU each batch is
-computed by one thread, so that it does not matter which process does it, nor when.
+An unfinished run of OUTPUT keeps its state in the folder OUTPUT.parts. `images.jsonl` has the paths in order.
+`run.json` has the settings, and where the paths of each part start in that file. `000000.jsonl`, ... have the results
+of finished parts; each is written completely or not at all. A part always has the same images in the same batches, and
+on a CPU one thread computes each batch, so the results do not depend on which process computes a part, or when.
 """
 
 import glob
@@ -34,12 +34,12 @@ from .scores import meaning_of
 
 __all__ = ['check_run', 'default_workers', 'predict_files']
 
-PART_SIZE = 1024  # images; what a kill costs each process at most
+PART_SIZE = 1024  # images; the most that each process loses when killed
 SORTED_AT_ONCE = 1 << 16  # paths in memory
 
 
 def default_workers() -> int:
-    """Cores for each process of torchrun on this machine."""
+    """CPU cores per torchrun process on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
@@ -49,13 +49,13 @@ def parts_folder(output: Path) -> Path:
 
 
 def check_run(inputs: Iterable[str], output: Path):
-    """Raise for what can be seen to fail before a model is loaded.
+    """Check the inputs and the output before a model is loaded.
 
     Raises:
         FileExistsError: The output exists already.
-        FileNotFoundError: An input does not.
+        FileNotFoundError: An input does not exist.
         ModuleNotFoundError: The output needs a package that is not installed.
-        ValueError: The output's extension is of no table.
+        ValueError: The output does not end in a supported table extension.
     """
     check_table(output)
     if output.exists() and not (parts_folder(output) / 'run.json').exists():
@@ -66,7 +66,7 @@ def check_run(inputs: Iterable[str], output: Path):
 
 
 def sorted_on_disk(paths: Iterable[str], folder: Path) -> Iterator[str]:
-    """Sort paths as `find_images` does, with few of them in memory and the others in unnamed files in a folder."""
+    """Sort paths as `find_images` does. Only some are in memory; the others are in temporary files in `folder`."""
 
     def names(path: str) -> list[str]:
         return path.split(os.sep)
@@ -83,7 +83,7 @@ def sorted_on_disk(paths: Iterable[str], folder: Path) -> Iterator[str]:
 
 
 def list_images(inputs: Iterable[str], folder: Path) -> Iterator[str]:
-    """The paths of `find_images`, one by one; see `sorted_on_disk` for the folder.
+    """Yield the paths of `find_images` one by one; see `sorted_on_disk` for the folder.
 
     Raises:
         FileNotFoundError: A folder has no images.
@@ -100,7 +100,7 @@ def list_images(inputs: Iterable[str], folder: Path) -> Iterator[str]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """sha256 of what a model's predictions depend on: weights, preprocessing, labels."""
+    """sha256 of everything that a model's predictions depend on: weights, preprocessing, labels."""
     config = timm.data.resolve_model_data_config(model)
     config |= {'labels': model.pretrained_cfg.get('label_names'), 'scores': meaning_of(model)}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -111,13 +111,13 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def start(folder: Path, inputs: list[str], settings: dict[str, Any]):
-    """List the images of a new run, or check that one that was cut had the same settings."""
+    """List the images of a new run, or check that an interrupted run had the same settings."""
     if (folder / 'run.json').exists():
         for key, value in read_json(folder / 'run.json')['settings'].items():
             if settings[key] != value:
                 raise ValueError(
-                    f'{folder} is of a run with {key} {value}, not {settings[key]}; ask for the same, or remove the '
-                    f'folder to start over.'
+                    f'{folder} is of a run with {key} {value}, not {settings[key]}; use the same, or remove the folder '
+                    f'to start over.'
                 )
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -152,7 +152,7 @@ class Parts:
         return [part for part in range(len(self.offsets)) if self.path(part).name not in done]
 
     def batches(self, parts: Iterable[int]) -> Iterator[list[str]]:
-        """The paths of some parts, batch by batch; no batch goes over a part's end."""
+        """Yield the paths of some parts, batch by batch. A batch never extends past the end of a part."""
         with open(self.folder / 'images.jsonl', 'rb') as file:
             for part in parts:
                 file.seek(self.offsets[part])
@@ -172,12 +172,12 @@ class Parts:
             results = read_jsonl(self.path(part))
         except ValueError:
             results = []
-        if len(results) != self.size(part):  # the machine lost power as it was written
-            raise OSError(f'{self.path(part)} is damaged; remove it, and start again.')
+        if len(results) != self.size(part):  # for example, the machine lost power while writing it
+            raise OSError(f'{self.path(part)} is damaged; remove it and start again.')
         return results
 
     def merge(self, output: Path) -> int:
-        """Write the output; returns how many images failed."""
+        """Write the output. Returns the number of images that failed."""
         failed = 0
         with replaced_whole(output) as unfinished, table_writer(unfinished) as write:
             for part in range(len(self.offsets)):
@@ -187,12 +187,12 @@ class Parts:
         return failed
 
     def remove(self):
-        (self.folder / 'run.json').unlink()  # a kill from here on leaves no run
+        (self.folder / 'run.json').unlink()  # if killed after this, no run is left to resume
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Workers:
-    """Processes that read images, and where there is no GPU also classify them."""
+    """Processes that read images and, without a GPU, also classify them."""
 
     def __init__(self, classifier: Classifier, count: int):
         self.classifier, self.count = classifier, count
@@ -211,7 +211,7 @@ class Workers:
             yield self.classifier.classify(*batch) if self.on_gpu else batch
 
     def run(self, parts: Parts, todo: Iterable[int], progress: Progress):
-        """Classify and write parts. Files that end the process which reads them are reported as unreadable."""
+        """Classify and write parts. Files that crash the process that reads them are reported as unreadable."""
         todo = deque(todo)
         while todo:
             try:
@@ -220,12 +220,12 @@ class Workers:
             except RuntimeError as error:
                 if not is_death(error):
                     raise
-            if todo:  # the file that did it is in this part, or in one of the next, which were being read already
+            if todo:  # the crashing file is in this part, or in a later one that was being read already
                 results = [result for paths in parts.batches([todo[0]]) for result in self.rescue(paths)]
                 parts.write(todo.popleft(), results)
 
     def write(self, parts: Parts, todo: deque[int]) -> Iterator[None]:
-        """Write parts, and take each from the queue then; a step for each batch."""
+        """Write parts and remove each from the queue; yields once per batch."""
         batches = self.results(parts.batches(list(todo)), self.count)
         while todo:
             results: Results = []
@@ -236,7 +236,7 @@ class Workers:
             todo.popleft()
 
     def alone(self, paths: list[str]) -> Results | None:
-        """Results of a batch by a process of its own; None if it died."""
+        """Results of a batch from a separate process; None if the process died."""
         try:
             return next(self.results([paths], 1))
         except RuntimeError as error:
@@ -245,7 +245,7 @@ class Workers:
             return None
 
     def rescue(self, paths: list[str]) -> Results:
-        """Results of a batch in which there may be files that end the process which reads them."""
+        """Results of a batch that may have files that crash the process that reads them."""
         if (results := self.alone(paths)) is not None:
             return results
         deadly = {path for path in paths if self.alone([path]) is None}
@@ -263,7 +263,7 @@ class Workers:
 
 
 def is_death(error: RuntimeError) -> bool:
-    """Whether a DataLoader reports that a process of its own died, which it does from anywhere in the main thread."""
+    """Whether a DataLoader reports the death of its worker. It can raise this anywhere in the main thread."""
     return str(error).startswith('DataLoader worker')
 
 
@@ -278,31 +278,31 @@ def predict_files(
     part_size: int = PART_SIZE,
     progress: Progress = no_progress,
 ) -> tuple[int, int] | None:
-    """Classify image files into a table; a run that was cut goes on where it was.
+    """Classify image files into a table. An interrupted run resumes where it stopped.
 
-    Under torchrun each process takes a share of the parts; all machines must see the same files. Order and content of
-    the table depend on neither the processes nor the cuts, as long as the hardware is of one kind.
+    Under torchrun each process takes a share of the parts; all machines must see the same files. The number of
+    processes and interruptions do not change the table, as long as all hardware is of the same kind.
 
     Args:
-        model: A timm classifier in evaluation mode; it computes where its parameters are.
+        model: A timm classifier in evaluation mode; it computes on the device of its parameters.
         inputs: Image files, folders and glob patterns. They are listed once, when the run starts.
         output: File to write, `.jsonl` with what `predict` yields or `.parquet`; see `batch_output.to_table`.
         topk: Number of classes to report, best first.
         batch_size: Images that go through the model together.
         dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
-        workers: Processes that read images, and where there is no GPU also classify them; without, one for each core.
+        workers: Processes that read images and, without a GPU, also classify them; default: one for each core.
         part_size: Images whose results are written together.
-        progress: Wraps the loop, given its length and a title, to show how far it is.
+        progress: Wraps the loop to show progress; it gets the loop's length and a title.
 
     Returns:
-        The numbers of images and of those that failed; None in all processes of torchrun but the first.
+        The number of images and the number that failed; None in all torchrun processes except the first.
 
     Raises:
         FileExistsError: The output exists already.
         FileNotFoundError: An input does not exist, or is a folder without images.
         ModuleNotFoundError: The output needs a package that is not installed.
-        ValueError: The model does not classify, the output's extension is of no table, or the run that was cut had
-            other settings.
+        ValueError: The model does not classify, the output does not end in a supported table extension, or the
+            interrupted run had other settings.
     """
     inputs, output = list(inputs), Path(output)
     classifier = Classifier(model, topk, dtype)
@@ -316,9 +316,9 @@ def predict_files(
         start(folder, inputs, settings | {'batch_size': batch_size, 'part_size': part_size})
         todo = [Parts(folder).missing()]
         if todo[0] and output.exists():
-            raise FileExistsError(f'{output} exists, though {folder} is not at its end; remove one of them.')
+            raise FileExistsError(f'{output} exists, but the run in {folder} is not finished; remove one of them.')
     if distributed:
-        dist.broadcast_object_list(todo)  # one view of what is done
+        dist.broadcast_object_list(todo)  # all processes use the same list
     parts = Parts(folder)
     share = todo[0][rank::world]
     Workers(classifier, workers or default_workers()).run(parts, share, progress if rank == 0 else no_progress)

@@ -15,10 +15,10 @@ __all__ = ['Classifier', 'predict']
 
 
 class Classifier(torch.utils.data.Dataset):
-    """A model with its preprocessing; indexed by a list of paths, it gives what `predict` yields of them.
+    """A model with its preprocessing. The index is a list of paths; the result is what `predict` yields for them.
 
     Args:
-        model: A timm classifier in evaluation mode; it computes where its parameters are.
+        model: A timm classifier in evaluation mode; it computes on the device of its parameters.
         topk: Number of classes to report, best first.
         dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
 
@@ -30,7 +30,7 @@ class Classifier(torch.utils.data.Dataset):
         if is_segmenter(model):
             raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
         if model.num_classes < 1:
-            raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify: it was made with no classes.')
+            raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify: it was made without classes.')
         self.model = model
         self.reader = ImageReader(model)
         self.labels = label_names(model)
@@ -44,7 +44,7 @@ class Classifier(torch.utils.data.Dataset):
 
     @torch.inference_mode()
     def classify(self, images: torch.Tensor | None, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Add the `predictions` of images to the results that have no error; both come from `reader`."""
+        """Add `predictions` to the results without an error. The images and results come from `reader`."""
         if images is None:
             return results
         dtype = DTYPES[self.dtype]
@@ -69,10 +69,10 @@ def predict(
     batch_size: int = 16,
     dtype: str = 'fp32',
 ) -> Iterator[dict[str, Any]]:
-    """Classify image files in order, in batches, in this process; `batch_run.predict_files` takes any number.
+    """Classify image files in order, in batches, in this process; for many files, see `batch_run.predict_files`.
 
     Args:
-        model: A timm classifier in evaluation mode; it computes where its parameters are.
+        model: A timm classifier in evaluation mode; it computes on the device of its parameters.
         paths: Image files.
         topk: Number of classes to report, best first.
         batch_size: Images that go through the model together.
@@ -80,7 +80,7 @@ def predict(
 
     Yields:
         One dict per path: `image`, and `predictions`, a list of `label` and `score` (see `scores_of`), or `error`, a
-        sentence that names the file.
+        message that names the file.
 
     Raises:
         ValueError: The model does not classify.

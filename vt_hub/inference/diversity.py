@@ -1,4 +1,4 @@
-"""Do the visual tokens of a network differ? Three measures of each VT module, and what to say of them."""
+"""Do the visual tokens of a network differ? Three measures for each VT module, and a warning if they do not."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +11,8 @@ from ..network.vt_resnet import VTResNetBody
 
 __all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
 
-ALIKE = 0.95  # cosine of the maps above which tokens look at one place
-EQUAL = 0.02  # spread of the tokens below which they say one thing
+ALIKE = 0.95  # above this cosine of the maps, tokens look at the same place
+EQUAL = 0.02  # below this spread, tokens are nearly equal
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class TokenDiversity:
     """How much the tokens of one VT module differ, as a mean over images.
 
     Args:
-        cosine: Mean cosine between the attention maps of two tokens; 1 where all look at the same place.
-        spread: |T - mean_L T| / |T| of the tokens that the module gives, Frobenius norms; 0 where all are equal.
-        entropy: Of the maps, as a share of a uniform map's; 1 where tokens look everywhere alike.
-        num_tokens: Tokens that were compared.
+        cosine: Mean cosine between the attention maps of two tokens; 1 if all look at the same place.
+        spread: |T - mean_L T| / |T| of the module's output tokens, with Frobenius norms; 0 if all are equal.
+        entropy: Entropy of the maps, relative to a uniform map; 1 if tokens look at all pixels equally.
+        num_tokens: Number of tokens compared.
     """
 
     cosine: float
@@ -33,7 +33,7 @@ class TokenDiversity:
 
     @property
     def collapsed(self) -> bool:
-        """Whether several tokens are one."""
+        """Whether the tokens are nearly the same."""
         return self.num_tokens > 1 and (self.cosine > ALIKE or self.spread < EQUAL)
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class TokenDiversity:
 
 @torch.no_grad()
 def measure_module(tokens: torch.Tensor, attention: torch.Tensor) -> TokenDiversity:
-    """The diversity of a module's tokens (B, L, D) and of their attention maps (B, L, P); one token is like itself."""
+    """Diversity of a module's tokens (B, L, D) and of their attention maps (B, L, P). The cosine is 1 for one token."""
     T, A = tokens.float(), attention.float()
     num_tokens, num_pixels = A.shape[1:]
     unit = F.normalize(A, dim=2)
@@ -62,10 +62,10 @@ def token_diversity(model: torch.nn.Module, images: torch.Tensor) -> list[TokenD
 
     Args:
         model: A VT-ResNet or VT-FPN in evaluation mode, timm's or transformers'.
-        images: (B, C, H, W), as the model's transform makes them.
+        images: (B, C, H, W), from the model's transform.
 
     Returns:
-        One for each VT module, and for VT-FPN one for each level, finest first. Empty where there are no tokens.
+        One entry per VT module, or for VT-FPN one per level, finest first. Empty if the network has no tokens.
     """
     if isinstance(model, VTResNetBody):
         _, tokens, attention = model.vt.forward_tokens(model.forward_trunk(images))
@@ -78,7 +78,7 @@ def token_diversity(model: torch.nn.Module, images: torch.Tensor) -> list[TokenD
 
 
 def average(found: Sequence[Sequence[TokenDiversity]]) -> list[TokenDiversity]:
-    """The mean of what was measured on several batches, module by module."""
+    """The mean over several batches, for each module."""
     means = []
     for module in zip(*found, strict=True):
         sums = {key: sum(asdict(one)[key] for one in module) / len(module) for key in ('cosine', 'spread', 'entropy')}
@@ -87,7 +87,7 @@ def average(found: Sequence[Sequence[TokenDiversity]]) -> list[TokenDiversity]:
 
 
 def token_figures(found: Sequence[TokenDiversity]) -> dict[str, float]:
-    """Cosine and spread of each module by names that a log takes: cosine_1, spread_1, cosine_2, ..."""
+    """Cosine and spread of each module, with names for a log: cosine_1, spread_1, cosine_2, ..."""
     return {
         f'{key}_{number}': round(getattr(module, key), 4)
         for number, module in enumerate(found, 1)
@@ -96,7 +96,7 @@ def token_figures(found: Sequence[TokenDiversity]) -> dict[str, float]:
 
 
 def warning_of(found: Sequence[TokenDiversity]) -> str:
-    """A sentence on the modules whose tokens are one; empty where all differ."""
+    """A warning that names the modules whose tokens are nearly the same; empty if there are none."""
     alike = [f'{number} ({diversity})' for number, diversity in enumerate(found, 1) if diversity.collapsed]
     if not alike:
         return ''

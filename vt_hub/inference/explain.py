@@ -1,6 +1,6 @@
-"""Where visual tokens look, and how much each of them says for a class: Figures 5 and 7 of the paper, and more.
+"""Where visual tokens look (Figures 5 and 7 of the paper), and how much each token adds to a class.
 
-The tokens are averaged before the classifier, so a logit is exactly the sum of what each token adds, and the bias.
+The classifier reads the average of the tokens, so a logit is exactly the sum of each token's contribution and the bias.
 """
 
 from dataclasses import dataclass
@@ -29,16 +29,16 @@ OPACITY = 0.6  # of the attention over the image
 
 @dataclass(frozen=True)
 class Explanation:
-    """A prediction, taken apart.
+    """A prediction and its parts.
 
     Args:
-        image: What the network saw, (H, W, 3) uint8: resized and cropped.
-        predictions: `label`, `score` (see `scores_of`) and `logit` of the likeliest classes, best first.
+        image: The resized and cropped input of the network, (H, W, 3) uint8.
+        predictions: `label`, `score` (see `scores_of`) and `logit` of the most likely classes, best first.
         attention: For each VT module, where each token looks, (L, H / 16, W / 16); a token's map sums to 1.
         contributions: What each token adds to the logit of each of those classes, (classes, L).
         biases: The rest of each logit, (classes,).
         diversity: How much the tokens of each module differ.
-        meaning: What the scores mean, see `meaning_of`.
+        meaning: Meaning of the scores; see `meaning_of`.
     """
 
     image: np.ndarray
@@ -50,7 +50,7 @@ class Explanation:
     meaning: str
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the image, in plain types."""
+        """Everything except the image, in plain Python types."""
         return {
             'predictions': self.predictions,
             'contributions': self.contributions.tolist(),
@@ -62,15 +62,15 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explanation:
-    """Show what a VT-ResNet's prediction for an image is made of.
+    """Split a VT-ResNet's prediction for an image into the contributions of its tokens.
 
     Args:
         model: A VT-ResNet with a classifier in evaluation mode, through timm.
-        image: Of any mode.
-        topk: Classes, best first.
+        image: An image of any mode.
+        topk: Number of classes, best first.
 
     Raises:
-        ValueError: The model is no VT-ResNet with a classifier.
+        ValueError: The model is not a VT-ResNet with a classifier.
     """
     if not isinstance(model, VTResNetBody) or model.num_classes == 0 or model.pruned:
         raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
@@ -105,7 +105,7 @@ def shortened(label: str) -> str:
 
 
 def draw_explanation(explanation: Explanation) -> Any:
-    """A sheet with the image, its classes, what each token adds to the likeliest, and where each looks in each module.
+    """Draw the image, its classes, each token's contribution to the best class, and where each token looks.
 
     Returns:
         A `matplotlib.figure.Figure`.

@@ -1,4 +1,4 @@
-"""From an image file to what a model takes, by the model's own preprocessing; and what its numbers are called."""
+"""Turn image files into model inputs with the model's own preprocessing; names of the classes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def label_names(model: torch.nn.Module) -> list[str]:
-    """Class names of a model, from its pretrained configuration; the numbers where it has none."""
+    """Class names from a model's pretrained configuration; the class numbers if it has no names."""
     names = model.pretrained_cfg.get('label_names')
     if names and len(names) == model.num_classes:
         descriptions = model.pretrained_cfg.get('label_descriptions') or {}
@@ -25,31 +25,31 @@ def label_names(model: torch.nn.Module) -> list[str]:
 
 
 def is_segmenter(model: torch.nn.Module) -> bool:
-    """Whether a model names pixels, as VT-FPN does, and not images."""
+    """Whether a model classifies pixels, as VT-FPN does, and not images."""
     return hasattr(model, 'forward_maps')
 
 
 def data_config(model: torch.nn.Module, use_test_size: bool = False) -> dict[str, Any]:
-    """timm's description of a model's preprocessing; see `eval_transform` for the arguments."""
+    """timm's preprocessing configuration of a model; see `eval_transform` for the arguments."""
     return with_channels(timm.data.resolve_model_data_config(model, use_test_size=use_test_size), model.in_chans)
 
 
 def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Callable[[Image.Image], torch.Tensor]:
-    """timm's transform for evaluation, from an image to pixels (C, H, W) as the model takes them.
+    """timm's transform for evaluation, from an image to a tensor (C, H, W) for the model.
 
     Args:
         model: A timm model.
-        use_test_size: To the size that timm evaluates the model at, where it has another.
+        use_test_size: Use the model's `test_input_size`, if it has one.
     """
     return timm.data.create_transform(**data_config(model, use_test_size), is_training=False)
 
 
 class ImageReader(torch.utils.data.Dataset):
-    """Reads image files by a model's own preprocessing; indexed by a list of paths, for the workers of a DataLoader.
+    """Reads image files with a model's own preprocessing. The index is a list of paths, for DataLoader workers.
 
     Args:
         model: A timm model.
-        use_test_size: Read them in the size that timm evaluates the model at, where it has another.
+        use_test_size: Use the model's `test_input_size`, if it has one.
     """
 
     def __init__(self, model: torch.nn.Module, use_test_size: bool = False):
@@ -62,11 +62,11 @@ class ImageReader(torch.utils.data.Dataset):
     def read(
         self, paths: Sequence[Path | str], contents: Sequence[bytes | None]
     ) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
-        """Read some files, or take what is in them.
+        """Read some files, or use their contents if given.
 
         Returns:
-            The images that can be read, (B, C, H, W) or None, and for each path a dict of `image` and, where it cannot
-            be read, `error`.
+            The images that can be read, (B, C, H, W) or None. And for each path a dict with `image` and, if the file
+            cannot be read, `error`.
         """
         images, results = [], []
         for path, content in zip(paths, contents, strict=True):

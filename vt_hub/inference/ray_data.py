@@ -1,4 +1,4 @@
-"""Classify images with Ray Data, on as many machines as the cluster has."""
+"""Classify images with Ray Data, on all machines of a cluster."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ __all__ = ['Classify']
 
 
 class Classify:
-    """A model for `ray.data.Dataset.map_batches`; it computes on the GPU that Ray gives it, else on the CPU.
+    """A model for `ray.data.Dataset.map_batches`. It computes on the GPU that Ray assigns, else on the CPU.
 
-    Called with columns `path` and, if the files have been read already, `bytes`, as `ray.data.read_binary_files` names
-    them, it gives the columns of `batch_output.to_table`. Images that cannot be read have an `error`.
+    The input columns are `path` and, if the files have been read already, `bytes`: the names of
+    `ray.data.read_binary_files`. The output columns are those of `batch_output.to_table`. Images that cannot be read
+    have an `error`.
 
     Args:
         model: Model, model.tag, folder or hf-hub:ID.

@@ -1,4 +1,4 @@
-"""What the numbers of a classifier mean: the one place that says it, as transformers' pipeline does."""
+"""The meaning of a classifier's scores, as in transformers' pipeline. All code takes it from here."""
 
 import torch
 
@@ -8,7 +8,7 @@ __all__ = ['meaning_of', 'scores_of', 'shown']
 def meaning_of(model: torch.nn.Module) -> str:
     """'probability' of one class among all, 'presence' of each class by itself, or 'value', a number for regression.
 
-    A model's `problem_type` decides, which its folder's `config.json` has; one output alone is a presence.
+    It depends on the model's `problem_type`, from its folder's `config.json`. A model with one output gives a presence.
     """
     problem = getattr(model, 'problem_type', None)
     if problem == 'regression':
@@ -17,7 +17,7 @@ def meaning_of(model: torch.nn.Module) -> str:
 
 
 def scores_of(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
-    """Scores (..., num_classes) of a model's logits: of softmax, of the sigmoid, or the logits themselves."""
+    """Scores (..., num_classes) of a model's logits: their softmax, their sigmoid, or the logits themselves."""
     logits = logits.float()
     meaning = meaning_of(model)
     if meaning == 'value':
@@ -26,5 +26,5 @@ def scores_of(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
 
 
 def shown(model: torch.nn.Module, score: float) -> str:
-    """A score as people read it."""
+    """A score as text for people."""
     return f'{score:.4g}' if meaning_of(model) == 'value' else f'{100 * score:.1f} %'

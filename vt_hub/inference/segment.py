@@ -1,4 +1,4 @@
-"""Segment image files with a model's own preprocessing, and draw what was found."""
+"""Segment image files with a model's own preprocessing, and draw the result."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,15 +24,15 @@ __all__ = [
     'segment_image',
 ]
 
-MIN_SIDE = 480  # pixels of a drawn picture, so that its legend can be read beside it
-ENLARGED = 8  # classes at a time
-MAX_SIDE = 4096  # pixels, up to which a picture is enlarged for that
+MIN_SIDE = 480  # minimum pixels of a drawn picture, so that its legend is readable
+ENLARGED = 8  # classes enlarged at a time
+MAX_SIDE = 4096  # pictures are enlarged up to this number of pixels
 
 
 def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The class of the largest logit, (H, W) uint8, where logits (1, classes, h, w) are enlarged bilinearly.
+    """The class of the largest logit, (H, W) uint8, after bilinear enlargement of the logits (1, classes, h, w).
 
-    Some classes are enlarged at a time: all of them would take gigabytes for a photograph and 150 classes.
+    Only some classes are enlarged at a time: a photograph and 150 classes would need gigabytes.
     """
     best, mask = torch.full(size, -torch.inf), torch.zeros(size, dtype=torch.uint8)
     for first in range(0, logits.shape[1], ENLARGED):
@@ -45,11 +45,11 @@ def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Name the class of every pixel of an image.
+    """Predict the class of every pixel of an image.
 
     Args:
         model: A segmentation model in evaluation mode, through timm.
-        image: Of any mode; it is turned upright.
+        image: An image of any mode; it is turned upright.
 
     Returns:
         The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
@@ -58,7 +58,7 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
         ValueError: The model has more than 256 classes, which are too many for a mask of bytes.
     """
     if model.num_classes > 256:
-        raise ValueError(f'The model has {model.num_classes} classes, and a mask can name 256.')
+        raise ValueError(f'The model has {model.num_classes} classes, but a mask can hold only 256.')
     image, weight = to_channels(image, model.in_chans), model.head.predictor.weight
     logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
     mask = largest_class(logits.float().cpu(), (image.height, image.width)).numpy()
@@ -77,7 +77,7 @@ def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str,
 
     Yields:
         One dict per path: `image`, and `classes`, a list of `label` and `share` (of the pixels), largest first, and
-        `mask`, the class of every pixel, (H, W) uint8; or `error`, a sentence that names the file.
+        `mask`, the class of every pixel, (H, W) uint8; or `error`, a message that names the file.
 
     Raises:
         ValueError: The model does not segment.
@@ -95,7 +95,7 @@ def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str,
 
 
 def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) -> Image.Image:
-    """The image with its classes in colour, and a legend with the share of each beside it.
+    """Draw the classes in colour over the image, and a legend with the share of each beside it.
 
     Args:
         image: RGB.
@@ -126,26 +126,26 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
 
 
 def check_picture(path: Path):
-    """Raise ValueError where no picture can be written under that name."""
+    """Raise ValueError if the name does not end in a picture extension that can be written."""
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f'{path} has no extension of a picture that can be written, such as .png.')
+        raise ValueError(f'{path} does not end in a supported picture extension, such as .png.')
 
 
 def check_mask(path: Path):
-    """Raise ValueError where no mask can be written under that name."""
+    """Raise ValueError if the name does not end in .png."""
     if path.suffix.lower() != '.png':
-        raise ValueError(f'{path} is no PNG; a mask keeps its values in that format alone.')
+        raise ValueError(f'{path} is not a PNG; only that format keeps the values of a mask.')
 
 
 def save_picture(picture: Image.Image, path: Path):
-    """Write a picture; an older one is replaced at once, when the new one is whole."""
+    """Write a picture. An older one is replaced once the new one is complete."""
     check_picture(path)
     with replaced_whole(path) as unfinished:
         picture.save(unfinished)
 
 
 def save_mask(mask: np.ndarray, num_classes: int, path: Path):
-    """Write a mask as an indexed PNG: its values are the classes, its palette their colours."""
+    """Write a mask as an indexed PNG: the values are the classes, the palette holds their colours."""
     check_mask(path)
     picture = Image.fromarray(mask).convert('P')
     picture.putpalette(colours(num_classes).tobytes())

@@ -1,3 +1,3 @@
-"""The networks and what they need, in flat files: copies of them are the remote code of a model folder."""
+"""The networks and their helpers. The files are flat because a model folder holds copies of them as remote code."""
 
-import timm  # noqa: F401  registers the models before any of these files asks for another; see registration.py
+import timm  # noqa: F401  registers the models before any of these files is imported; see registration.py

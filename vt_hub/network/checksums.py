@@ -1,4 +1,4 @@
-"""SHA256SUMS of a model folder, and the check of its files against it."""
+"""Check the files of a model folder against its SHA256SUMS."""
 
 import hashlib
 import re
@@ -16,27 +16,27 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """File names and sha256 from a folder's SHA256SUMS.
 
     Raises:
-        OSError: There is none, or it names files outside of the folder.
+        OSError: The folder has no SHA256SUMS, or it names files outside the folder.
     """
     path = folder / 'SHA256SUMS'
     if not path.is_file():
-        raise FileNotFoundError(f'{folder} has no SHA256SUMS; it is no model folder of ours.')
+        raise FileNotFoundError(f'{folder} has no SHA256SUMS, so it is not a model folder of vt_hub.')
     sums = {}
     for line in path.read_text('utf-8', errors='replace').splitlines():
         digest, _, name = line.partition('  ')
         parts = PurePosixPath(name).parts
         if not re.fullmatch('[0-9a-f]{64}', digest) or not parts or parts[0] == '/' or '..' in parts:
-            raise OSError(f'{path} has a line that names no file of the folder: {line!r}.')
+            raise OSError(f'{path} has a line that does not name a file of the folder: {line!r}.')
         sums[name] = digest
     return sums
 
 
 def find_damage(folder: Path, weights_sha256: str | None = None) -> dict[Path, str]:
-    """The files of a folder that are not what its SHA256SUMS says, each with a sentence that names it and its sha256.
+    """Find the files of a folder that do not match its SHA256SUMS, each with an error message.
 
     Args:
         folder: A model folder.
-        weights_sha256: What the weights must be, whatever SHA256SUMS says.
+        weights_sha256: Expected sha256 of the weights, instead of the one in SHA256SUMS.
     """
     sums = read_checksums(folder)
     if weights_sha256:
@@ -52,6 +52,6 @@ def find_damage(folder: Path, weights_sha256: str | None = None) -> dict[Path, s
 
 
 def check_folder(folder: Path, weights_sha256: str | None = None):
-    """Raise OSError with the first sentence of `find_damage`, if there is any."""
+    """Raise OSError with the first message of `find_damage`, if there is one."""
     for sentence in find_damage(folder, weights_sha256).values():
         raise OSError(sentence)

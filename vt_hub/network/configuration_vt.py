@@ -24,10 +24,10 @@ DERIVED = ('num_classes', 'label_names', 'label_descriptions', 'num_features', '
 
 
 def labels_by_number(labels: Any) -> dict[int, str]:
-    """Class names as a list, or as a dictionary with the numbers as keys, in JSON as text.
+    """Class names by number, from a list or from a dictionary with numbers as keys (strings in JSON).
 
     Raises:
-        ValueError: The numbers do not count from 0.
+        ValueError: The numbers do not count up from 0.
     """
     pairs = labels.items() if isinstance(labels, dict) else enumerate(labels)
     try:
@@ -35,18 +35,18 @@ def labels_by_number(labels: Any) -> dict[int, str]:
     except ValueError as error:
         raise ValueError(f'id2label has a key that is not a number: {error}.') from error
     if sorted(named) != list(range(len(named))):
-        raise ValueError(f'id2label names the classes {sorted(named)}; they count from 0, without gaps.')
+        raise ValueError(f'id2label names the classes {sorted(named)}; they must count from 0, without gaps.')
     return dict(sorted(named.items()))
 
 
 class VTConfig(PreTrainedConfig):
-    """What the configurations share. Their `config.json` is timm's as well: both libraries load the same folder.
+    """Base of the configurations. timm reads their `config.json` too: both libraries load the same folder.
 
-    The labels live in `id2label` alone, whenever it is set: `label2id` is made of it, with the first number of a name
-    that two classes have, and what timm needs of them is written from there on every save.
+    The labels are stored in `id2label` only. Setting it also sets `label2id`; if two classes share a name, it gets the
+    first number. Each save writes the labels that timm needs.
     """
 
-    network = None  # whose `build` has the arguments
+    network = None  # the class whose `build` takes the arguments
 
     known_architectures = {}  # arguments of each architecture's `build`
     default_cfgs = {}  # timm's
@@ -69,7 +69,7 @@ class VTConfig(PreTrainedConfig):
 
     @classmethod
     def check_places(cls, keys: Iterable[str]):
-        """Raise ValueError where an argument of the network is given as one of the configuration."""
+        """Raise ValueError if a network argument is given as a configuration argument."""
         for key in keys:
             if key in signature(cls.network.build).parameters and not (key in DERIVED or hasattr(cls, key)):
                 raise ValueError(f"{key} is an argument of the network; write model_args={{'{key}': ...}}.")
@@ -95,7 +95,7 @@ class VTConfig(PreTrainedConfig):
         self.pretrained_cfg = dict(self.pretrained_cfg or default.to_dict(remove_source=True))
         for key in ('num_classes', 'label_names', 'label_descriptions', 'architecture', 'custom_load'):
             self.pretrained_cfg.pop(key, None)
-        if in_chans := self.model_args.pop('in_chans', None):  # they live in `input_size` alone
+        if in_chans := self.model_args.pop('in_chans', None):  # they are stored in `input_size` only
             self.pretrained_cfg = with_channels({'input_size': default.input_size, **self.pretrained_cfg}, in_chans)
         super().__post_init__(**kwargs)
 
@@ -107,7 +107,7 @@ class VTConfig(PreTrainedConfig):
 
     @property
     def build_args(self) -> dict[str, Any]:
-        """Arguments of the network's `build`, all but `num_classes`."""
+        """Arguments of the network's `build`, except `num_classes`."""
         in_chans = self.pretrained_cfg.get('input_size', (3,))[0]
         return {**self.known_architectures[self.architecture], 'in_chans': in_chans, **self.model_args}
 
@@ -121,7 +121,7 @@ class VTConfig(PreTrainedConfig):
         output['num_classes'] = self.num_labels
         output['label_names'] = self.label_names
         output['pretrained_cfg'] = {**self.pretrained_cfg, 'num_classes': self.num_labels}
-        # what is saved has its own weights
+        # a saved model has its own weights
         output['model_args'] = {
             'distinct_tokens': True,
             **{k: v for k, v in self.model_args.items() if k != 'pretrained_backbone'},
@@ -175,7 +175,7 @@ class VTResNetConfig(BackboneConfigMixin, VTConfig):
 @strict
 class VTFPNConfig(VTConfig):
     r"""
-    Configuration of a VT-FPN, or of the panoptic FPN beside it; see `VTConfig`.
+    Configuration of a VT-FPN, or of the panoptic FPN baseline; see `VTConfig`.
 
     Args:
         architecture (`str`, *optional*, defaults to `"vt_fpn_resnet50"`):
@@ -185,7 +185,7 @@ class VTFPNConfig(VTConfig):
         pretrained_cfg (`dict[str, Any]`, *optional*):
             timm's description of the weights: preprocessing, licence, origin. Defaults to the architecture's.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-            Label of pixels that the loss leaves out.
+            Label of pixels that the loss ignores.
 
     Example:
 

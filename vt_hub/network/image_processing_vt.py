@@ -16,21 +16,21 @@ from .images import to_channels
 
 __all__ = ['VTFPNImageProcessor', 'VTResNetImageProcessor']
 
-# timm's names of what decides the evaluation transform
+# timm's names for the settings of the evaluation transform
 DATA_KEYS = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 RESAMPLINGS = {
     name: str_to_pil_interp(name) for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 }
-ALWAYS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_convert_rgb')  # the transform's own steps
-FILED = ('image_processor_type', 'feature_extractor_type', 'processor_class', 'auto_map')  # beside the options
-# options of loading that pipelines and AutoImageProcessor hand on
+ALWAYS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_convert_rgb')  # steps that always run
+FILED = ('image_processor_type', 'feature_extractor_type', 'processor_class', 'auto_map')  # saved beside the options
+# loading options that pipelines and AutoImageProcessor pass on
 LOADING = ('dtype', 'torch_dtype', 'trust_remote_code', 'code_revision', 'use_fast', 'backend', '_commit_hash')
 LOADING += ('_from_auto', '_from_pipeline')
 Size = int | tuple[int, int] | dict[str, int] | None
 
 
 def check_options(options: dict[str, Any]):
-    """Raise ValueError for what the transform does not do; transformers' own names for what it does pass."""
+    """Raise ValueError for options that the transform does not support, but accept those that ask for what it does."""
     for key, value in options.items():
         if value is None or key in FILED or (key in ALWAYS and value):
             continue
@@ -56,13 +56,13 @@ class VTResNetImageProcessor(BaseImageProcessor):
         pretrained_cfg (`dict[str, Any]`, *optional*):
             timm's preprocessing: `input_size`, `interpolation`, `mean`, `std`, `crop_pct`, `crop_mode`.
         size (`int`, `tuple[int, int]` or `dict[str, int]`, *optional*):
-            Output size, (height, width), or a dict of them, in place of the one in `pretrained_cfg`.
+            Output size, (height, width), or a dict of them; replaces the one in `pretrained_cfg`.
         crop_pct (`float`, *optional*):
             Output size as a fraction of the size that the image is first resized to.
         image_mean, image_std (`list[float]`, *optional*):
-            Normalisation in place of the one in `pretrained_cfg`.
+            Normalisation; replaces the one in `pretrained_cfg`.
         resample (`int` or `PIL.Image.Resampling`, *optional*):
-            How images are resized, in place of timm's `interpolation` in `pretrained_cfg`.
+            How images are resized; replaces timm's `interpolation` in `pretrained_cfg`.
 
     Raises:
         ValueError: An option is not one of these.
@@ -136,7 +136,7 @@ class VTResNetImageProcessor(BaseImageProcessor):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Settings of a processor that was saved by itself, else those in the model's config.json."""
+        """Settings of a separately saved processor, or else those in the model's config.json."""
         try:
             found = super().get_image_processor_dict(pretrained_model_name_or_path, **dict(kwargs))
             if 'pretrained_cfg' in found[0]:
@@ -149,7 +149,7 @@ class VTResNetImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
-        """transformers would set unknown options as attributes; here each reaches the transform or is refused."""
+        """Pass each option to the transform or refuse it; transformers would set unknown ones as attributes."""
         unused = kwargs.pop('return_unused_kwargs', False)
         options = {key: value for key, value in kwargs.items() if key not in LOADING}
         processor = cls(**{**image_processor_dict, **options})
@@ -171,9 +171,9 @@ class VTResNetImageProcessor(BaseImageProcessor):
         """
         Args:
             images: One image or a batch: PIL, numpy (uint8, or float in 0..1), tensor, file name or URL.
-            size, crop_pct, image_mean, image_std, resample: As the processor's, for this call.
-            input_data_format: 'channels_first' or 'channels_last', of arrays that could be either.
-            device: Where the tensors go.
+            size, crop_pct, image_mean, image_std, resample: As for the processor, but only for this call.
+            input_data_format: 'channels_first' or 'channels_last', for arrays that could be either.
+            device: Device for the tensors.
             return_tensors: 'pt', 'np' or None for a list.
 
         Returns:
@@ -187,7 +187,7 @@ class VTResNetImageProcessor(BaseImageProcessor):
         return self._transform(self._read(images, input_data_format), cfg, device, return_tensors)
 
     def _read(self, images: ImageInput, input_data_format: str | None) -> list[Image.Image]:
-        """Images of the mode that the model reads, upright."""
+        """Upright images in the mode that the model reads."""
         channels = self.pretrained_cfg['input_size'][0]
         layout = str(getattr(input_data_format, 'value', input_data_format))
         found = [to_channels(to_pil(image, layout), channels) for image in flatten(self.fetch_images(images))]
@@ -211,20 +211,20 @@ class VTResNetImageProcessor(BaseImageProcessor):
 
 class VTFPNImageProcessor(VTResNetImageProcessor):
     r"""
-    timm's evaluation transform for images and their label maps, and the way back from logits to label maps.
+    timm's evaluation transform for images and their label maps, and the conversion of logits back to label maps.
 
-    The transform must be one that keeps every pixel where it was, relative to the image: timm's `crop_mode`
-    `"squash"`, which resizes to exactly the model's input size whatever the image's shape.
+    Images are not cropped, so that each pixel keeps its relative position: timm's `crop_mode` `"squash"` resizes an
+    image of any shape to exactly the model's input size.
 
     Args:
         pretrained_cfg (`dict[str, Any]`, *optional*):
             timm's preprocessing: `input_size`, `interpolation`, `mean`, `std`.
         size (`int`, `tuple[int, int]` or `dict[str, int]`, *optional*):
-            Output size, (height, width), or a dict of them, in place of the one in `pretrained_cfg`.
+            Output size, (height, width), or a dict of them; replaces the one in `pretrained_cfg`.
         image_mean, image_std (`list[float]`, *optional*):
-            Normalisation in place of the one in `pretrained_cfg`.
+            Normalisation; replaces the one in `pretrained_cfg`.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Label 0 of the maps means "not labelled" and becomes 255; every other is lowered by one.
+            Label 0 of the maps means "not labelled" and becomes 255; all other labels are lowered by one.
     """
 
     default_size = 512
@@ -258,9 +258,9 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         Args:
             images: One image or a batch: PIL, numpy (uint8, or float in 0..1), tensor, file name or URL.
             segmentation_maps: Label map of each image: PIL, of mode L or P, or an integer array (H, W).
-            size, do_reduce_labels, image_mean, image_std, resample: As the processor's, for this call.
-            input_data_format: 'channels_first' or 'channels_last', of arrays that could be either.
-            device: Where the tensors go.
+            size, do_reduce_labels, image_mean, image_std, resample: As for the processor, but only for this call.
+            input_data_format: 'channels_first' or 'channels_last', for arrays that could be either.
+            device: Device for the tensors.
             return_tensors: 'pt', 'np' or None for a list.
 
         Returns:
@@ -301,7 +301,7 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         """
         Args:
             outputs: What the model returned, with `logits` (B, num_labels, h, w).
-            target_sizes: Size of each label map, (height, width), usually the image's; without, the logits' own.
+            target_sizes: Size of each label map, (height, width), usually the image's; default: the logits' size.
 
         Returns:
             Label maps, one (height, width) of integers for each image.
@@ -320,10 +320,10 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
 
 
 def to_label_map(labels: Any) -> np.ndarray:
-    """Label map as (H, W) of uint8; a palette's indices stay what they are.
+    """Convert a label map to uint8 (H, W). Palette indices stay unchanged.
 
     Raises:
-        ValueError: It has several channels, or values that are not whole, or outside 0..255.
+        ValueError: It has several channels, or values that are not whole numbers in 0..255.
     """
     array = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
     if array.ndim != 2 or 0 in array.shape:
@@ -335,23 +335,23 @@ def to_label_map(labels: Any) -> np.ndarray:
 
 
 def is_single_map(maps: Any) -> bool:
-    """Whether an array is one label map, (H, W), or one with a channel too many, and not a batch (B, H, W)."""
+    """Whether an array is one label map, (H, W) or wrongly (H, W, 1), and not a batch (B, H, W)."""
     return hasattr(maps, 'ndim') and (maps.ndim == 2 or (maps.ndim == 3 and maps.shape[-1] == 1))
 
 
 def check_range(array: np.ndarray, what: str):
-    """Raise ValueError where an array has values outside 0..255."""
-    if array.dtype != np.uint8 and array.size and not 0 <= array.min() <= array.max() <= 255:  # NaN is neither
+    """Raise ValueError if an array has values outside 0..255."""
+    if array.dtype != np.uint8 and array.size and not 0 <= array.min() <= array.max() <= 255:  # or NaN
         raise ValueError(f'{what} has values from {array.min()} to {array.max()}, not from 0 to 255.')
 
 
 def reduce_labels(label_map: np.ndarray) -> np.ndarray:
-    """0 to 255 and every other label to the one below; 255 stays."""
+    """Change 0 to 255 and lower all other labels by one; 255 stays."""
     return np.where((label_map == 0) | (label_map == 255), 255, label_map - 1).astype(np.uint8)
 
 
 def flatten(images: Any) -> list[Any]:
-    """Single images from one image, an array of four dimensions, or nested lists of either."""
+    """List the single images in an image, an array of four dimensions, or nested lists of them."""
     if isinstance(images, (list, tuple)):
         return [one for image in images for one in flatten(image)]
     return list(images) if not isinstance(images, Image.Image) and images.ndim == 4 else [images]
@@ -362,7 +362,7 @@ def to_pil(image: Image.Image | np.ndarray | torch.Tensor, layout: str = 'None')
 
     Args:
         image: PIL, array or tensor.
-        layout: 'channels_first' or 'channels_last'; 'None' for what has 1, 3 or 4 channels, the last axis first.
+        layout: 'channels_first' or 'channels_last'; 'None': the axis with 1, 3 or 4 channels, if possible the last.
 
     Raises:
         ValueError: The array has another shape, or values outside 0..255, such as those of a normalised tensor.

@@ -1,4 +1,4 @@
-"""Finding and reading image files of every kind that Pillow opens."""
+"""Find and read image files of every kind that Pillow opens."""
 
 import glob
 import io
@@ -22,17 +22,17 @@ __all__ = [
     'with_channels',
 ]
 
-NOT_IMAGES = ('MPEG', 'HDF5', 'GRIB', 'BUFR')  # which Pillow recognises, and does not read
-MAX_ASPECT_RATIO = 1000  # resized by its shorter side, a longer strip would fill the memory
-LIMIT = 'VT_HUB_MAX_IMAGE_PIXELS'  # of the environment, in place of Pillow's limit
+NOT_IMAGES = ('MPEG', 'HDF5', 'GRIB', 'BUFR')  # Pillow recognises these, but cannot read them
+MAX_ASPECT_RATIO = 1000  # a longer strip, resized by its shorter side, would fill the memory
+LIMIT = 'VT_HUB_MAX_IMAGE_PIXELS'  # environment variable that replaces Pillow's limit
 if os.environ.get(LIMIT):
     Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT])
 
 
 def walk_images(folder: str | Path) -> Iterator[Path]:
-    """Image files under a folder, by file name extension and in no order; links to folders are followed.
+    """Find image files under a folder by their extension, in any order. Links to folders are followed.
 
-    Links that lead nowhere are among them, so that reading them reports them; names that begin with a dot are not.
+    Broken links are included, so that reading them reports an error. Names that begin with a dot are skipped.
 
     Raises:
         OSError: A folder cannot be read.
@@ -49,23 +49,23 @@ def image_extensions() -> frozenset[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its extension."""
+    """Whether a file has the extension of an image."""
     return os.path.splitext(name)[1].lower() in image_extensions()
 
 
 def walk_files(folder: str | Path) -> Iterator[Path]:
-    """Files under a folder, as `walk_images` finds images."""
-    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(os.fspath(folder), frozenset())]  # and those around it
+    """Find files under a folder, as `walk_images` finds images."""
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(os.fspath(folder), frozenset())]  # with its parents
     while folders:
         place, around = folders.pop()
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in around:
-            continue  # a link leads back
+            continue  # a link to a parent
         around |= {(status.st_dev, status.st_ino)}
         with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith('.'):
-                    continue  # copies of a Mac's files are called ._image.png
+                    continue  # macOS writes files such as ._image.png
                 if os.path.isdir(entry.path):
                     folders.append((entry.path, around))
                 elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
@@ -73,18 +73,18 @@ def walk_files(folder: str | Path) -> Iterator[Path]:
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Files, folders (searched through, by file name extension) and glob patterns to a list of paths.
+    """Turn files, folders (searched by file name extension) and glob patterns into a list of paths.
 
-    A path that does not exist, a folder without images and a pattern without files are kept as they are, so that
-    reading them reports them.
+    A path that does not exist, a folder without images and a pattern without files are kept, so that reading them
+    reports an error.
 
     Raises:
-        ValueError: One is the address of a page or an image.
+        ValueError: An input is a URL.
     """
     paths = []
     for name in inputs:
         if name.startswith(('http://', 'https://')):
-            raise ValueError(f'{name} is an address, and only files are read; fetch the image first.')
+            raise ValueError(f'{name} is a URL, but only files can be read; download the image first.')
         path = Path(name)
         found = []
         if path.is_dir():
@@ -96,15 +96,15 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image turned by its EXIF orientation; as it is where the EXIF block is damaged."""
+    """Turn an image by its EXIF orientation. It stays unchanged if the EXIF block is damaged."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged blocks make Pillow raise almost anything, and say nothing of the picture
+    except Exception:  # damaged blocks make Pillow raise almost any error, but the picture may be fine
         return image
 
 
 def check_size(image: Image.Image):
-    """Raise ValueError for an image with more pixels than Pillow's limit; Pillow itself refuses at twice as many."""
+    """Raise ValueError for an image with more pixels than Pillow's limit. Pillow itself refuses only twice as many."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
         raise ValueError(
@@ -114,31 +114,31 @@ def check_size(image: Image.Image):
 
 
 def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
-    """Any Pillow mode to RGB, or to grey for one channel, upright (EXIF orientation applied).
+    """Convert an image of any Pillow mode to RGB, or to grey for one channel, and apply its EXIF orientation.
 
-    Images of 16 bits and of floats keep their whole range.
+    16-bit and float images keep their whole range.
 
     Raises:
-        ValueError: A model takes neither one nor three channels.
+        ValueError: The number of channels is not 1 or 3.
     """
     if channels not in (1, 3):
-        raise ValueError(f'A model with {channels} channels takes no image files.')
+        raise ValueError(f'A model with {channels} channels cannot read image files.')
     image = upright(image)
     if image.mode.startswith(('I', 'F')):  # convert() would clip these to 0..255
         sixteen_bits = image.mode.startswith('I;16')
-        image = image.convert('I') if sixteen_bits else image  # I;16B knows little else
+        image = image.convert('I') if sixteen_bits else image  # I;16B supports few conversions
         low, high = image.getextrema()
         full = 65535.0 if sixteen_bits or high > 255 else 255.0
         if image.mode == 'F' and low >= 0 and high <= 1:
             full = 1.0
         image = image.convert('F').point(lambda value: value * (255.0 / full) + 0)
     elif 'transparency' in image.info:
-        image = image.convert('RGBA')  # a palette with transparency is not to be read any other way
+        image = image.convert('RGBA')  # the only correct way for a palette with transparency
     return image.convert('L' if channels == 1 else 'RGB')
 
 
 def with_channels(cfg: dict[str, Any], channels: int) -> dict[str, Any]:
-    """timm's description of preprocessing, for images of so many channels."""
+    """Adapt timm's preprocessing configuration to images with this number of channels."""
     sizes = ('input_size', 'min_input_size', 'test_input_size')
     cfg = cfg | {key: (channels, *cfg[key][1:]) for key in sizes if cfg.get(key)}
     for key in ('mean', 'std'):
@@ -153,10 +153,10 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
     Args:
         path: The file.
         channels: 3 for RGB, 1 for grey.
-        content: What is in the file, if that has been read already; `path` is then only named in errors.
+        content: The file's bytes, if they have been read already; `path` is then only used in errors.
 
     Raises:
-        ValueError: The file is missing, empty, truncated, no image, PostScript, has more pixels than
+        ValueError: The file is missing, empty, truncated, not an image, PostScript, has more pixels than
             Image.MAX_IMAGE_PIXELS, or is a strip more than 1000 times as long as wide.
     """
     try:
@@ -166,10 +166,10 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
             check_size(image)
             if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                 raise ValueError(f'it is a strip of {image.width} x {image.height} pixels')
-            if image.format == 'EPS':  # Pillow would have Ghostscript run it, for ever if it says so
+            if image.format == 'EPS':  # Pillow would run it with Ghostscript, maybe for ever
                 raise ValueError('it is a PostScript program')
             return to_channels(image, channels)
-    except Exception as error:  # a hostile file makes Pillow's decoders raise almost anything
+    except Exception as error:  # a hostile file makes Pillow's decoders raise almost any error
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             size = Path(path).stat().st_size if content is None else len(content)

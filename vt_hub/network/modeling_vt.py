@@ -1,4 +1,4 @@
-"""PyTorch models for transformers: the networks of vt_resnet.py and vt_fpn.py under transformers' base class."""
+"""PyTorch models for transformers: the networks of vt_resnet.py and vt_fpn.py with transformers' base class."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class VTPreTrainedModel(PreTrainedModel):
-    """What the models share: the state dict is the timm model's, and weights are never silently random."""
+    """Base of the models. The state dict is the timm model's, and weights are never silently random."""
 
     base_model_prefix = ''
     main_input_name = 'pixel_values'
@@ -44,7 +44,7 @@ class VTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """transformers' own, except that weights other than the classifier's are never silently random.
+        """transformers' method, but only the classifier may be silently random.
 
         Raises:
             ValueError: The checkpoint lacks weights of the network, or has values that are not finite.
@@ -60,14 +60,14 @@ class VTPreTrainedModel(PreTrainedModel):
                 f'it does not fit {model.config.architecture}.'
             )
         for name, value in model.state_dict().items():
-            plain = type(value) is torch.Tensor and not value.is_meta  # neither quantised nor elsewhere
+            plain = type(value) is torch.Tensor and not value.is_meta  # neither quantised nor offloaded
             if plain and value.is_floating_point() and not value.isfinite().all():
                 raise ValueError(
                     f'The checkpoint {pretrained_model_name_or_path} has values that are not finite in {name}.'
                 )
         for value in model.parameters():
             if value.device.type == 'cpu' and value.data_ptr() % 64:
-                value.data = value.data.clone()  # mapped from the file; some CPUs round otherwise where it is unaligned
+                value.data = value.data.clone()  # mapped from the file; unaligned, some CPUs round differently
         return (model, info) if output_loading_info else model
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
@@ -76,7 +76,7 @@ class VTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """torch's own initialisation, through functions that leave loaded tensors alone."""
+        """torch's default initialisation, with functions that do not change loaded tensors."""
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if getattr(module, 'bias', None) is not None:
@@ -93,18 +93,18 @@ class VTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight)
 
     def get_input_embeddings(self):
-        return None  # pixels are not embedded by a table
+        return None  # pixels have no embedding table
 
 
 class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
-    """Base of the VT-ResNet models: how they are built, initialised and run."""
+    """Base of the VT-ResNet models: builds, initialises and runs them."""
 
     config_class = VTResNetConfig
 
     def build_from(self, config: VTResNetConfig, num_classes: int):
         self.build(**config.build_args, num_classes=num_classes)
         for module in self.modules():
-            if hasattr(module, 'zero_init_last'):  # told to the norm itself: _init_weights sees leaf modules only
+            if hasattr(module, 'zero_init_last'):  # marks the norm, since _init_weights sees leaf modules only
                 (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
             super()._init_weights(module)
 
     def encode(self, pixel_values: torch.Tensor, output_hidden_states: bool | None, output_attentions: bool | None):
-        """Tokens (B, L, D), and if asked for the maps after stem and stages and the token attention of each module."""
+        """Tokens (B, L, D) and, if requested, the maps after stem and stages and each module's token attention."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -207,7 +207,7 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
 
 
 class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
-    """VT-ResNet as a backbone: maps after the stages in `config.out_features`; what they do not need is left out."""
+    """VT-ResNet as a backbone: returns the maps after the stages in `config.out_features`, without unneeded layers."""
 
     has_attentions = False
     _keys_to_ignore_on_load_unexpected = [r'^fc\.', r'^vt\.', r'^layer[123]\.']
@@ -216,7 +216,7 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
         super().__init__(config)
         self.build_from(config, num_classes=0)
         self.prune_intermediate_layers(config.out_indices)
-        self.num_features = [info['num_chs'] for info in self.feature_info]  # of every stage, as backbones have it
+        self.num_features = [info['num_chs'] for info in self.feature_info]  # of every stage, as in other backbones
         self.post_init()
 
     @can_return_tuple
@@ -224,7 +224,7 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
         """
         Args:
             pixel_values: Images, (B, channels, H, W).
-            output_hidden_states: Return all maps up to the last one asked for.
+            output_hidden_states: Return all maps up to the last requested one.
 
         Returns:
             `feature_maps`, one (B, C, H / r, W / r) per entry of `out_features`.
@@ -245,7 +245,7 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
 
 
 class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
-    """VT-FPN, or the panoptic FPN beside it, for semantic segmentation."""
+    """VT-FPN, or the panoptic FPN baseline, for semantic segmentation."""
 
     config_class = VTFPNConfig
 
@@ -259,9 +259,9 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        if not getattr(module, 'of_backbone', False):  # timm has initialised its own, or loaded them
+        if not getattr(module, 'of_backbone', False):  # timm has initialised or loaded the backbone
             super()._init_weights(module)
-        elif hasattr(module, 'init_non_persistent_buffers'):  # no checkpoint has these
+        elif hasattr(module, 'init_non_persistent_buffers'):  # checkpoints do not hold these
             module.init_non_persistent_buffers()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None):
@@ -282,7 +282,7 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
             pixel_values: Images, (B, channels, H, W).
             labels: Class of each pixel, (B, H, W), or the configuration's `semantic_loss_ignore_index`.
             output_hidden_states: Return the decoder's four maps, (B, dim, H / r, W / r), r = 4, 8, 16, 32.
-            output_attentions: Return the token attention of each level, (B, L, H / r, W / r); not of the panoptic FPN.
+            output_attentions: Return the token attention of each level, (B, L, H / r, W / r); not for the panoptic FPN.
 
         Returns:
             `logits` (B, num_labels, H / 4, W / 4) and, with labels, `loss`: the mean cross-entropy over the labelled

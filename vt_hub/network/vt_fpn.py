@@ -36,7 +36,7 @@ class ConvBnAct(nn.Sequential):
 
 
 def merge_top_down(maps: List[torch.Tensor]) -> List[torch.Tensor]:
-    """Maps (B, dim, H, W), finest first, with the coarser ones added to the finer: the FPN's pathway, free of MACs."""
+    """Add coarser maps to finer ones, as the FPN does. Maps are (B, dim, H, W), finest first. Costs no MACs."""
     merged = list(maps)
     for i in range(len(maps) - 1, 0, -1):
         merged[i - 1] = F.interpolate(merged[i], size=maps[i - 1].shape[-2:], mode='nearest').add_(maps[i - 1])
@@ -44,21 +44,21 @@ def merge_top_down(maps: List[torch.Tensor]) -> List[torch.Tensor]:
 
 
 class VTDecoder(nn.Module):
-    """VT-FPN (Figure 4, right): tokens of all levels meet in one transformer and go back to the level they came from.
+    """VT-FPN (Figure 4, right): one transformer relates the tokens of all levels.
 
-    Each level's map keeps its 1x1 lateral convolution, and coarser maps are added to finer ones. A filter tokenizer
-    takes `num_tokens` tokens from each; one transformer relates the tokens of all levels; a projector per level adds
-    that level's own tokens to its map.
+    Each level has a 1x1 lateral convolution, and coarser maps are added to finer ones. A filter tokenizer takes
+    `num_tokens` tokens from each map. One transformer relates the tokens of all levels. Then a projector per level adds
+    the tokens of that level to its map.
 
     Args:
         in_chs: Channels of the backbone's maps, finest first.
         dim: Channels of the pyramid.
         token_dim: Width of the tokens.
         num_tokens: Tokens of each level.
-        top_down: Add the coarser maps to the finer ones first, as the FPN does: the paper replaces the FPN's
-            convolutions, and Tables 9 and 10 fit both, since additions are not counted. Figure 4 shows none; without,
-            levels meet in the tokens alone, and small objects suffer (docs/segmentation.md).
-        distinct_tokens: Keep tokens apart; if False, the paper's arithmetic.
+        top_down: First add the coarser maps to the finer ones, as the FPN does. The paper replaces only the FPN's
+            convolutions, but Figure 4 does not show these additions. Tables 9 and 10 fit both, since additions are not
+            counted. If False, only tokens connect the levels, and small objects suffer (docs/segmentation.md).
+        distinct_tokens: Keep tokens apart; if False, use the paper's equations.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class VTDecoder(nn.Module):
         self.mixer = TransformerMixer(token_dim, num_tokens * len(in_chs), gated=distinct_tokens, **dd)
         self.norm = nn.LayerNorm(token_dim, **dd)
         self.projectors = nn.ModuleList([Projector(dim, token_dim, **dd) for _ in in_chs])
-        # projected tokens grow from zero: untrained ones would hide the maps, and training is slow to uncover them
+        # projectors start at zero: untrained ones would hide the maps, and training is slow to undo this
         for projector in self.projectors:
             projector.norm.zero_init = True  # for transformers, which initialises module by module
             nn.init.zeros_(projector.norm.weight)
@@ -105,7 +105,7 @@ class VTDecoder(nn.Module):
 
 
 class TopDownDecoder(nn.Module):
-    """The FPN (Figure 4, left): coarser maps are added to finer ones, and a 3x3 convolution follows on each level.
+    """The FPN (Figure 4, left): adds coarser maps to finer ones, then applies a 3x3 convolution to each level.
 
     Args:
         in_chs: Channels of the backbone's maps, finest first.
@@ -125,22 +125,22 @@ class TopDownDecoder(nn.Module):
 
 
 def upsampled(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Bilinear, to the size of the next finer map, so that odd sizes meet again."""
+    """Bilinear upsampling to the size of the next finer map, which may be odd."""
     return F.interpolate(x, size=like.shape[-2:], mode='bilinear', align_corners=False)
 
 
 def make_predictor(hidden_dim: int, num_classes: int, device=None, dtype=None) -> nn.Conv2d:
-    """The last convolution, to at least one class."""
+    """The last convolution, for at least one class."""
     if num_classes < 1:
-        raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps alone use the backbone.')
+        raise ValueError(f'Segmentation needs classes, not {num_classes}; for maps only, use the backbone.')
     return nn.Conv2d(hidden_dim, num_classes, 1, device=device, dtype=dtype)
 
 
 class SemanticHead(nn.Module):
-    """The semantic branch of the panoptic FPN: every level is brought to the finest, and their sum is classified.
+    """The semantic branch of the panoptic FPN: upsamples every level to the finest one and classifies their sum.
 
-    A level of stride 4 * 2**i passes max(i, 1) 3x3 convolutions, each but the finest's followed by bilinear upsampling
-    by two.
+    A level of stride 4 * 2**i passes max(i, 1) 3x3 convolutions. Bilinear upsampling by two follows each of them,
+    except at the finest level.
 
     Args:
         dim: Channels of the pyramid.
@@ -173,12 +173,12 @@ class SemanticHead(nn.Module):
         coarse = parts[1]
         for part in parts[2:]:
             coarse = coarse + part
-        # upsampling is linear: once for the sum is the same as for each of its terms
+        # upsampling is linear, so it can be applied once to the sum
         return self.predictor(upsampled(coarse, maps[0]).add_(parts[0]))
 
 
 class VTFPNBody:
-    """The network, apart from its base class: see `VTResNetBody` for why."""
+    """The network, without a base class; `VTResNetBody` says why."""
 
     def build(
         self,
@@ -206,14 +206,14 @@ class VTFPNBody:
             token_dim: Width of the visual tokens.
             num_tokens: Visual tokens of each level.
             hidden_dim: Channels of the semantic head.
-            top_down: See `VTDecoder`; the panoptic FPN always does.
-            distinct_tokens: Keep tokens apart; if False, the paper's arithmetic (docs/architecture.md). Weights that
-                were saved without this argument have False.
+            top_down: See `VTDecoder`; always on in the panoptic FPN.
+            distinct_tokens: Keep tokens apart; if False, use the paper's equations (docs/architecture.md). For weights
+                saved without this argument, it is False.
             pretrained_backbone: Load timm's weights for the backbone.
 
         Raises:
-            ValueError: The decoder is unknown, there is no class, or the backbone has no (B, C, H, W) maps at those
-                strides.
+            ValueError: The decoder is unknown, there are no classes, or the backbone does not have (B, C, H, W) maps at
+                those strides.
         """
         dd = {'device': device, 'dtype': dtype}
         if decoder not in ('vt', 'fpn'):
@@ -242,7 +242,7 @@ class VTFPNBody:
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True):
         """Recompute the backbone's activations in the backward pass."""
-        getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)  # of a getter, its model
+        getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)  # a getter wraps the model
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
@@ -251,7 +251,7 @@ class VTFPNBody:
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
-        """Replace the last convolution by a new one for other classes, at least one; nothing is pooled."""
+        """Replace the last convolution by a new one for other classes, at least one. `global_pool` is ignored."""
         weight = self.head.predictor.weight
         self.head.predictor = make_predictor(self.num_features, num_classes, weight.device, weight.dtype)
         self.num_classes = num_classes
@@ -265,9 +265,9 @@ class VTFPNBody:
     def forward_maps(
         self, maps: List[torch.Tensor], attention: bool = False
     ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
-        """The backbone's maps to the decoder's, (B, dim, H / r, W / r), and if asked for the attention of the tokens.
+        """The backbone's maps to the decoder's maps (B, dim, H / r, W / r) and, if requested, the token attention.
 
-        The attention is (B, num_tokens, H / r, W / r) for each level; the panoptic FPN has none.
+        The attention is (B, num_tokens, H / r, W / r) for each level; the panoptic FPN has no attention.
         """
         if not attention or not isinstance(self.decoder, VTDecoder):
             return self.decoder(maps), []
@@ -277,7 +277,7 @@ class VTFPNBody:
 
 
 class VTFPN(VTFPNBody, nn.Module):
-    """Semantic segmentation in timm's registry; the arguments are those of `VTFPNBody.build`."""
+    """VT-FPN in timm; the arguments are those of `VTFPNBody.build`."""
 
     def __init__(self, **kwargs: Any):
         super().__init__()
@@ -349,14 +349,14 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
 
 def _create_vt_fpn(variant: str, pretrained: bool = False, **kwargs: Any) -> VTFPN:
     if kwargs.pop('features_only', False):
-        raise ValueError(f'{variant} is no backbone; use its backbone alone.')
+        raise ValueError(f'{variant} is not a backbone; use its backbone alone.')
     kwargs, _ = builder_args(variant, pretrained, kwargs)
     return build_model_with_cfg(VTFPN, variant, pretrained, **{**ARCHITECTURES[variant], **kwargs})
 
 
 @register
 def vt_fpn_resnet10t(pretrained: bool = False, **kwargs: Any) -> VTFPN:
-    """A small VT-FPN for demos, notebooks and CPUs. It is ours, not the paper's."""
+    """A small VT-FPN for demos, notebooks and CPUs. It is not from the paper."""
     return _create_vt_fpn('vt_fpn_resnet10t', pretrained=pretrained, **kwargs)
 
 

@@ -1,7 +1,7 @@
-"""Inference made cheaper at the price of clarity: norms are folded, and matrices merged, into the layers before them.
+"""Makes inference cheaper: folds norms into the layers before them, and merges pairs of matrices.
 
-Tried beside it, and not worth their lines on a CPU: maps that are never made, since the next module can read a map plus
-a product of two small matrices as such; weights as left factors where tokens are few; K and Q in one product.
+Other ideas gained too little on a CPU: giving the next module a map and two small matrices instead of the projected
+map; using weights as left factors for few tokens; computing K and Q in one product.
 """
 
 from itertools import pairwise
@@ -21,7 +21,7 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def ordered_leaves(module: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
-    """Parent, name and module of what a module runs one after the other; a Sequential is its parts."""
+    """Yield (parent, name, child) of each child in order. A Sequential is replaced by its parts."""
     for name, child in module.named_children():
         if isinstance(child, nn.Sequential):
             yield from ordered_leaves(child)
@@ -30,12 +30,12 @@ def ordered_leaves(module: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Modul
 
 
 def runs_in_order(module: nn.Module) -> bool:
-    """Whether a module runs its children in the order in which it holds them."""
+    """Whether a module runs its children in the order in which they are registered."""
     return isinstance(module, (nn.Sequential, BasicBlock, Bottleneck, ResNet, FeatureDictNet)) or hasattr(module, 'vt')
 
 
 def fuse_convolutions(module: nn.Module):
-    """Fold BatchNorms into the convolutions that run before them."""
+    """Fold each BatchNorm into the convolution before it."""
     for (parent, name, conv), (norm_parent, norm_name, norm) in pairwise(list(ordered_leaves(module))):
         if isinstance(conv, nn.Conv2d) and type(norm) in NORMS:
             setattr(parent, name, fuse_conv_bn_eval(conv, norm))
@@ -54,7 +54,7 @@ class Affine(nn.Module):
 
 
 class FusedProjector(nn.Module):
-    """`Projector` with W_K W_Q^T as one matrix. Each row of A sums to 1: the norm can run on L tokens, not P pixels."""
+    """`Projector` with W_K W_Q^T as one matrix. Rows of A sum to 1, so the norm can run on L tokens, not P pixels."""
 
     def __init__(self, projector: Projector):
         super().__init__()
@@ -77,13 +77,13 @@ class FusedProjector(nn.Module):
 
 @torch.no_grad()
 def fuse(model: nn.Module) -> nn.Module:
-    """Make a network cheaper for inference, in place; its outputs stay the same up to rounding.
+    """Make a network cheaper for inference, in place. Its outputs stay the same up to rounding.
 
-    Norms are folded in ResNets, timm's and ours, in VT-FPN and in every Sequential; elsewhere the order of a module's
-    children says nothing about the order they run in.
+    Norms are folded in ResNets (timm's and this package's), in VT-FPN and in every Sequential. Other modules may run
+    their children in another order than they hold them.
 
     Returns:
-        The model. Its state dict is another one now: load weights before.
+        The model. Its state dict has changed, so load weights before.
 
     Raises:
         ValueError: The model is in training mode.

@@ -1,12 +1,12 @@
-"""The modules of Visual Transformers; each forward is an equation of the paper, in its letters.
+"""The modules of Visual Transformers. Each forward method computes an equation of the paper, with its symbols.
 
 Paper: `Visual Transformers: Token-based Image Representation and Processing for Computer Vision`
     - https://arxiv.org/abs/2006.03677
 
-X (B, P, C) are the P = H * W pixels of a map with C channels, T (B, L, D) the L visual tokens of width D (the paper's
-CT), A the attention between them. Not in the paper's equations, but needed to train at its learning rate: the
-1/sqrt(width) scales in the softmaxes, the LayerNorms on the tokens and the BatchNorm on the projected map. By these
-equations alone all tokens of an image become one; docs/architecture.md says how `distinct_tokens` keeps them apart.
+X (B, P, C): the P = H * W pixels of a map with C channels. T (B, L, D): the L visual tokens of width D (the paper's
+CT). A: the attention between them. Training at the paper's learning rate needs three parts that its equations lack:
+1/sqrt(width) scales in the softmaxes, LayerNorms on the tokens and a BatchNorm on the projected map. Even with these,
+all tokens of an image become nearly the same. `distinct_tokens` prevents this; see docs/architecture.md.
 """
 
 from functools import partial
@@ -22,13 +22,13 @@ SHARPNESS = 0.8  # s of a new tokenizer
 
 
 def pixels(x: Tensor) -> Tensor:
-    """A map (B, C, H, W) as rows of pixels, (B, P, C)."""
+    """A map (B, C, H, W) as pixels (B, P, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def rms(X: Tensor) -> Tensor:
     """Root mean square of the pixels (B, P, C) of each image, (B, 1, 1)."""
-    lengths = torch.linalg.vector_norm(X, dim=2, keepdim=True)  # of pixels, so that X^2 need not be stored
+    lengths = torch.linalg.vector_norm(X, dim=2, keepdim=True)  # avoids storing X^2
     return (lengths.square().mean(dim=1, keepdim=True) / X.shape[2]).clamp(min=1e-6).sqrt()
 
 
@@ -39,10 +39,10 @@ def token_grid(num_tokens: int) -> Tuple[int, int]:
 
 
 class Tokenizer(nn.Module):
-    """Groups the pixels of a map (B, C, H, W) into tokens, T = A^T X W_C, and returns T (B, L, D) and A^T (B, L, P).
+    """Groups the pixels of a map (B, C, H, W) into tokens, T = A^T X W_C. Returns T (B, L, D) and A^T (B, L, P).
 
-    A says how much of each pixel goes into each token, and sums to 1 over the pixels. W_C (`proj`) widens tokens from C
-    to D, which section 4 needs where C != CT. Recurrent tokenizers also read the previous module's tokens (B, L, D).
+    A gives the share of each pixel in each token, and sums to 1 over the pixels. W_C (`proj`) widens tokens from C to
+    D; section 4 needs it if C != CT. Recurrent tokenizers also read the previous module's tokens (B, L, D).
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
@@ -82,8 +82,8 @@ class RecurrentTokenizer(Tokenizer):
 class DistinctTokenizer(Tokenizer):
     """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / rms(X)), T = A^T X W_C.
 
-    The filters W (L, C) are W_A with rows of unit length; a recurrent tokenizer adds half of T_in W_(T->R), cut to unit
-    length. So the learned s bounds the logits, and filters are 78 degrees apart even where all tokens T_in are equal.
+    The filters W (L, C) are W_A with rows of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows
+    clipped to unit length. So the learned s bounds the logits, and filters stay 78 degrees apart if all T_in are equal.
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, recurrent: bool = False, device=None, dtype=None):
@@ -121,13 +121,13 @@ class PoolingTokenizer(Tokenizer):
 class ClusterTokenizer(Tokenizer):
     """Equation 6 (appendix C): equation 1 with the k-means centroids of the image's own pixels as filters.
 
-    Listing 1 of the paper with its faults mended: assignment by dot product of unit vectors (the same as by distance,
-    without a (B, C, P, L) tensor), and a cluster without pixels keeps its centroid instead of dividing by zero. The
-    logits are not divided by sqrt(C): centroids have unit length. No gradient flows through the clustering.
+    Listing 1 of the paper with two fixes. Pixels are assigned by dot product of unit vectors: the same as by distance,
+    without a (B, C, P, L) tensor. An empty cluster keeps its centroid instead of dividing by zero. The logits are not
+    divided by sqrt(C), because centroids have unit length. No gradient flows through the clustering.
     """
 
     def centroids(self, x: Tensor) -> Tensor:
-        """Unit centroids (B, L, C) of the pixels of x (B, C, H, W), started from x pooled to L cells."""
+        """Unit centroids (B, L, C) of the pixels of x (B, C, H, W). They start from x pooled to L cells."""
         X = F.normalize(pixels(x), dim=2)
         U = F.normalize(pixels(F.adaptive_avg_pool2d(x, self.grid)), dim=2)
         for _ in range(3):  # the paper gives no number; 3 fits its FLOPs in Table 3
@@ -146,8 +146,8 @@ class ClusterTokenizer(Tokenizer):
 class TransformerMixer(nn.Module):
     """Equations 3 and 4 (section 3.2): T' = T + softmax_L((T K)(T Q)^T / sqrt(D/2)) T, T_out = T' + relu(T' F1) F2.
 
-    Pre-norms: each branch reads LN(T). One head, without a value matrix, and inner widths of D/2. With `gated`, the
-    attention branch has a learned scale for each channel, small at the start: else tokens become alike in one step.
+    Pre-norm: each branch reads LN(T). There is one head, no value matrix, and inner widths are D/2. With `gated`, the
+    attention branch has a learned scale per channel that starts small; without it, one step makes the tokens alike.
     """
 
     def __init__(self, token_dim: int, num_tokens: int, gated: bool, drop_path: float = 0.0, device=None, dtype=None):
@@ -199,7 +199,7 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor, T: Tensor) -> Tensor:
         """Feature map (B, C, H, W) and tokens (B, L, D) to the augmented feature map (B, C, H, W)."""
-        X, K = pixels(x), self.query(self.key(T))  # (X W_Q)(T W_K)^T = X (T W_K W_Q^T)^T, which spares P - L products
+        X, K = pixels(x), self.query(self.key(T))  # (X W_Q)(T W_K)^T = X (T W_K W_Q^T)^T saves P - L products
         A = (X @ K.transpose(1, 2) * self.scale).softmax(dim=2)
         out = (self.value(T).transpose(1, 2) @ A.transpose(1, 2)).unflatten(2, x.shape[2:])  # (A T W_V)^T
         return x + self.drop_path(self.norm(out))
@@ -213,7 +213,7 @@ TOKEN_MIXERS: Dict[str, Callable[..., Any]] = dict(transformer=TransformerMixer,
 
 
 class VTModule(nn.Module):
-    """One Visual Transformer (Figure 1): tokenize the map, relate the tokens, project them back onto the map.
+    """One Visual Transformer (Figure 1): tokenizes the map, relates the tokens, projects them back onto the map.
 
     Args:
         dim: Channels C of the feature map.
@@ -221,8 +221,8 @@ class VTModule(nn.Module):
         num_tokens: Number L of tokens.
         tokenizer: 'filter', 'recurrent', 'pooling' or 'cluster'.
         token_mixer: 'transformer', 'graph' or 'none'.
-        projector: Project the tokens back; if False the map passes unchanged.
-        distinct_tokens: Keep tokens apart; if False, the paper's arithmetic.
+        projector: Project the tokens back; if False, the map stays unchanged.
+        distinct_tokens: Keep tokens apart; if False, use the paper's equations.
         drop_path: Stochastic depth rate of the residuals.
     """
 

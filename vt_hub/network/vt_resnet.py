@@ -3,9 +3,9 @@
 Paper: `Visual Transformers: Token-based Image Representation and Processing for Computer Vision`
     - https://arxiv.org/abs/2006.03677
 
-The stem and layer1..layer3 are timm's ResNet, blocks and state-dict names alike, so a timm ResNet checkpoint fits them
-as it is. Stage 5 is `vt`: modules that pool the map into visual tokens, relate them and project them back. The
-classifier reads the mean of the last tokens; the map after the last projector is the last feature level.
+The stem and layer1..layer3 are timm's ResNet, with the same blocks and state-dict names, so a timm ResNet checkpoint
+fits them. Stage 5 is `vt`: its modules pool the map into visual tokens, relate them and project them back. The
+classifier reads the mean of the last tokens. The map after the last projector is the last feature level.
 """
 
 import warnings
@@ -37,9 +37,9 @@ BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 
 
 class VTStage(nn.Module):
-    """Stage 5 (Table 11): VT modules on one map, each handing the map and its tokens to the next.
+    """Stage 5 (Table 11): a chain of VT modules. Each passes its map and its tokens to the next.
 
-    The last module has no projector: its map would feed nothing.
+    The last module has no projector, because no module reads its map.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class VTStage(nn.Module):
                 nn.Conv2d(in_chs, dim, 1, bias=False, **dd), nn.BatchNorm2d(dim, **dd), nn.ReLU(inplace=True)
             )
         )
-        # Table 3: the pooling baseline pools in every module (its parameter counts say so, against the text)
+        # Table 3: the pooling baseline pools in every module; the parameter counts show this, unlike the text
         later_tokenizer = 'recurrent' if recurrent and tokenizer != 'pooling' else tokenizer
         last = len(drop_path_rates) - 1
         self.blocks = nn.ModuleList(
@@ -112,10 +112,10 @@ class VTStage(nn.Module):
 
 
 class VTResNetBody:
-    """The network, apart from its base class.
+    """The network, without a base class.
 
-    Not an nn.Module, so that the timm model and the transformers models inherit it beside their own base classes and
-    have one body, one state dict, no key prefixes.
+    It is not an nn.Module: the timm model and the transformers models inherit from it and from their own base classes.
+    So they all have the same state dict, without key prefixes.
     """
 
     def build(
@@ -146,26 +146,26 @@ class VTResNetBody:
         Args:
             block: Residual block of layer1..layer3, 'basic' or 'bottleneck'.
             layers: Number of blocks in layer1..layer3.
-            channels: Base widths of layer1..layer3; a bottleneck is four times as wide outside. The stem has the first.
-            vt_dim: Channels C of the map in the VT modules; a 1x1 convolution leads to it where layer3 is not as wide.
+            channels: Base widths of layer1..layer3; the stem has the first. Bottleneck outputs are four times as wide.
+            vt_dim: Channels C of the map in the VT modules; if layer3 has another width, a 1x1 convolution adapts it.
             vt_depth: Number of VT modules.
             num_tokens: Number L of visual tokens (Table 6).
             token_dim: Width D of the tokens (the paper's CT).
             tokenizer: Tokenizer of the first module, 'filter', 'pooling' or 'cluster' (Table 3).
-            recurrent: Recurrent tokenizers in the later modules; if False, the first module's kind (Table 4).
+            recurrent: Use recurrent tokenizers in the later modules; if False, the first module's kind (Table 4).
             token_mixer: 'transformer', 'graph' or 'none' (Table 5).
             projector: Project the tokens back onto the map (Table 7).
-            distinct_tokens: Keep tokens apart; if False, the paper's arithmetic, by which they become one
-                (docs/architecture.md). Weights that were saved without this argument have False.
-            output_stride: Stride of the last feature level, 16 or 32; for 32 the map of stage 5 is averaged over 2 x 2
-                pixels, so that decoders find one level at each stride. It changes no logit.
+            distinct_tokens: Keep tokens apart; if False, use the paper's equations, which make them nearly the same
+                (docs/architecture.md). For weights saved without this argument, it is False.
+            output_stride: Stride of the last feature level, 16 or 32. For 32, the map of stage 5 is averaged over 2 x 2
+                pixels, so that decoders find one level at each stride. It does not change the logits.
             num_classes: Classes of the classifier; 0 for pooled features.
             in_chans: Image channels.
             global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
             drop_rate: Dropout before the classifier.
             drop_path_rate: Stochastic depth rate of the last residual, rising linearly from 0 at the first.
-            problem_type: What the logits are for, in transformers' words: 'single_label_classification',
-                'multi_label_classification' or 'regression'. It changes no logit.
+            problem_type: Meaning of the logits, in transformers' terms: 'single_label_classification',
+                'multi_label_classification' or 'regression'. It does not change the logits.
         """
         dd = {'device': device, 'dtype': dtype}
         if block not in BLOCKS:
@@ -245,7 +245,7 @@ class VTResNetBody:
         self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
         self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        self.fc.train(self.training)  # timm's own tests ask for the mode
+        self.fc.train(self.training)  # timm's tests check the mode
 
     def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to the map of layer3, (B, channels, H / 16, W / 16)."""
@@ -255,14 +255,14 @@ class VTResNetBody:
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Image (B, in_chans, H, W) to visual tokens (B, L, D), or once pruned to the map of the last level kept."""
+        """Image (B, in_chans, H, W) to visual tokens (B, L, D); after pruning, to the map of the last level kept."""
         x = self.forward_trunk(x)
         if self.pruned:
             return self.last_pool(self.vt(x))
         return self.vt.forward_tokens(x)[1][-1]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Visual tokens (B, L, D), or once pruned a map, to logits (B, num_classes) or to their mean (B, D)."""
+        """Visual tokens (B, L, D), or a map after pruning, to logits (B, num_classes) or to their mean (B, D)."""
         if self.global_pool == 'avg':
             x = x.mean(dim=(2, 3)) if self.pruned else x.mean(dim=1)
         if self.drop_rate > 0.0:
@@ -298,13 +298,13 @@ class VTResNetBody:
         Args:
             x: Input image tensor
             indices: Take last n levels if int, all if None, select matching indices if sequence
-            norm: Without effect, the levels are maps without a final norm
-            stop_early: Stop after the last level asked for
+            norm: Has no effect: the levels are maps without a final norm
+            stop_early: Stop after the last requested level
             output_fmt: Shape of intermediate feature outputs, NCHW
             intermediates_only: Only return intermediate features
 
         Returns:
-            The output of forward_features (with stop_early, the map reached) and the maps, or the maps alone.
+            The output of forward_features (with stop_early, the last map) and the maps, or only the maps.
         """
         assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
         take_indices, max_index = feature_take_indices(5, indices)
@@ -337,8 +337,8 @@ class VTResNetBody:
     ) -> List[int]:
         """Prune layers not required for specified intermediates.
 
-        Without its head the network ends at the map of the last level kept: forward_features returns that map. The head
-        reads the tokens of the last module, so that it stays only with the last level.
+        Without the head, forward_features returns the map of the last level kept. The head reads the tokens of the last
+        module, so it can be kept only with the last level.
         """
         take_indices, max_index = feature_take_indices(5, indices)
         if max_index == 4 and not prune_head:
@@ -363,7 +363,7 @@ class VTResNet(VTResNetBody, nn.Module):
     def __init__(self, **kwargs: Any):
         super().__init__()
         self.build(**kwargs)
-        if not self.conv1.weight.is_meta:  # there it would change nothing, slowly
+        if not self.conv1.weight.is_meta:  # on the meta device it would only cost time
             self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
@@ -384,7 +384,7 @@ class VTResNet(VTResNetBody, nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        return dict(  # later entries are later layers, whatever their numbers
+        return dict(  # entries are in the order of the layers
             stem=r'^conv1|bn1',
             blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)',
             embed=r'^vt\.embed',
@@ -463,18 +463,18 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build;
 
 
 def first_filters(state_dict: Dict[str, torch.Tensor], num_tokens: int) -> Dict[str, torch.Tensor]:
-    """Weights with the filters of the first tokens alone; those of fewer tokens stay as they are."""
+    """Keep only the filters of the first `num_tokens` tokens. Weights with fewer tokens stay unchanged."""
     names = ('tokenizer.filters', 'tokenizer.filters.weight')
     return {key: value[:num_tokens] if key.endswith(names) else value for key, value in state_dict.items()}
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
-    """Any weights give a network with fewer tokens, which answers well where they were trained for it."""
+    """Let weights load into a network with fewer tokens. It is accurate only if they were trained for that."""
     return first_filters(state_dict, model.num_tokens)
 
 
 def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
-    """A VT-ResNet without values, but for the layers that other classes or channels keep from being loaded."""
+    """A VT-ResNet whose weights are uninitialised, except conv1 and fc: a checkpoint may not fit these two."""
     model = VTResNet(device='meta', **kwargs).to_empty(device=device or torch.get_default_device())
     nn.init.kaiming_normal_(model.conv1.weight, mode='fan_out', nonlinearity='relu')
     if model.num_classes > 0:
@@ -484,38 +484,37 @@ def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
 
 def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> VTResNet:
     if kwargs.get('features_only') and kwargs.get('feature_cls') in ('hook', 'fx'):
-        raise ValueError("The last map is nobody's output for hooks or fx; use feature_cls 'getter', 'list' or 'dict'.")
+        raise ValueError("Hooks and fx cannot return the last map; use feature_cls 'getter', 'list' or 'dict'.")
     kwargs, published = builder_args(variant, pretrained, kwargs, 'problem_type')
     model_cls = VTResNet
     if published and kwargs.get('pretrained_strict', True):
-        model_cls = _empty_vt_resnet  # the published file has all the rest
-    elif (
-        not pretrained and 'untrained' in default_cfgs[variant].cfgs
-    ):  # the paper's classes and image size, not those of our weights
+        model_cls = _empty_vt_resnet  # the published file has the other layers
+    elif not pretrained and 'untrained' in default_cfgs[variant].cfgs:
+        # the paper's classes and image size, not those of published weights
         kwargs['pretrained_cfg'] = kwargs.get('pretrained_cfg') or 'untrained'
     return build_model_with_cfg(
         model_cls,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        # the getter prunes: a wrapped backbone keeps no parameter without a gradient
+        # the getter prunes, so that every parameter of a wrapped backbone gets a gradient
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls='getter'),
         **{**ARCHITECTURES[variant], **kwargs},
     )
 
 
 def register(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """timm's register_model. A copy of this file in a model folder leaves the package's models in place, and yields."""
+    """timm's register_model. A copy of this file in a model folder does not replace models of the package."""
     if is_model(fn.__name__) and not __name__.startswith('vt_hub.'):
         return fn
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a copy that came first
+        warnings.simplefilter('ignore')  # timm warns if a copy was registered first
         return register_model(fn)
 
 
 @register
 def vt_resnet10(pretrained: bool = False, **kwargs: Any) -> VTResNet:
-    """A small VT-ResNet for demos, notebooks and CPUs. It is ours, not the paper's."""
+    """A small VT-ResNet for demos, notebooks and CPUs. It is not from the paper."""
     return _create_vt_resnet('vt_resnet10', pretrained=pretrained, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""How timm's builder comes to weights: published ones, or those of a model folder."""
+"""How timm's builder finds weights: published ones, or those of a model folder."""
 
 import json
 import os
@@ -8,25 +8,25 @@ from typing import Any
 
 __all__ = ['args_of_source', 'builder_args', 'find_published_with', 'hub_id', 'saved_args']
 
-_find_published: Callable[[str], Path] | None = None  # a copy of this file in a model folder knows of none
+_find_published: Callable[[str], Path] | None = None  # None in a model folder's copy of this file
 
 
 def find_published_with(find: Callable[[str], Path]):
-    """Say what finds the folder of published weights by their name (`arch` or `arch.tag`)."""
+    """Set the function that finds the folder of published weights by name (`arch` or `arch.tag`)."""
     global _find_published
     _find_published = find
 
 
 def hub_id(name: str) -> str:
-    """Hub repository of a published `arch.tag`; VT_HUB_NAMESPACE in the environment names another organisation."""
+    """Hub repository of a published `arch.tag`. The environment variable VT_HUB_NAMESPACE sets the organisation."""
     return f'{os.environ.get("VT_HUB_NAMESPACE", "vt-hub")}/{name}'
 
 
 def saved_args(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the network in a folder's `config.json`.
+    """Network arguments in a folder's `config.json`.
 
-    Folders that the package wrote before it knew `distinct_tokens` do not name it: their tokens are the paper's. timm's
-    own folders, which have no `transformers_version`, leave out what is the default.
+    Older folders of this package do not have `distinct_tokens`; it is False for them. Folders that timm wrote have no
+    `transformers_version` and leave out default values.
     """
     older = {'distinct_tokens': False} if 'transformers_version' in config else {}
     return older | (config.get('model_args') or {})
@@ -35,15 +35,15 @@ def saved_args(config: dict[str, Any]) -> dict[str, Any]:
 def published_weights(
     variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How timm's builder loads the checked file of published weights, unless the caller named a source of their own.
+    """Make timm's builder load the checked file of published weights, unless the caller named another source.
 
     Args:
         variant: Architecture name.
         pretrained_cfg: The builder's argument: a tag, None for the default tag, or a whole configuration.
-        overlay: The builder's argument, changes to that configuration.
+        overlay: The builder's argument: changes to that configuration.
 
     Returns:
-        The overlay that names the file, and the arguments of the network that the weights are of.
+        The overlay that names the file, and the network arguments of the weights.
     """
     overlay = dict(overlay or {})
     own_source = any(overlay.get(key) for key in ('state_dict', 'file', 'url', 'hf_hub_id'))
@@ -55,7 +55,7 @@ def published_weights(
 
 
 def source_folder(pretrained_cfg: Any) -> Path | None:
-    """The model folder, on disk or in the Hub's cache, that timm's builder was given the configuration of."""
+    """The model folder, on disk or in the Hub's cache, from which timm's builder got its configuration."""
     cfg = pretrained_cfg.to_dict() if hasattr(pretrained_cfg, 'to_dict') else pretrained_cfg
     source = cfg.get('source') if isinstance(cfg, dict) else None
     if source == 'local-dir':
@@ -71,10 +71,10 @@ def source_folder(pretrained_cfg: Any) -> Path | None:
 
 
 def args_of_source(pretrained_cfg: Any, *keys: str) -> dict[str, Any]:
-    """`saved_args` of the folder that timm's builder was given the configuration of, and some keys of its config.json.
+    """`saved_args` of the folder from which timm's builder got its configuration, and some `keys` of its config.json.
 
-    With what a processor that was saved beside the weights says of preprocessing, as an overlay: it is what
-    transformers uses, and may be of a later training than config.json.
+    If the folder has a saved image processor, its preprocessing is added as an overlay: transformers uses it too, and
+    it may be newer than config.json.
     """
     folder = source_folder(pretrained_cfg)
     if folder is None:
@@ -89,16 +89,16 @@ def args_of_source(pretrained_cfg: Any, *keys: str) -> dict[str, Any]:
 def builder_args(
     variant: str, pretrained: bool, kwargs: dict[str, Any], *keys: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What timm's builder is to be given for the weights that are asked for.
+    """Arguments for timm's builder that fit the requested weights.
 
     Args:
         variant: Architecture name.
         pretrained: Whether weights are loaded.
-        kwargs: What the caller gave, which wins.
-        keys: Of a folder's config.json, that are arguments of the network.
+        kwargs: The caller's arguments, which take precedence.
+        keys: Keys of a folder's config.json that are network arguments.
 
     Returns:
-        The arguments, and those of them that published weights bring.
+        All arguments, and those that come from published weights.
     """
     args = args_of_source(kwargs.get('pretrained_cfg'), *keys)
     overlay = args.pop('pretrained_cfg_overlay', {}) | (kwargs.get('pretrained_cfg_overlay') or {})

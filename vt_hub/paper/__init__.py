@@ -1,1 +1,1 @@
-"""The paper's tables, recomputed, and the benchmark."""
+"""The paper's tables, recomputed, and a benchmark."""

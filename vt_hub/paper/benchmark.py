@@ -1,8 +1,8 @@
-"""Speed and memory of the networks beside what they are to beat, measured in turn so that the machine's drift cancels.
+"""Measure speed and memory of the networks and their baselines. They take turns, so that drifts of the machine cancel.
 
-A VT-ResNet runs beside timm's ResNet of the same depth and beside its own trunk (stem to layer3, pooled, classified),
-which no last stage can outrun; a VT-FPN beside the panoptic FPN. In each round every network runs once, in an order
-that rotates; what is reported are medians and quartiles of the ratios of one round.
+A VT-ResNet is compared with timm's ResNet of the same depth and with its own trunk (stem to layer3, pooled and
+classified), the upper limit of its speed. A VT-FPN is compared with the panoptic FPN. In each round every network runs
+once, in rotating order. The report has the median and quartiles of the ratios within a round.
 """
 
 import csv
@@ -34,25 +34,25 @@ from ..reporting import Progress, find_device, no_progress
 __all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
 
 RESNETS = {f'vt_resnet{depth}': f'resnet{depth}' for depth in (18, 34, 50, 101)}
-WARM_UP = 2  # rounds before those that count
-SHORTEST = 0.05  # seconds; what is faster is run several times in a round
+WARM_UP = 2  # rounds that are not counted
+SHORTEST = 0.05  # seconds; faster networks run several times per round
 NAMES = {'vt': 'VT', 'resnet': 'ResNet', 'trunk': 'trunk', 'fpn': 'panoptic FPN'}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run, and how.
+    """What to run, and how.
 
     Args:
         model: A VT-ResNet or VT-FPN of this package.
         batch_size: Images in a batch.
         size: Their height and width in pixels.
-        dtype: A key of DTYPES: of weights and images, or in training of autocast.
+        dtype: A key of DTYPES, for weights and images, or in training for autocast.
         device: 'cpu' or 'cuda'.
-        channels_last: Memory format of weights and images.
-        compiled: Run what torch.compile makes of the network.
-        fused: Fold norms first, of all networks by the same function.
-        training: A step of SGD with momentum instead of inference.
+        channels_last: Use the channels_last memory format for weights and images.
+        compiled: Use torch.compile.
+        fused: First fold norms, in all networks with the same function.
+        training: Run a step of SGD with momentum instead of inference.
     """
 
     model: str
@@ -99,7 +99,7 @@ def build(setting: Setting) -> dict[str, nn.Module]:
 
 
 class Runner:
-    """One network, ready to be run on one batch again and again."""
+    """Runs one network repeatedly on one batch."""
 
     def __init__(self, network: nn.Module, setting: Setting):
         self.network = network
@@ -128,7 +128,7 @@ class Runner:
         self.optimizer.zero_grad()
 
     def seconds(self, repeats: int) -> float:
-        """Of one step, out of several; in one thread of the processor's time, of which other programs take nothing."""
+        """Mean time of one step. With one CPU thread it is CPU time, which other programs do not change."""
         clock = time.process_time if not self.cuda and torch.get_num_threads() == 1 else time.perf_counter
         if self.cuda:
             torch.cuda.synchronize()
@@ -140,7 +140,7 @@ class Runner:
         return (clock() - started) / repeats
 
     def peak_mb(self) -> float:
-        """The tensors that a step holds at its peak, without weights and images, as torch's allocator counts them."""
+        """Peak memory of the tensors in a step, by torch's allocator, without weights and images."""
         if self.cuda:
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
@@ -148,7 +148,7 @@ class Runner:
             self.step()
             torch.cuda.synchronize()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
-        os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # else it prints a log
+        os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # otherwise it prints a log
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.step()
         with tempfile.NamedTemporaryFile(suffix='.json') as file:
@@ -172,8 +172,8 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
         progress: Wraps the loop over rounds.
 
     Returns:
-        The setting, and by network `images_per_second` (median), `peak_mb` and, but for 'vt', `ratios`: how often
-        VT is as fast, as `median` and `quartiles` over the rounds.
+        The setting, and for each network `images_per_second` (median), `peak_mb` and, except for 'vt', `ratios`: speed
+        of VT divided by the network's, as `median` and `quartiles` over the rounds.
     """
     runners = {name: Runner(network, setting) for name, network in build(setting).items()}
     for runner in runners.values():
@@ -206,7 +206,7 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
 
 
 def benchmark(settings: Iterable[Setting], rounds: int, progress: Progress = no_progress) -> list[dict[str, Any]]:
-    """`measure` of each setting; what was compiled or allocated for one is gone before the next."""
+    """`measure` each setting. Compiled code and memory are released before the next one."""
     rows = []
     for setting in settings:
         rows.append(measure(setting, rounds, progress))
@@ -217,7 +217,7 @@ def benchmark(settings: Iterable[Setting], rounds: int, progress: Progress = no_
 
 
 def write_csv(rows: list[dict[str, Any]], path: str | Path):
-    """Write a line for each network of each row; an older file is replaced when the new one is whole."""
+    """Write a line for each network of each row. An older file is replaced once the new one is complete."""
     lines = []
     for row in rows:
         common = {key: value for key, value in row.items() if not isinstance(value, dict)}
@@ -242,10 +242,10 @@ def write_csv(rows: list[dict[str, Any]], path: str | Path):
 
 
 def plot(rows: list[dict[str, Any]], path: str | Path):
-    """Draw time per image, and how often VT is as fast, over the size or, if there is but one, the batch size.
+    """Draw time per image and the relative speed of VT, by size or, if there is only one size, by batch size.
 
     Args:
-        rows: Of `benchmark`.
+        rows: Results of `benchmark`.
         path: Picture to write; see `save_figure`.
     """
     over = 'size' if len({row['size'] for row in rows}) > 1 else 'batch_size'

@@ -1,8 +1,7 @@
 """The paper's parameter and FLOP tables, recomputed from the models themselves.
 
-MACs are counted by torch's FlopCounterMode (two FLOPs each) on the meta device at 224 x 224: convolutions, linear
-layers and matrix products, as the paper counts. Nothing here is a formula; `Row.args` is what `timm.create_model` is
-called with.
+torch's FlopCounterMode (two FLOPs per MAC) counts the MACs on the meta device at 224 x 224: convolutions, linear layers
+and matrix products, as in the paper. No formulas are used. `Row.args` are the arguments of `timm.create_model`.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -163,7 +162,7 @@ TABLE_11 = {
 
 
 def stages() -> list[dict[str, str]]:
-    """Table 11, stages 2 to 5: what the paper prints beside what the model holds."""
+    """Table 11, stages 2 to 5: the paper's entries and those of the model."""
     table = []
     for depth, printed in TABLE_11.items():
         with torch.device('meta'):
@@ -190,13 +189,13 @@ TABLES_9_10 = (  # table, height and width, classes, backbone, printed G MACs: t
 
 @cache
 def _segmentation_cost(backbone: str, decoder: str, num_classes: int, size: tuple[int, int]) -> list[float]:
-    """G MACs of the decoder, of the network with timm's ResNet, and with the stride in the first 1x1 convolutions."""
+    """G MACs of the decoder, of the network with timm's ResNet, and of it with the stride in the first 1x1 convs."""
     with torch.device('meta'):
         model = VTFPN(backbone=backbone, decoder=decoder, num_classes=num_classes, device='meta').eval()
         image = torch.empty(1, 3, *size)
     costs = []
     for stage in ('decoder', '', 'stride moved'):
-        if stage == 'stride moved':  # as in the ResNet that the paper's totals are of
+        if stage == 'stride moved':  # as in the ResNet of the paper's totals
             for name in ('layer2', 'layer3', 'layer4'):
                 block = model.backbone[name][0]
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride

@@ -1,4 +1,4 @@
-"""Model folders: what a published model is, how it is written, described, checked and published."""
+"""Model folders, the form of a published model: write, describe, check and publish them."""
 
 from .card import build_card
 from .hub import pull, push

@@ -1,4 +1,4 @@
-"""Model cards: prose whose numbers come from result files, and the metadata that the Hub reads."""
+"""Model cards: text with numbers from result files, and metadata for the Hub."""
 
 import re
 from typing import Any
@@ -112,25 +112,25 @@ def build_card(
 
     Args:
         name: Title, and the model's name in the Hub's model index.
-        source: What `timm.create_model` is to be given.
-        repo: What `pipeline` is to be given: a Hub repository or a folder.
-        prose: Markdown before the results, a Jinja template that reads `results`.
-        origin: A sentence after it on which weights these are.
-        task: The Hub's name of what the model does, which is the pipeline's.
+        source: Name for `timm.create_model`.
+        repo: Name for `pipeline`: a Hub repository or a folder.
+        prose: Markdown before the results, a Jinja template that can use `results`.
+        origin: A sentence after the prose that says which weights these are.
+        task: The Hub's name for the task, also used by `pipeline`.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
             `metrics`, and may have `tokens`.
-        license: Licence of the weights, as the Hub abbreviates it.
-        values: What else the prose reads.
+        license: Licence of the weights, with the Hub's abbreviation.
+        values: Other values for the template.
 
     Raises:
-        ValueError: The prose is no template, or reads what there is not.
+        ValueError: The prose is not a valid template, or uses values that are missing.
     """
     environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
     try:
         text = environment.from_string(prose).render(results=results, **values)
     except TemplateError as error:
-        raise ValueError(f'The text of the card is no template that can be filled in: {error}.') from error
+        raise ValueError(f'The template of the card cannot be filled in: {error}.') from error
     tokens = next((result['tokens'] for result in results if result.get('tokens')), [])
     body = environment.from_string(BODY).render(
         name=name,
@@ -171,12 +171,12 @@ def build_card(
 
 
 def retarget(card: str, repo: str, source: str | None = None) -> str:
-    """The text of a card whose snippets load another place than before.
+    """Change what the snippets of a card load.
 
     Args:
         card: The text.
-        repo: What `pipeline` is to be given.
-        source: What `timm.create_model` is to be given; default: that repository on the Hub.
+        repo: Name for `pipeline`.
+        source: Name for `timm.create_model`; default: that repository on the Hub.
     """
     prose, heading, use = card.rpartition('\n## Use it\n')
     use = re.sub(r"(timm\.create_model\()'[^']*'", rf"\g<1>'{source or f'hf-hub:{repo}'}'", use)

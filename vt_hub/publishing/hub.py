@@ -1,4 +1,4 @@
-"""Model folders to the Hugging Face Hub and back."""
+"""Push model folders to the Hugging Face Hub and pull them from it."""
 
 import os
 import shutil
@@ -33,12 +33,12 @@ def push(
     """Verify a model folder and publish it: one commit with all its files and nothing else, and a tag.
 
     Args:
-        folder: A model folder; `verify` must find no fault in it.
-        tag: Version of the weights, such as 'v1.0.0'; a published one is never moved.
-        repo_id: Repository, `organisation/name`; without, the folder's name in the organisation VT_HUB_NAMESPACE.
+        folder: A model folder; it must pass `verify`.
+        tag: Version of the weights, such as 'v1.0.0'; a published tag is never moved.
+        repo_id: Repository, `organisation/name`; default: the folder's name in the organisation VT_HUB_NAMESPACE.
         private: Make the repository private if it is new.
         create_pr: Open a pull request instead of committing; no tag is set.
-        dry_run: Only verify, and say where it would go.
+        dry_run: Only verify, and return what would be published.
         trust_remote_code: As for `verify`.
 
     Returns:
@@ -46,10 +46,10 @@ def push(
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folder is not fit to be published, the name is none of the Hub's, the tag is empty or exists, or
-            the repository holds something else.
-        OSError: The Hub refused or failed; then there is no tag, and either no commit or, if only its answer was lost
-            or the tag failed, the whole one.
+        ValueError: The folder does not pass `verify`, the repository name is not valid, the tag is empty or exists, or
+            the repository holds other files.
+        OSError: The Hub refused or failed. Then the tag is not set. The commit is complete or missing; it is complete
+            if only the Hub's answer was lost or the tag failed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,7 +60,7 @@ def push(
     repo_id = repo_id or hub_id(name)
     validate_repo_id(repo_id)
     if not tag:
-        raise ValueError('A version needs a tag, such as v1.0.0.')
+        raise ValueError('Name a tag for the version, such as v1.0.0.')
     for check in verify(folder, trust_remote_code):
         if not check.passed:
             raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
@@ -92,11 +92,11 @@ def push(
         except Exception as error:
             raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; no version was published.') from error
     if foreign:
-        raise ValueError(f'{repo_id} holds files that are no model folder of ours; choose another --repo.')
+        raise ValueError(f'{repo_id} holds files that are not a model folder of vt_hub; choose another --repo.')
     if exists:
         raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
     if create_pr:
-        return commit.pr_url or commit.commit_url  # nothing to change, no pull request
+        return commit.pr_url or commit.commit_url  # without changes there is no pull request
     try:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     except Exception as error:
@@ -107,12 +107,12 @@ def push(
 
 
 def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
-    """Bring a model folder from the Hub to disk, every file checked. Offline, from the Hub client's cache.
+    """Download a model folder from the Hub and check every file. Offline, it comes from the Hub client's cache.
 
     Args:
-        source: A published name (`vt_resnet10.digits`), checked against the sha256 in this package too, and copied
-            from it where it is embedded; or a repository, `organisation/name`.
-        folder: Where to; must not exist, and does not if this fails.
+        source: A published name (`vt_resnet10.digits`) or a repository, `organisation/name`. Published weights are also
+            checked against the sha256 in this package, or copied from it if they are embedded.
+        folder: Destination; must not exist. It is not created if this fails.
         revision: Branch, tag or commit.
 
     Raises:

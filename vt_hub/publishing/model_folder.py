@@ -1,8 +1,8 @@
-"""Model folders: one folder that timm, transformers and torch.hub load, and how it is written.
+"""Write model folders: timm, transformers and torch.hub all load the same folder.
 
-`config.json` (timm's and transformers' at once), `model.safetensors` (no key prefixes), `README.md` (the card),
-`fixture.safetensors` (one input and its logits), the remote code, and `SHA256SUMS` of all but the card; with ONNX,
-`onnx/model.onnx`.
+A folder has `config.json` (for timm and transformers), `model.safetensors` (no key prefixes), `README.md` (the card),
+`fixture.safetensors` (one input and its logits), the remote code, `SHA256SUMS` of all files except the card, and
+optionally `onnx/model.onnx`.
 """
 
 import shutil
@@ -48,7 +48,7 @@ AUTO_MAPS = {  # by transformers' model type
         'AutoImageProcessor': 'image_processing_vt.VTFPNImageProcessor',
     },
 }
-# parts of timm's description that tell of the weights that a model started from
+# keys of timm's configuration that describe the weights that a model started from
 OLD_KEYS = (
     'url',
     'file',
@@ -62,23 +62,23 @@ OLD_KEYS = (
     'notes',
     'origin_url',
 )
-START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone', 'problem_type')  # not the structure's
+START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone', 'problem_type')  # not architecture
 MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
 Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
 DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
 
 
 def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
-    """The configuration of a live model, timm's or transformers'.
+    """The configuration of a model in memory, timm's or transformers'.
 
     Args:
         model: A VT-ResNet or VT-FPN with a classifier.
-        labels: Class names; without, those that the model carries, else their numbers.
+        labels: Class names; default: those of the model, or else the class numbers.
     """
     kind = next((hf for network, hf in MODELS.items() if isinstance(model, (network, hf))), None)
     if kind is None or model.num_classes == 0:
         raise ValueError(
-            f'Only a VT-ResNet or VT-FPN with a classifier becomes a model folder, not a {type(model).__name__}.'
+            f'Only a VT-ResNet or VT-FPN with a classifier can become a model folder, not a {type(model).__name__}.'
         )
     if isinstance(model, kind):
         config = kind.config_class.from_dict(model.config.to_dict())
@@ -92,7 +92,7 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
         config = kind.config_class(
             architecture=cfg['architecture'],
             model_args={k: v for k, v in args.items() if k not in START_ARGS}
-            | {'distinct_tokens': model.distinct_tokens},  # which published weights may set
+            | {'distinct_tokens': model.distinct_tokens},  # published weights may set it
             pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
             problem_type=getattr(model, 'problem_type', None),
             label_names=cfg.get('label_names'),
@@ -108,28 +108,28 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
 
 
 def check_structure(config: VTConfig, state_dict: dict[str, torch.Tensor]):
-    """Raise ValueError where weights are not those of the network that a configuration describes."""
+    """Raise ValueError if the weights do not fit the network that the configuration describes."""
     network = timm.create_model(config.architecture, num_classes=config.num_labels, device='meta', **config.model_args)
     if other := sorted(network.state_dict().keys() ^ state_dict.keys()):
         raise ValueError(
-            f'This {config.architecture} has other weights than its arguments say ({other[0]}, ...), as after fuse(); '
-            'export it as it was made.'
+            f'The weights of this {config.architecture} do not fit its arguments ({other[0]}, ...), as after fuse(); '
+            'export the unchanged model.'
         )
 
 
 def convert_dtype(state_dict: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
-    """Contiguous parameters in the dtype asked for; BatchNorm statistics stay in fp32, whose range they may need."""
+    """Convert parameters to a dtype, contiguous. BatchNorm statistics stay in fp32, since they may need its range."""
 
     def convert(key: str, value: torch.Tensor) -> torch.Tensor:
         if value.is_floating_point():
             value = value.to(torch.float32 if 'running_' in key else DTYPES[dtype])
-        return value.contiguous()  # a channels_last model's are not
+        return value.contiguous()  # in a channels_last model they are not
 
     return {key: convert(key, value) for key, value in state_dict.items()}
 
 
 def code_files() -> dict[str, Path]:
-    """The remote code and the torch.hub entry: name in a model folder, and the file in this package."""
+    """The remote code and the torch.hub entry, by name in a model folder: their files in this package."""
     code = {path.name: path for path in sorted(NETWORK.glob('*.py')) if path.name != '__init__.py'}
     return {**code, 'hubconf.py': Path(hubconf_folder.__file__)}
 
@@ -140,26 +140,26 @@ def copy_code(folder: Path):
 
 
 def add_code(folder: Path):
-    """Put the remote code into a folder that has none, as embedded ones."""
+    """Add the remote code to a folder without it, such as an embedded one."""
     if not (folder / 'modeling_vt.py').exists():
         copy_code(folder)
         write_checksums(folder)
 
 
 def with_code(folder: Path, copy: Path) -> Path:
-    """Copy a model folder, as it is to be published: with the remote code, which embedded folders leave out.
+    """Copy a model folder for publishing, with the remote code, which embedded folders leave out.
 
     Args:
         folder: A model folder.
-        copy: Where to; must not exist.
+        copy: Destination; must not exist.
     """
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache', '__pycache__'))  # no part of it
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('.git', '.cache', '__pycache__'))  # not part of it
     add_code(copy)
     return copy
 
 
 def write_checksums(folder: Path):
-    """Write SHA256SUMS, in the format of sha256sum(1), of all files but the card and itself."""
+    """Write SHA256SUMS, in the format of sha256sum(1), for all files except the card and itself."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
     lines = [f'{file_sha256(folder / name)}  {name}\n' for name in names if name not in ('README.md', 'SHA256SUMS')]
     (folder / 'SHA256SUMS').write_text(''.join(lines))
@@ -180,34 +180,34 @@ def export(
     onnx: bool = False,
     attention: bool = False,
 ) -> Path:
-    """Write a model folder that timm, transformers and torch.hub load. Nothing is left behind if it fails.
+    """Write a model folder that timm, transformers and torch.hub can load. If it fails, no files are left behind.
 
     Args:
         model: A VT-ResNet or VT-FPN with a classifier, timm's or transformers'.
-        folder: Where to; must not exist.
+        folder: Destination; must not exist.
         labels: Class names in the order of the logits.
         metrics: Contents of result files for the card; see `build_card`.
         prose: Markdown for the card, a Jinja template.
-        origin: A sentence for the card on which weights of which training these are.
-        source: What the card's timm snippet loads; without, the folder's own name.
-        repo: What its pipeline snippet loads; likewise.
-        license: Licence of the weights; without, the one that the model carries.
+        origin: A sentence for the card that says which weights of which training these are.
+        source: What the card's timm snippet loads; default: the folder's name.
+        repo: What the card's pipeline snippet loads; default: the folder's name.
+        license: Licence of the weights; default: that of the model.
         dtype: 'fp32', 'fp16' or 'bf16'.
         code: Put the remote code into the folder.
-        onnx: Write onnx/model.onnx too; see `export_onnx`, and what it raises.
-        attention: Let that graph give the token attention too.
+        onnx: Also write onnx/model.onnx; see `export_onnx`, also for its errors.
+        attention: Add the token attention to the ONNX outputs.
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: The folder exists.
-        ValueError: The labels do not fit, weights are not finite, or the model was changed since it was made.
+        ValueError: The labels do not fit, weights are not finite, or the model was changed after its creation.
     """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
-    model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
+    model = getattr(model, '_orig_mod', model)  # torch.compile wraps the model
     config = config_of(model, labels)
     state_dict = convert_dtype(model.state_dict(), dtype)
     if name := find_not_finite(state_dict):
@@ -215,8 +215,8 @@ def export(
     check_structure(config, state_dict)
     config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
     if not config.pretrained_cfg['license']:
-        raise ValueError('The licence of the weights is not known; name it.')
-    config.dtype = 'float32'  # what the weights are loaded as, whatever they are stored in
+        raise ValueError('The licence of the weights is unknown; name it.')
+    config.dtype = 'float32'  # dtype of the loaded weights, whatever the dtype in the file
     config.auto_map = AUTO_MAPS[config.model_type]
 
     with written_whole(folder) as unfinished:
@@ -266,7 +266,7 @@ def write_card(
 
 
 def save_card(folder: Path, text: str) -> Path:
-    """Write README.md; an older one is replaced at once, when the new one is whole. Returns its path."""
+    """Write README.md. An older one is replaced once the new one is complete. Returns its path."""
     with replaced_whole(folder / 'README.md') as unfinished:
         unfinished.write_text(text, encoding='utf-8')
     return folder / 'README.md'

@@ -1,7 +1,7 @@
-"""ONNX: a model as one file for onnxruntime, compared with torch when it is written; and its int8 form.
+"""Export a model to one ONNX file for onnxruntime, in fp32 or int8, and compare it with torch.
 
-The graph takes `pixel_values` (B, C, H, W), normalised as the model's transform does, and gives `logits`; B, H and W
-are free. Weights are fp32 and inside the file.
+The input is `pixel_values` (B, C, H, W), normalised as in the model's transform. The output is `logits`. B, H and W can
+vary. The fp32 weights are inside the file.
 """
 
 import copy
@@ -28,27 +28,27 @@ from ..network.vt_resnet import VTResNet
 
 __all__ = ['ONNX_FILE', 'OnnxExport', 'export_onnx', 'open_onnx']
 
-ONNX_FILE = 'onnx/model.onnx'  # in a model folder, as on the Hub
-TOLERANCE = 1e-4  # largest difference of an output from torch's, in parts of its largest value
+ONNX_FILE = 'onnx/model.onnx'  # in a model folder, as is usual on the Hub
+TOLERANCE = 1e-4  # largest difference from torch's output, relative to the largest value
 TRACED_SIZE = (96, 128)  # height and width; any other would give the same graph
 CHECKED_BATCHES = (1, 3)
-CHECKED_SIZES = ((64, 96), (75, 107))  # beside the model's own: what was traced must not have stuck
-OPSET = 18  # onnxruntime 1.14, of 2023, and later
-TRACED_OPSET = 18  # the lowest that torch's exporter writes; below, its older one does, which cannot pool adaptively
-LOWEST_OPSET = 17  # the first with LayerNormalization
+CHECKED_SIZES = ((64, 96), (75, 107))  # besides the model's own size: the graph must not depend on the traced size
+OPSET = 18  # onnxruntime 1.14 (2023) and later
+TRACED_OPSET = 18  # lowest of torch's exporter; its older exporter, used below that, lacks adaptive pooling
+LOWEST_OPSET = 17  # first one with LayerNormalization
 CALIBRATION_IMAGES = 128  # at most
 QUANTIZED = ['Conv', 'MatMul', 'Gemm', 'Add', 'MaxPool', 'Resize']  # norms and softmaxes stay fp32
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """A written file, and how near it is to torch.
+    """A written file, and how close it is to torch.
 
     Args:
         path: The file.
-        difference: Of the fp32 graph from torch, the largest of any output.
-        agreement: Of int8, the share of the calibration images (of their pixels, in segmentation) that are given the
-            class that fp32 gives.
+        difference: Largest difference of any output of the fp32 graph from torch.
+        agreement: For int8, the share of the calibration images (in segmentation, of their pixels) with the same class
+            as in fp32.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class OnnxExport:
 
 
 class AttentionGraph(nn.Module):
-    """A VT-ResNet with the attention of its modules, (B, L, H / 16, W / 16) each, as further outputs."""
+    """A VT-ResNet that also outputs the attention of its modules, (B, L, H / 16, W / 16) each."""
 
     def __init__(self, model: VTResNet):
         super().__init__()
@@ -75,13 +75,13 @@ class AttentionGraph(nn.Module):
 
 
 def pooling_weights(pixels: int, cells: int) -> torch.Tensor:
-    """What adaptive average pooling to that many cells takes of each pixel, (cells, pixels)."""
+    """Weight of each pixel in each cell of adaptive average pooling, (cells, pixels)."""
     cell, pixel = torch.arange(cells)[:, None], torch.arange(pixels)
     inside = (pixel >= cell * pixels // cells) & (pixel < ((cell + 1) * pixels + cells - 1) // cells)
     return inside / inside.sum(1, keepdim=True)
 
 
-# torch's exporter would fix the cells of adaptive pooling to those of the traced size
+# torch's exporter would keep the pooling cells of the traced size for all sizes
 DECOMPOSITIONS: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.aten.adaptive_avg_pool1d.default: lambda x, size: x @ pooling_weights(x.shape[-1], size[0]).t(),
     torch.ops.aten.adaptive_avg_pool2d.default: lambda x, size: (
@@ -97,20 +97,20 @@ def export_onnx(
     calibration: Sequence[Path] = (),
     opset: int = OPSET,
 ) -> OnnxExport:
-    """Write a model as one .onnx file, and compare it with torch in onnxruntime. If it fails, nothing is left behind.
+    """Write a model as one .onnx file, and compare onnxruntime with torch. If it fails, no file is left behind.
 
     Args:
-        model: A VT-ResNet or VT-FPN with a classifier, timm's; it stays as it is.
-        path: Where to; must not exist.
-        attention: Give the token attention of each VT module too, `attention_1` and so on, (B, L, H / 16, W / 16).
-        calibration: Image files like those the model is for. With them weights and activations are quantised to int8
-            (per channel, statically); at most 128 are read, spread over all.
-        opset: Version of ONNX's operators, 17 or higher; the file says the lowest IR version that has it.
+        model: A timm VT-ResNet or VT-FPN with a classifier; it is not changed.
+        path: Destination; must not exist.
+        attention: Also output the token attention of each VT module, `attention_1` etc., (B, L, H / 16, W / 16).
+        calibration: Image files typical for the model. If given, weights and activations are quantised to int8 (per
+            channel, statically); at most 128 are read, evenly spread over the list.
+        opset: Version of ONNX's operators, 17 or higher. The file declares the lowest IR version that supports it.
 
     Raises:
         FileExistsError: The file exists.
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: It is no such model, torch cannot export it, onnxruntime computes something else, or no image can
+        ValueError: The model is of another kind, torch cannot export it, onnxruntime's outputs differ, or no image can
             be read.
         OSError: The file cannot be written.
     """
@@ -118,12 +118,12 @@ def export_onnx(
     if path.exists():
         raise FileExistsError(f'{path} exists already; name another file or remove it.')
     if opset < LOWEST_OPSET:
-        raise ValueError(f'The operators of these networks are in ONNX from opset {LOWEST_OPSET} on, not in {opset}.')
+        raise ValueError(f'These networks need ONNX opset {LOWEST_OPSET} or higher, not {opset}.')
     model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
     if not isinstance(model, (VTResNet, VTFPN)) or model.num_classes == 0:
-        raise ValueError(f'Only a VT-ResNet or VT-FPN with a classifier becomes ONNX, not this {type(model).__name__}.')
+        raise ValueError(f'Only a VT-ResNet or VT-FPN with a classifier exports to ONNX, not a {type(model).__name__}.')
     if attention and isinstance(model, VTFPN):
-        raise ValueError('Only a VT-ResNet gives attention maps in ONNX; leave them out.')
+        raise ValueError('Only a VT-ResNet can export attention maps to ONNX; leave them out.')
     with needs_extra():
         import onnx  # noqa: F401  torch's exporter needs these two
         import onnxruntime  # noqa: F401
@@ -148,7 +148,7 @@ def export_onnx(
 
 @contextmanager
 def needs_extra() -> Iterator[None]:
-    """Imports of what the extra `onnx` brings; a missing one is named."""
+    """Around imports of the extra `onnx`: the error names a missing package and how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -164,16 +164,16 @@ def open_onnx(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
 
 
 def write(graph: nn.Module, model: nn.Module, names: list[str], opset: int, path: Path):
-    """The graph as torch's exporter writes it, without the stack traces, which name folders of this machine."""
+    """Write the graph with torch's exporter, without stack traces, since they name folders of this machine."""
     import onnx
 
-    example = torch.zeros(2, model.in_chans, *TRACED_SIZE)  # a batch of one would be taken for a constant
+    example = torch.zeros(2, model.in_chans, *TRACED_SIZE)  # a batch size of one would become a constant
     inputs: dict[str, Any] = {'input_names': ['pixel_values'], 'output_names': names, 'verbose': False}
     free = {0: 'batch', 2: 'height', 3: 'width'}
     try:
         if opset < TRACED_OPSET:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # it is the older one
+                warnings.simplefilter('ignore')  # torch warns that this exporter is old
                 torch.onnx.export(
                     graph,
                     (example,),
@@ -190,7 +190,7 @@ def write(graph: nn.Module, model: nn.Module, names: list[str], opset: int, path
             exported = exported.run_decompositions(DECOMPOSITIONS)
             program = torch.onnx.export(exported, dynamo=True, opset_version=opset, dynamic_shapes=(free,), **inputs)
             written = program.model_proto
-    except Exception as error:  # of any kind, with pages of advice
+    except Exception as error:  # of any class, with pages of advice
         reason = str(error).strip().partition('\n')[0]
         raise ValueError(f'torch cannot export this {type(model).__name__} to ONNX: {reason}') from error
     for node in written.graph.node:
@@ -206,7 +206,7 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
     """The largest difference of any output from torch's.
 
     Raises:
-        ValueError: It is more than the tolerance.
+        ValueError: The difference is above the tolerance.
     """
     run = open_onnx(path)
     generator = torch.Generator().manual_seed(0)
@@ -218,11 +218,11 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
         seen = f'a batch of {batch} at {height} x {width} pixels'
         try:
             outputs = run(pixels)
-        except Exception as error:  # onnxruntime's have no common class
+        except Exception as error:  # onnxruntime's errors have no common class
             raise ValueError(f'onnxruntime cannot run the graph on {seen} ({error}); nothing was written.') from error
         for name, ours, found in zip(names, expected if len(names) > 1 else [expected], outputs, strict=True):
             difference = (ours - found).abs().max().item() if ours.shape == found.shape else float('nan')
-            if not difference <= TOLERANCE * ours.abs().max().item():  # NaN is no fit either
+            if not difference <= TOLERANCE * ours.abs().max().item():  # also fails for NaN
                 raise ValueError(
                     f'onnxruntime gives {name} that differ from those of torch by {difference:.2e} on {seen}; '
                     'nothing was written.'
@@ -232,10 +232,10 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
 
 
 def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Tensor]:
-    """Some of the images, spread over all, which may be sorted by class; each as the model takes it, (1, C, H, W).
+    """Read some images, evenly spread since they may be sorted by class, as model inputs (1, C, H, W).
 
     Raises:
-        ValueError: There are images, and none can be read.
+        ValueError: Images were given, but none can be read.
     """
     transform = eval_transform(model)
     step = -(-len(images) // CALIBRATION_IMAGES) or 1
@@ -253,10 +253,10 @@ def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Ten
 
 
 def quantize(path: Path, images: list[torch.Tensor]) -> float:
-    """Make an fp32 file int8; returns the share of classes that stay as they were.
+    """Convert an fp32 file to int8. Returns the share of classes that stay the same.
 
-    Activations are unsigned of 8 bits, and weights of 7, per channel: with more, sums saturate on x86 processors
-    without VNNI. benchmarks/int8_digits.py measures it beside dynamic quantisation.
+    Activations are unsigned with 8 bits. Weights have 7 bits, per channel: with more, sums saturate on x86 processors
+    without VNNI. benchmarks/int8_digits.py compares this with dynamic quantisation.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -1,4 +1,4 @@
-"""`vt-hub verify`: load a model folder in every way there is, and compare."""
+"""`vt-hub verify`: load a model folder in every possible way, and compare the outputs."""
 
 import filecmp
 import os
@@ -33,10 +33,10 @@ from .onnx_file import ONNX_FILE, open_onnx
 
 __all__ = ['Check', 'verify']
 
-SCENES, SCENES_SEED = 8, 0  # that the tokens are compared on
-TOLERANCE = 1e-4  # of the largest logit: another processor rounds differently
+SCENES, SCENES_SEED = 8, 0  # scenes on which the tokens are compared
+TOLERANCE = 1e-4  # relative to the largest logit: another processor rounds differently
 
-# run where `import vt_hub` fails, as on a machine without the package
+# these run with `import vt_hub` blocked, as on a machine without the package
 REMOTE_CODE = """
 import sys
 sys.modules['vt_hub'] = None
@@ -64,7 +64,7 @@ with torch.inference_mode():
 
 @dataclass
 class Check:
-    """One line of the report: what was checked, whether it held, what was found, and whether that is a warning."""
+    """One line of the report: the name of the check, whether it passed, details, and whether it is a warning."""
 
     name: str
     passed: bool
@@ -80,14 +80,14 @@ class Check:
 
 
 def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
-    """Check a model folder: sums, card, fixture, and that every loader computes the same logits.
+    """Check a model folder: checksums, card, fixture, and that every loader computes the same logits.
 
     Args:
-        source: A folder, else published weights (`vt_resnet10.digits`) or `hf-hub:ID` for a folder on the Hub.
-        trust_remote_code: Run the folder's own code even if it is not what this version of the package writes.
+        source: A folder, published weights (`vt_resnet10.digits`), or `hf-hub:ID` for a folder on the Hub.
+        trust_remote_code: Run the folder's own code even if it differs from that of this package version.
 
     Returns:
-        The checks in order. Where the checksums or the first loader fail, nothing more is loaded.
+        The checks in order. If the checksums or the first loader fail, the other checks do not run.
 
     Raises:
         LookupError: There is no such folder, and nothing is published under that name.
@@ -99,7 +99,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     def check(name: str, function: Callable[[], str]) -> bool:
         try:
             checks.append(Check(name, True, function()))
-        except Exception as error:  # whatever a loader raises is the finding
+        except Exception as error:  # any error of a loader is a finding
             checks.append(Check(name, False, str(error).strip().splitlines()[-1] if str(error) else repr(error)))
         return checks[-1].passed
 
@@ -119,14 +119,14 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     if not check('timm local-dir', timm_loads):
         return checks
     check('fixture', lambda: _fixture(folder, found['logits']))
-    if _pixels(folder).shape[1] in (1, 3):  # others are of no image file
+    if _pixels(folder).shape[1] in (1, 3):  # image files have 1 or 3 channels
         check('tokens', lambda: _tokens(folder, modules))
         checks[-1].warning = bool(warning_of(modules))
     if (folder / ONNX_FILE).is_file():
         check('onnx', lambda: _fixture(folder, open_onnx(folder / ONNX_FILE)(_pixels(folder))[0]))
     with _no_progress_bars():
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
-        if _pixels(folder).shape[1] in (1, 3):  # others are of no image file
+        if _pixels(folder).shape[1] in (1, 3):  # image files have 1 or 3 channels
             check('pipeline', lambda: _segments(folder) if found['logits'].ndim == 4 else _classifies(folder))
     if check('code', lambda: _code(folder, trust_remote_code)):
         with tempfile.TemporaryDirectory() as tmp:
@@ -138,7 +138,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """The report is what is to be read, not how transformers reads a few files."""
+    """Hide transformers' progress bars, so that only the report is shown."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
@@ -154,7 +154,7 @@ def _checksums(folder: Path) -> str:
     check_folder(folder)
     listed = read_checksums(folder).keys()
     there = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
-    # what clones, the Hub's client and Python leave there
+    # files left by clones, the Hub's client and Python
     there = {name for name in there if not name.startswith(('.git', '.cache/', '__pycache__/'))}
     there -= {'README.md', 'SHA256SUMS'}
     for name in sorted(there - listed):
@@ -184,13 +184,13 @@ def _fixture(folder: Path, logits: torch.Tensor) -> str:
     if stored.shape != logits.shape:
         raise ValueError(f'the stored logits have the shape {list(stored.shape)}, not {list(logits.shape)}')
     difference = (stored - logits).abs().max().item()
-    if not difference <= TOLERANCE * stored.abs().max().item():  # NaN is no fit either
+    if not difference <= TOLERANCE * stored.abs().max().item():  # also fails for NaN
         raise ValueError(f'the logits differ from the stored ones by {difference:.2e}')
     return f'within {difference:.1e} of the stored logits'
 
 
 def _tokens(folder: Path, found: list[TokenDiversity]) -> str:
-    """How much the visual tokens differ, which no loader asks for, but the paper does; fills the list."""
+    """Measure how much the visual tokens differ, as the paper intends. Adds the results to `found`."""
     model = load_folder(folder)
     transform = eval_transform(model)
     scenes = [Image.fromarray(scene(SCENES_SEED, i)[0]) for i in range(SCENES)]
@@ -199,7 +199,7 @@ def _tokens(folder: Path, found: list[TokenDiversity]) -> str:
 
 
 def _code(folder: Path, trusted: bool) -> str:
-    """Whether the code in the folder is this package's own, which alone is run unasked."""
+    """Check that the code in the folder is this package's own: other code runs only if it is trusted."""
     files = code_files()
     others = sorted(path.name for path in folder.glob('*.py') if path.name not in files)
     others += [
@@ -220,7 +220,7 @@ def _compare(expected: torch.Tensor, actual: torch.Tensor) -> str:
 
 
 def _auto_class(folder: Path) -> str:
-    """transformers' Auto class of what the folder's model does."""
+    """transformers' Auto class for the task of the folder's model."""
     return next(name for name in read_json(folder / 'config.json')['auto_map'] if name.startswith('AutoModelFor'))
 
 
@@ -233,7 +233,7 @@ def _transformers(folder: Path) -> torch.Tensor:
 
 
 def _timm_logits(folder: Path) -> tuple[torch.nn.Module, Image.Image, torch.Tensor]:
-    """The folder's model, an image, and the logits for it through timm's own transform."""
+    """The folder's model, an image, and its logits with timm's own transform."""
     model = load_folder(folder)
     image = Image.effect_noise((157, 123), 100).convert('L' if model.in_chans == 1 else 'RGB')
     with torch.inference_mode():
@@ -241,7 +241,7 @@ def _timm_logits(folder: Path) -> tuple[torch.nn.Module, Image.Image, torch.Tens
 
 
 def _segments(folder: Path) -> str:
-    """The pipeline's masks against the largest logit at every pixel."""
+    """Compare the pipeline's masks with the largest logit at every pixel."""
     from transformers import pipeline
 
     model, image, logits = _timm_logits(folder)
@@ -251,16 +251,16 @@ def _segments(folder: Path) -> str:
     results = pipeline('image-segmentation', model=str(folder))(image)
     for result in results:
         mask = torch.from_numpy(np.array(result['mask'])) > 0
-        classes = [i for i, label in enumerate(labels) if label == result['label']]  # two may have one name
+        classes = [i for i, label in enumerate(labels) if label == result['label']]  # names may repeat
         if not any(torch.equal(mask, expected == i) for i in classes):
             raise ValueError(f'its mask of {result["label"]} is not where the logit of that class is the largest')
     if len(results) != len(expected.unique()):
         raise ValueError(f'it gives {len(results)} masks, and {len(expected.unique())} classes have the largest logit')
-    return f'{len(results)} masks as the logits have them'
+    return f'{len(results)} masks match the logits'
 
 
 def _classifies(folder: Path) -> str:
-    """The pipeline's labels and scores for an image against those through timm's own transform."""
+    """Compare the pipeline's labels and scores for an image with those from timm's own transform."""
     from transformers import pipeline
 
     model, image, logits = _timm_logits(folder)
@@ -270,7 +270,7 @@ def _classifies(folder: Path) -> str:
     for (label, score), (other, known) in zip(found, expected, strict=True):
         if label != other or abs(score - known) >= 1e-6:
             raise ValueError(f'it gives {label} {score:.6f}, timm {other} {known:.6f}')
-    return f'{len(results)} labels and scores as timm gives them'
+    return f'{len(results)} labels and scores equal to timm'
 
 
 def _subprocess(code: str, folder: Path) -> torch.Tensor:
@@ -278,7 +278,7 @@ def _subprocess(code: str, folder: Path) -> torch.Tensor:
         outputs = Path(tmp) / 'outputs.safetensors'
         secrets = ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')
         environment = {key: value for key, value in os.environ.items() if key not in secrets} | {
-            'OMP_NUM_THREADS': str(torch.get_num_threads()),  # sums are rounded alike by as many threads only
+            'OMP_NUM_THREADS': str(torch.get_num_threads()),  # rounding depends on the number of threads
             'HF_MODULES_CACHE': tmp,
             'HF_HUB_OFFLINE': '1',
         }

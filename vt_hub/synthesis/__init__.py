@@ -1,1 +1,1 @@
-"""Images made by formula, with labels that are exact."""
+"""Generated images with exact labels."""

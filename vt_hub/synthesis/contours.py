@@ -1,4 +1,4 @@
-"""Nested wavy contours: pictures of another family than fractals, to see what is learnt from fractals carries over to.
+"""Nested wavy contours. They differ from fractals, so they test how well training on fractals transfers.
 
 Source: the sinusoidal contours of VisualAtom (Takashima et al. 2023, https://arxiv.org/abs/2303.01112).
 """
@@ -15,8 +15,8 @@ __all__ = ['contour_bank']
 def draw_contours(seed: int, classes: torch.Tensor, instances: torch.Tensor, size: int) -> torch.Tensor:
     """Pictures of the given instances of classes, (B,) int64 each; (B, size, size) uint8.
 
-    Ring k has radius inner + k (1 + depth (sin(n1 t + p1) + sin(n2 t + p2)) / 2) at angle t, on an oval. A class has
-    its frequencies n, depth, inner radius and number of rings, and each picture its phases p, oval and width of lines.
+    Ring k has radius inner + k (1 + depth (sin(n1 t + p1) + sin(n2 t + p2)) / 2) at angle t, on an oval. A class fixes
+    the frequencies n, depth, inner radius and number of rings. A picture fixes the phases p, oval and line width.
     """
     rng = CounterRandom(seed, classes)
     waves, rings = rng.integers(16, 2, 1, 1) + 1, 2 + rng.integers(9, 1, 1)
@@ -31,7 +31,7 @@ def draw_contours(seed: int, classes: torch.Tensor, instances: torch.Tensor, siz
     step = 1 + depth * (waves * angles + phases).sin().mean(1)
     outer = (inner + rings * step).amax((1, 2), keepdim=True)
     beyond = torch.hypot(x, y) * outer - inner
-    number = torch.where(beyond > 0, beyond / step, beyond)  # within the innermost ring there are no waves
+    number = torch.where(beyond > 0, beyond / step, beyond)  # inside the innermost ring there are no waves
     nearest = number.round().clamp(0).minimum(rings)
     slope = torch.hypot(*torch.gradient(number, dim=(1, 2)))
     line = (width - (number - nearest).abs() / slope).clamp(0, 1)
@@ -41,16 +41,16 @@ def draw_contours(seed: int, classes: torch.Tensor, instances: torch.Tensor, siz
 def contour_bank(
     seed: int, num_classes: int, instances: int, size: int, device: torch.device | str = 'cpu', batch_size: int = 64
 ) -> torch.Tensor:
-    """Pictures of classes of contours, a stand-in for those of `fractal_bank`.
+    """Pictures of contours, class by class; they can replace those of `fractal_bank`.
 
-    Computed in float64 and rounded to 8 bits, so that devices should agree.
+    They are computed in float64 and rounded to 8 bits, so that all devices should give the same pictures.
 
     Args:
-        seed: Of the classes.
-        num_classes: How many classes, from class 0 on.
-        instances: Pictures of each class.
+        seed: Random seed of the classes.
+        num_classes: Number of classes.
+        instances: Pictures per class.
         size: Height and width in pixels.
-        device: Where to draw them.
+        device: Device to draw on.
         batch_size: Pictures drawn at once.
 
     Returns:

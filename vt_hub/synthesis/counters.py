@@ -1,4 +1,4 @@
-"""Random numbers that are functions of counters: no state to save, the same on every device and in any batch."""
+"""Random numbers computed from counters: no state to save, and the same on every device and in any batch."""
 
 import math
 
@@ -11,7 +11,7 @@ MASK = 0xFFFFFFFF
 
 def mix(x: int | torch.Tensor) -> int | torch.Tensor:
     """A 32-bit hash of an integer or of int64 tensors (the "lowbias32" of https://nullprogram.com/blog/2018/07/31/)."""
-    x = x ^ (x >> 16)  # a new tensor, the rest is in place
+    x = x ^ (x >> 16)  # a new tensor; the other steps are in place
     x *= 0x7FEB352D
     x &= MASK
     x ^= x >> 15
@@ -22,11 +22,11 @@ def mix(x: int | torch.Tensor) -> int | torch.Tensor:
 
 
 class CounterRandom:
-    """Uniform numbers for each of a batch of items, addressed by (seed, item, call, place in the call).
+    """Uniform numbers for each item of a batch. They depend on (seed, item, call, position in the call).
 
     Args:
-        seed: Of the data set.
-        items: Index of each item, (B,) int64, of which the lower 32 bits count.
+        seed: Random seed of the data set.
+        items: Index of each item, (B,) int64; only the lower 32 bits are used.
     """
 
     def __init__(self, seed: int, items: torch.Tensor):
@@ -49,7 +49,7 @@ class CounterRandom:
         return (self.uniform(*shape) * high).long()
 
     def bytes(self, *shape: int) -> torch.Tensor:
-        """Integers from 0 to 255, (B, *shape) uint8; quicker where many are needed."""
+        """Integers from 0 to 255, (B, *shape) uint8; faster for many numbers."""
         count = math.prod(shape)
         words = self.words(math.ceil(count / 4)).to(torch.int32)
         return words.view(torch.uint8)[:, :count].reshape(-1, *shape)

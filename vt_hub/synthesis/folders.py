@@ -1,4 +1,4 @@
-"""What the writers of generated data share: splits, a folder that appears when it is complete, images."""
+"""Shared by the writers of generated data: splits, saving images, and a folder that appears once complete."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ SPLITS = ('train', 'val')
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `folder` if all goes well, and nothing if not.
+    """Give a temporary folder to write into. On success it becomes `folder`; on an error it is deleted.
 
     Raises:
         FileExistsError: The folder exists.
@@ -28,6 +28,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def save(image: np.ndarray, path: Path):
-    """Write a PNG, and the folders above it."""
+    """Write a PNG, and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, compress_level=1)  # noise does not compress

@@ -1,4 +1,4 @@
-"""Fractals of iterated function systems: one class is one system, drawn by its chaos game.
+"""Fractals of iterated function systems. Each class is one system, drawn with the chaos game.
 
 Sources: FractalDB (Kataoka et al. 2020, https://arxiv.org/abs/2101.08515) and the sampling by singular values of
 "Improving Fractal Pre-training" (Anderson and Farrell 2022, https://arxiv.org/abs/2110.03091).
@@ -14,16 +14,16 @@ from .counters import MASK, mix
 
 __all__ = ['System', 'fractal_bank', 'render_fractals', 'sample_system']
 
-BITS = 20  # of a coordinate's fraction: the game is played on integers, so every device draws the same pixels
+BITS = 20  # fractional bits of a coordinate; all steps use integers, so every device draws the same pixels
 MAX_MAPS = 4
-WALKERS, KEPT, DROPPED = 1024, 32, 8  # the steps of each that are drawn, and those before that are not
-SCALE_BITS = 40  # of the fraction of pixels per unit of a coordinate
+WALKERS, KEPT, DROPPED = 1024, 32, 8  # points drawn together; steps that are drawn, and steps skipped before them
+SCALE_BITS = 40  # fractional bits of the pixels per unit of a coordinate
 ONE = 0x3F800000  # the bits of 1 in float32
 
 
 @dataclass(frozen=True)
 class System:
-    """Affine maps x -> A x + b, as (a, b, c, d, e, f) in units of 2**-BITS, and their cumulative odds in 2**-16."""
+    """Affine maps x -> A x + b, as (a, b, c, d, e, f) in units of 2**-BITS, and cumulative odds in units of 2**-16."""
 
     maps: list[list[int]]
     odds: list[int]
@@ -32,8 +32,8 @@ class System:
 def sample_system(seed: int, index: int) -> System:
     """The system of class `index`: two to four contractive maps, A = R(t) diag(s1, +-s2) R(w).
 
-    The sum of s1 + 2 s2 over N maps lies between (5 + N) / 2 and (6 + N) / 2, where fractals are neither dust
-    nor blobs.
+    The sum of s1 + 2 s2 over N maps lies between (5 + N) / 2 and (6 + N) / 2. In this range, fractals are neither too
+    sparse nor too dense.
     """
     uniform = random.Random(f'{seed}-{index}').random  # the same in every version of Python
     count = 2 + int(uniform() * (MAX_MAPS - 1))
@@ -50,21 +50,21 @@ def sample_system(seed: int, index: int) -> System:
         matrix = [u * ct * cw - v * st * sw, -u * ct * sw - v * st * cw]
         matrix += [u * st * cw + v * ct * sw, v * ct * cw - u * st * sw]
         maps.append([round(x * 2**BITS) for x in (*matrix, 2 * uniform() - 1, 2 * uniform() - 1)])
-        weights.append(max(s1 * s2, 0.01))  # as the area that a map covers
+        weights.append(max(s1 * s2, 0.01))  # proportional to the area that a map covers
     odds = [round(65536 * sum(weights[: i + 1]) / sum(weights)) for i in range(count)]
     spare = MAX_MAPS - count
     return System(maps + [maps[-1]] * spare, odds + [65536] * spare)
 
 
 def render_fractals(maps: torch.Tensor, odds: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
-    """Draw a batch of fractals by the chaos game.
+    """Draw a batch of fractals with the chaos game.
 
-    The map that a place applies is drawn once, and the walkers change places before every step.
+    Each place always applies the same random map; the walkers are shuffled over the places before every step.
 
     Args:
         maps: Affine maps, (B, N, 6) int64.
         odds: Their cumulative odds, (B, N) int64.
-        keys: What else each picture depends on, (B,) int64: the walk, and the patch that each point is drawn as.
+        keys: Random key of each picture, (B,) int64: sets the walk and the patch drawn for each point.
         size: Height and width in pixels.
 
     Returns:
@@ -96,7 +96,7 @@ def render_fractals(maps: torch.Tensor, odds: torch.Tensor, keys: torch.Tensor, 
     spread = torch.ones_like(counts)
     for i in range(9):
         spread += counts.roll((i // 3 - 1, i % 3 - 1), (1, 2)) * ((patch >> i) & 1).int()[:, None, None]
-    # as integers, the bits of a float are its logarithm, exact at powers of two and linear between them
+    # the bits of a float, read as an integer, are its logarithm: exact at powers of two and linear between them
     density = (spread.float().view(torch.int32) - ONE) >> 8
     return (255 * density // density.amax((1, 2), keepdim=True)).to(torch.uint8)
 
@@ -110,16 +110,16 @@ def fractal_bank(
     batch_size: int = 64,
     first: int = 0,
 ) -> torch.Tensor:
-    """Pictures of classes of fractals, each a function of (seed, class, instance, size).
+    """Pictures of fractals, class by class. Each picture depends only on (seed, class, instance, size).
 
     Args:
-        seed: Of the classes.
-        num_classes: How many classes, from class 0 on.
-        instances: Pictures of each class.
+        seed: Random seed of the classes.
+        num_classes: Number of classes.
+        instances: Pictures per class.
         size: Height and width in pixels.
-        device: Where to draw them; they are the same on every device.
+        device: Device to draw on; the pictures are the same on every device.
         batch_size: Pictures drawn at once.
-        first: Number of the first instance; banks without a common one show the same classes by different pictures.
+        first: Number of the first instance. Banks without common instances show the same classes in other pictures.
 
     Returns:
         (num_classes, instances, size, size) uint8.

@@ -1,4 +1,4 @@
-"""Fractal scenes as files that training scripts read."""
+"""Write fractal scenes as files for training scripts."""
 
 import json
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from .scenes import FractalScenes
 __all__ = ['write_scenes']
 
 BATCH = 32  # images drawn at once
-MOST_CLASSES = 254  # that a mask of 8 bits tells apart besides the background and 255, "not labelled"
-TILES, COLUMNS = 48, 8  # of the contact sheet
+MOST_CLASSES = 254  # in an 8-bit mask, besides the background and 255, "not labelled"
+TILES, COLUMNS = 48, 8  # in the contact sheet
 
 
 def class_name(index: int) -> str:
@@ -38,7 +38,7 @@ def save_all(pool: ThreadPoolExecutor, images: torch.Tensor, paths: list[Path]):
 
 
 def write_masked(folder: Path, data: FractalScenes, pool: ThreadPoolExecutor) -> Iterator[Path]:
-    """Write a split for segmentation; yields the images' paths, each when it is written."""
+    """Write a split for segmentation. Yields the path of each image after it is written."""
     rows = []
     for indices in batches(range(len(data))):
         images, labels, masks = data.draw(indices)
@@ -54,7 +54,7 @@ def write_masked(folder: Path, data: FractalScenes, pool: ThreadPoolExecutor) ->
 
 
 def write_objects(folder: Path, data: FractalScenes, pool: ThreadPoolExecutor) -> Iterator[Path]:
-    """Write a split for classification, whose class goes through all of them with the index; yields the paths."""
+    """Write a split for classification. Image i shows class i modulo the number of classes. Yields the paths."""
     for i in range(len(data.bank)):
         for indices in batches(range(i, len(data), len(data.bank))):
             images, _, _ = data.draw(indices, slice(i, i + 1))
@@ -68,7 +68,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def contact_sheet(folder: Path, num_classes: int, objects: bool) -> np.ndarray:
-    """Images of a split in rows: scenes, each beside its mask in colours, or one object of each class."""
+    """Some images of a split in a grid: scenes, each next to its coloured mask, or one object of each class."""
     if objects:
         tiles = [read(folder / class_name(i) / file_name(i)) for i in range(min(num_classes, TILES))]
     else:
@@ -91,33 +91,33 @@ def write_scenes(
 ) -> Iterator[Path]:
     """Write a data set, for segmentation or for classification, and contact_sheet.png with its first images.
 
-    Scenes: {train,val}/{images,masks}/000000.png ...; classes.txt, a name a line in the masks' order; and
-    {train,val}/metadata.jsonl with the classes of each image, as the "imagefolder" of the datasets library reads it.
+    Scenes: {train,val}/{images,masks}/000000.png ...; classes.txt, one name per line in the masks' order; and
+    {train,val}/metadata.jsonl with the classes of each image, in the "imagefolder" format of the datasets library.
     Objects: {train,val}/CLASS/000000.png ...
 
     Args:
-        folder: Where to; must not exist. It appears when the last image is written, and not at all if one fails or the
-            iterator is left early.
+        folder: Destination; must not exist. It appears after the last image is written. It does not appear if an image
+            fails or the iterator is stopped early.
         num_train: Images in train, at least one.
-        num_val: Images in val, which shows the same classes by other pictures of them.
-        seed: Of the fractals and the scenes.
+        num_val: Images in val. They show the same classes in other pictures.
+        seed: Random seed of the fractals and the scenes.
         size: Height and width in pixels.
-        num_classes: Fractals to tell apart.
-        objects: One fractal in each image, in folders of its class, instead of scenes with masks.
+        num_classes: Number of fractal classes.
+        objects: Write one fractal per image, in class folders, instead of scenes with masks.
 
     Yields:
-        The path that each image will have in the end, when it is written.
+        The final path of each image, after it is written.
 
     Raises:
         FileExistsError: The folder exists.
-        ValueError: Masks cannot tell so many classes apart, or some classes would have no image.
+        ValueError: There are too many classes for a mask, or some classes would have no image.
     """
     folder = Path(folder)
     if not objects and num_classes > MOST_CLASSES:
-        raise ValueError(f'Masks tell at most {MOST_CLASSES} classes apart, and not {num_classes}.')
+        raise ValueError(f'Masks can hold at most {MOST_CLASSES} classes, not {num_classes}.')
     counts = {split: count for split, count in zip(SPLITS, (num_train, num_val), strict=True) if count}
     if objects and (few := min(counts.values())) < num_classes:
-        raise ValueError(f'{few} images are too few to show {num_classes} classes; write more, or fewer classes.')
+        raise ValueError(f'{few} images are too few to show {num_classes} classes; use more images or fewer classes.')
     write = write_objects if objects else write_masked
     kind = {'objects': (1, 1), 'scale': (0.5, 1.0)} if objects else {}
     with new_folder(folder) as unfinished, ThreadPoolExecutor() as pool:

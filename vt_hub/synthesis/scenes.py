@@ -1,10 +1,10 @@
-"""Scenes of several coloured fractals on clouds, with the classes that can be seen and the class of every pixel.
+"""Scenes of several coloured fractals on clouds, with the visible classes and the class of every pixel.
 
 Source: the multi-instance scenes of "Improving Fractal Pre-training" (Anderson and Farrell 2022,
 https://arxiv.org/abs/2110.03091), section 3.3, with rotation within 30 degrees and masks.
 
-Every operation is one that IEEE 754 rounds correctly (+, -, x, /), or it is on integers that float32 holds exactly:
-vectorised kernels add in another order, or with another rounding, from one batch, thread or processor to the next.
+Scenes are the same on every CPU. So every operation is +, -, x or /, which IEEE 754 rounds correctly, or uses integers
+that float32 holds exactly. Other vectorised kernels may round differently between batches, threads or processors.
 """
 
 import math
@@ -20,15 +20,15 @@ from .fractals import fractal_bank
 
 __all__ = ['HELD_OUT_FIRST', 'FractalScenes', 'compose_scenes']
 
-HELD_OUT_FIRST = 1 << 31  # number of the first item that is not trained on
-HALF_TURN = math.tan(math.radians(30) / 2)  # further than 30 degrees, and the network unlearns which way is up
-PARTS = 64  # of a pixel of a picture, between which it is not sampled
-OPAQUE = 16  # density from which on a fractal is, of 255
-VISIBLE = 0.004  # share of the pixels from which on an object counts as seen
+HELD_OUT_FIRST = 1 << 31  # number of the first held-out item
+HALF_TURN = math.tan(math.radians(30) / 2)  # with more than 30 degrees, the network would not learn which way is up
+PARTS = 64  # pictures are sampled only at multiples of 1 / PARTS pixel
+OPAQUE = 16  # a fractal is opaque from this density on, of 255
+VISIBLE = 0.004  # an object counts as visible above this share of the pixels
 
 
 def colour(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """HSV of any hue, (B, 1, H, W) each or broadcast, to RGB (B, 3, H, W)."""
+    """Convert HSV, (B, 1, H, W) each or broadcast, to RGB (B, 3, H, W). Hues outside 0 to 1 wrap around."""
     turns = torch.arange(3, device=hue.device).view(1, 3, 1, 1) * (2 / 3)
     ramp = (hue + turns).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
     full = value * saturation
@@ -41,7 +41,7 @@ def clouds(rng: CounterRandom, size: int) -> torch.Tensor:
     sizes = [size]
     while sizes[-1] > 2:
         sizes.append(math.ceil(sizes[-1] / 2))
-    total = rng.bytes(1, sizes[-1], sizes[-1]) * weight  # integers of 15 bits, and 19 where they are interpolated
+    total = rng.bytes(1, sizes[-1], sizes[-1]) * weight  # integers of 15 bits, or 19 when interpolated
     for cells in reversed(sizes[:-1]):
         total = F.interpolate(total, scale_factor=2, mode='bilinear')[..., :cells, :cells]
         weight = weight * fading
@@ -51,7 +51,7 @@ def clouds(rng: CounterRandom, size: int) -> torch.Tensor:
 
 
 def background(rng: CounterRandom, size: int) -> torch.Tensor:
-    """Clouds in a band of hues, or for one image in ten a plain colour; (B, 3, size, size)."""
+    """Clouds in a range of hues, or in one of ten images a plain colour; (B, 3, size, size)."""
     z = clouds(rng, size)
     hue = rng.uniform(1, 1, 1) + z * rng.uniform(1, 1, 1, low=0.1)
     saturation = rng.uniform(1, 1, 1, low=0.3, high=0.6) + 0.2 * z
@@ -61,11 +61,11 @@ def background(rng: CounterRandom, size: int) -> torch.Tensor:
 
 
 def placements(rng: CounterRandom, count: int, size: int, scale: tuple[float, float], spread: float) -> torch.Tensor:
-    """How `count` objects an image are turned, mirrored, scaled and moved.
+    """Random rotation, mirroring, scale and position of `count` objects per image.
 
     Returns:
-        For each column and for each row of the image, what it adds to the x and y in the object's picture, which
-        goes from -1 to 1: (B, count, x and y, column and row, size).
+        What each column and each row of the image adds to x and y in the object's picture, where x and y go from -1 to
+        1: (B, count, x and y, column and row, size).
     """
     reach = rng.uniform(count, low=scale[0], high=scale[1])
     half = rng.uniform(count, low=-HALF_TURN, high=HALF_TURN)
@@ -78,7 +78,7 @@ def placements(rng: CounterRandom, count: int, size: int, scale: tuple[float, fl
 
 
 def blurred(images: torch.Tensor) -> torch.Tensor:
-    """The mean of every 3 x 3 pixels."""
+    """The mean of the 3 x 3 pixels around each pixel."""
     images = F.pad(images, (1, 1, 1, 1), mode='replicate')
     images = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
     return (images[..., :-2] + images[..., 1:-1] + images[..., 2:]) * (1 / 9)
@@ -94,20 +94,20 @@ def compose_scenes(
     scale: tuple[float, float] = (0.3, 0.9),
     spread: float = 0.7,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw scenes, each a function of (bank, seed, item) and of the arguments below, to the last bit on every CPU.
+    """Draw scenes. Each depends only on the arguments and its item, and is bit-identical on every CPU.
 
     Args:
         bank: Pictures of the classes, (C, instances, h, h) uint8; see `fractal_bank`.
-        seed: Of the data set.
-        items: Index of each scene, (B,) int64 on the bank's device, of which the lower 32 bits count.
+        seed: Random seed of the data set.
+        items: Index of each scene, (B,) int64 on the bank's device; only the lower 32 bits are used.
         size: Height and width in pixels.
-        objects: Fewest and most objects of a scene.
+        objects: Smallest and largest number of objects per scene.
         scale: Smallest and largest size of an object, as a share of the image.
-        spread: How far off the middle its centre is at most, as a share of the way to the edge.
+        spread: Largest distance of an object's centre from the middle, as a share of the distance to the edge.
 
     Returns:
-        Images (B, 3, size, size) from 0 to 1; which classes can be seen, (B, C) of zeros and ones; and the class of
-        every pixel, (B, size, size) int64, 0 for none and 1 for class 0.
+        Images (B, 3, size, size) from 0 to 1; visible classes, (B, C) of zeros and ones; and the class of every pixel,
+        (B, size, size) int64, 0 for none and 1 for class 0.
     """
     (classes, instances, _, length), (fewest, most) = bank.shape, objects
     rng = CounterRandom(seed, items)
@@ -117,7 +117,7 @@ def compose_scenes(
     hue, hues = rng.uniform(most, 1, 1, 1), rng.uniform(most, 1, 1, 1, high=1 / 255)
     saturation, value = rng.uniform(most, 1, 1, 1, low=0.3), rng.uniform(most, 1, 1, 1, low=0.5)
     opacity = shown.float().view(-1, most, 1, 1, 1) / OPAQUE
-    # on pictures whose side is a power of two, and between whole parts of their pixels, sampling is exact
+    # sampling is exact if the picture's side is a power of two and positions are multiples of 1 / PARTS pixel
     side = 2 ** math.ceil(math.log2(length))
     added = (placements(rng, most, size, scale, spread) * (length * PARTS / 2)).round() / (side * PARTS / 2)
     columns, rows = added.unbind(3)
@@ -142,19 +142,19 @@ def compose_scenes(
 
 
 class FractalScenes(Dataset):
-    """Scenes for a training loop; item i is a function of the arguments and of i.
+    """Scenes for a training loop. Item i depends only on the arguments and on i.
 
-    An item is the image (3, size, size) uint8, which classes can be seen, (num_classes,) of zeros and ones, and the
-    class of every pixel, (size, size) int64, 0 for none and 1 for class 0. A DataLoader has each batch drawn at once.
+    An item is the image (3, size, size) uint8; the visible classes, (num_classes,) of zeros and ones; and the class of
+    every pixel, (size, size) int64, 0 for none and 1 for class 0. A DataLoader draws each batch at once.
 
     Args:
-        num_classes: Fractals to tell apart.
-        seed: Of the fractals and the scenes.
+        num_classes: Number of fractal classes.
+        seed: Random seed of the fractals and the scenes.
         size: Height and width in pixels.
         length: Number of scenes.
-        split: 'train' or 'val', which show the same classes and share neither a scene nor a picture of a fractal.
-        instances: Pictures of each fractal, num_classes * instances * size^2 bytes of memory in all.
-        objects: Fewest and most fractals of a scene.
+        split: 'train' or 'val'. Both show the same classes, but share neither scenes nor pictures of fractals.
+        instances: Pictures per fractal; in all they need num_classes * instances * size^2 bytes of memory.
+        objects: Smallest and largest number of fractals per scene.
         scale: Smallest and largest size of a fractal, as a share of the image.
     """
 
@@ -186,7 +186,7 @@ class FractalScenes(Dataset):
     def draw(
         self, indices: Sequence[int], classes: slice = slice(None)
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The items of a batch, stacked; of some of the classes, which are then numbered anew."""
+        """The items of a batch, stacked. With `classes`, only those are drawn, and numbered from 0."""
         items = torch.tensor(indices) + self.first
         images, labels, masks = compose_scenes(
             self.bank[classes], self.seed, items, self.size, self.objects, self.scale

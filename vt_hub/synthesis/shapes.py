@@ -1,7 +1,7 @@
 """Scenes of shapes and textures with exact masks, to train and score segmentation models without natural images.
 
-Points are complex numbers: x + iy, in units of the image's side with y downwards, or in those of a shape whose corners
-lie on the unit circle. An outline is a function of points that says how far each one is from it, negative inside.
+Points are complex numbers x + iy, with y downwards. Their unit is the image's side, or for a shape the radius of the
+circle through its corners. An outline is a function from points to their signed distance, negative inside.
 """
 
 import math
@@ -18,11 +18,11 @@ from .folders import SPLITS, new_folder, save
 
 __all__ = ['CLASSES', 'scene', 'single', 'write_shapes']
 
-LUMA = np.sqrt(np.float32([0.3, 0.59, 0.11]))  # black and white are 1 apart, and blues nearer than greens
+LUMA = np.sqrt(np.float32([0.3, 0.59, 0.11]))  # distance weights: black and white are 1 apart, blues closer than greens
 
 
 def polygon(z: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Signed distance to a closed polygon, by the nearest edge and the parity of the edges right of each point."""
+    """Signed distance to a closed polygon: distance of the nearest edge, sign by the parity of edges to the right."""
     edges = np.roll(corners, -1) - corners
     local = (z[..., None] - corners) / edges  # 0 to 1 along each edge, the imaginary part across it
     along = np.clip(local.real, 0, 1)
@@ -74,7 +74,7 @@ def arrow(z, rng):
 
 
 def blob(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An irregular smooth outline inside the unit circle; the distance is exact on the outline only."""
+    """An irregular smooth outline inside the unit circle. The distance is exact only on the outline."""
     waves = np.arange(2, 6)
     heights, phases = rng.uniform(0, 0.3, 4) / waves, rng.uniform(0, 2 * np.pi, 4)
     radius, angle = np.abs(z), np.angle(z)[..., None] * waves + phases
@@ -125,7 +125,7 @@ SHAPES = {
 }
 TEXTURES = {'stripes': stripes, 'waves': waves, 'checkerboard': checkerboard, 'dots': dots, 'bricks': bricks}
 CLASSES = ('background', *SHAPES, *TEXTURES)
-ROUND = ('circle', 'pentagon', 'hexagon')  # alike when they are small
+ROUND = ('circle', 'pentagon', 'hexagon')  # hard to distinguish when small
 PERIODS = {'stripes': 0.075, 'waves': 0.085, 'checkerboard': 0.12, 'dots': 0.085, 'bricks': 0.075}
 
 
@@ -142,19 +142,19 @@ def blend(canvas: np.ndarray, colour: np.ndarray, alpha: np.ndarray):
 
 
 def coverage(distance: np.ndarray) -> np.ndarray:
-    """How much of each pixel an edge leaves covered, from the signed distance of its centre in pixels."""
+    """Covered share of each pixel at an edge, from the signed distance of its centre in pixels."""
     return np.clip(0.5 - distance, 0, 1)
 
 
 def contrasting(rng: np.random.Generator, beneath: list[np.ndarray]) -> np.ndarray:
-    """A random colour, of a few the one that stands out from all those beneath it."""
+    """Of a few random colours, the one with the most contrast to all colours beneath it."""
     colours = rng.random((6, 3), dtype=np.float32)
     distances = np.linalg.norm((colours[:, None] - np.array(beneath)) * LUMA, axis=-1)
     return colours[np.minimum(distances, 0.3).min(1).argmax()]
 
 
 def clouds(rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise of several octaves around one colour, (32, 32, 3) uint8 for every size of the scene."""
+    """Smooth noise of several octaves around one colour, (32, 32, 3) uint8 for any size of the scene."""
     fading, spread = rng.uniform(0.4, 0.85), rng.uniform(100, 300)
     total = np.zeros((32, 32, 3))
     for octave, cells in enumerate((2, 4, 8, 16, 32)):
@@ -164,7 +164,7 @@ def clouds(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_distractors(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator):
-    """Soft spots, thin lines and specks, which belong to no class."""
+    """Draw soft spots, thin lines and specks, which do not belong to a class."""
     size = len(points)
     for _ in range(rng.integers(4)):
         centre, width = complex(*rng.random(2)), rng.uniform(0.03, 0.1)
@@ -180,7 +180,7 @@ def draw_distractors(canvas: np.ndarray, points: np.ndarray, rng: np.random.Gene
 
 
 def place(rng: np.random.Generator, discs: list[tuple[complex, float]]) -> complex:
-    """A random centre: of a few, the one furthest from the discs placed before, so that less is hidden."""
+    """Of a few random centres, the one furthest from earlier discs, so that less is hidden."""
     centres = [complex(*rng.uniform(0.1, 0.9, 2)) for _ in range(3)]
     return max(centres, key=lambda c: min((abs(c - centre) - radius for centre, radius in discs), default=0))
 
@@ -203,7 +203,7 @@ def weave(points: np.ndarray, rng: np.random.Generator, name: str, paper: np.nda
 
 
 def photograph(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator, noise: np.random.Generator):
-    """A scene's colours to the image (H, W, 3) uint8: light from one side, vignette, gamma, blur and grain."""
+    """Turn a scene's colours into an image (H, W, 3) uint8 with side light, vignette, gamma, blur and grain."""
     centred = points - (0.5 + 0.5j)
     side = (centred * np.exp(2j * np.pi * rng.random())).real
     shade = 1 + rng.uniform(0, 0.6) * side - rng.uniform(0, 0.7) * np.abs(centred) ** 2
@@ -218,8 +218,8 @@ def photograph(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator,
 def compose(
     rng: np.random.Generator, size: int, names: Sequence[str] | None = None, enlarge: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image (size, size, 3) and its mask (size, size), both uint8, of the named classes or of a random number."""
-    noise = rng.spawn(1)[0]  # draws as many numbers as there are pixels, which must not change the layout
+    """An image (size, size, 3) and its mask (size, size), both uint8, of the named or of random classes."""
+    noise = rng.spawn(1)[0]  # a separate generator: its draws depend on the size, and the layout must not
     grid = (np.arange(size) + 0.5) / size
     points = grid + 1j * grid[:, None]
     mask = np.zeros((size, size), np.uint8)
@@ -255,17 +255,17 @@ def compose(
 
 
 def scene(seed: int, index: int, size: int = 128, split: str = 'train') -> tuple[np.ndarray, np.ndarray]:
-    """One scene, a function of its arguments alone; another size is the same scene with more or fewer pixels.
+    """One scene. It depends only on the arguments; another size gives the same scene with more or fewer pixels.
 
     Args:
-        seed: Of the data set.
-        index: Of the scene within its split.
+        seed: Random seed of the data set.
+        index: Index of the scene within its split.
         size: Height and width in pixels.
-        split: 'train' or 'val', which share no scene.
+        split: 'train' or 'val'; they do not share scenes.
 
     Returns:
-        The image (size, size, 3) and its mask (size, size), both uint8. The mask names, as an index into CLASSES, what
-        is on top at the centre of each pixel.
+        The image (size, size, 3) and its mask (size, size), both uint8. The mask has, as an index into CLASSES, the top
+        object at the centre of each pixel.
     """
     return compose(np.random.default_rng([seed, SPLITS.index(split), index]), size)
 
@@ -274,7 +274,7 @@ def single(seed: int, index: int, size: int = 64, split: str = 'train') -> tuple
     """One object on a cluttered background, for classification; see `scene` for the arguments.
 
     Returns:
-        The image (size, size, 3) uint8, and the name of its class, which goes through CLASSES with the index.
+        The image (size, size, 3) uint8, and the name of its class; consecutive indices cycle through CLASSES.
     """
     name = CLASSES[1 + index % (len(CLASSES) - 1)]
     rng = np.random.default_rng([seed, len(SPLITS) + SPLITS.index(split), index])
@@ -282,7 +282,7 @@ def single(seed: int, index: int, size: int = 64, split: str = 'train') -> tuple
 
 
 def write_scene(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Path:
-    """Write one image and its mask; returns the image's path within the folder."""
+    """Write one image and its mask. Returns the image's path within the folder."""
     split, index = item
     image, mask = scene(seed, index, size, split)
     path = Path(split, 'images', f'{index:06d}.png')
@@ -292,7 +292,7 @@ def write_scene(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Pa
 
 
 def write_single(folder: Path, seed: int, size: int, item: tuple[str, int]) -> Path:
-    """Write one image of one object; returns its path within the folder."""
+    """Write one image of one object. Returns its path within the folder."""
     split, index = item
     image, name = single(seed, index, size, split)
     path = Path(split, name, f'{index:06d}.png')
@@ -311,21 +311,21 @@ def write_shapes(
 ) -> Iterator[Path]:
     """Write a data set, for segmentation or for classification.
 
-    Scenes: {train,val}/{images,masks}/000000.png ... and classes.txt, a name a line in the masks' order. Objects:
+    Scenes: {train,val}/{images,masks}/000000.png ... and classes.txt, one name per line in the masks' order. Objects:
     {train,val}/CLASS/000000.png ...
 
     Args:
-        folder: Where to; must not exist. It appears when the last image is written, and not at all if one fails or the
-            iterator is left early.
+        folder: Destination; must not exist. It appears after the last image is written. It does not appear if an image
+            fails or the iterator is stopped early.
         num_train: Images in train.
         num_val: Images in val.
-        seed: Of the data set.
+        seed: Random seed of the data set.
         size: Height and width in pixels.
-        objects: One object in each image, in folders of its class, instead of scenes with masks.
-        workers: Processes; without, one for each CPU core. What is written does not depend on it.
+        objects: Write one object per image, in class folders, instead of scenes with masks.
+        workers: Processes; default: one for each CPU core. The images do not depend on it.
 
     Yields:
-        The path that each image will have in the end, as soon as it is drawn.
+        The final path of each image, as soon as it is drawn.
 
     Raises:
         FileExistsError: The folder exists.

@@ -1,4 +1,4 @@
-"""Starting processes: one, or several on several machines through torchrun."""
+"""Start one process, or several on one or more machines through torchrun."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 @dataclass
 class Launch:
-    """Processes and machines, as torchrun takes them."""
+    """Processes and machines, as options of torchrun."""
 
     nproc_per_node: int = 1
     nnodes: int = 1
@@ -27,7 +27,7 @@ class Launch:
         return self.nproc_per_node * self.nnodes
 
     def command(self, *target: str) -> list[str]:
-        """What starts a script, or `-m` and a module."""
+        """The command that starts a script, or `-m` and a module."""
         if self.processes == 1:
             return [sys.executable, *target]
         options = [f'--nproc-per-node={self.nproc_per_node}']
@@ -40,12 +40,12 @@ class Launch:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command to its end, with its output and the user's signals passed through.
+    """Run a command to its end. Its output is shown, and the user's signals are forwarded to it.
 
     Returns:
-        Its exit code; 128 and the signal's number where a signal ended it, even if it called that a success.
+        Its exit code, or 128 plus the number of the signal that ended it, even if the command then reports success.
     """
-    # in a session of its own: the terminal would send Ctrl-C to it, and to what it starts, a second time
+    # a new session: otherwise the terminal would send Ctrl-C to the command and its children a second time
     process = subprocess.Popen(command, start_new_session=True)
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""A run as a picture: loss, accuracy and learning rate over time."""
+"""Plot a run: loss, accuracy and learning rate over time."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..files import read_json
 __all__ = ['plot_run', 'read_curves']
 
 Curve = tuple[list[float], list[float]]
-PANELS = {  # title: the columns that it shows, of timm's script, transformers' Trainer and pretraining
+PANELS = {  # title: columns of timm's script, transformers' Trainer and pretraining
     'loss': ('train_loss', 'eval_loss', 'loss'),
     'accuracy (%)': ('eval_top1', 'eval_top5', 'eval_miou', 'eval_pixel_accuracy', 'hit_rate'),
     'learning rate': ('lr', 'learning_rate'),
@@ -17,7 +17,7 @@ PANELS = {  # title: the columns that it shows, of timm's script, transformers' 
 
 
 def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
-    """The figures of a run by column, each as its epochs or steps and its values.
+    """Read the figures of a run: for each column, its epochs or steps and its values.
 
     Args:
         run: Folder of a run of `vt-hub train`, or of timm's train script.
@@ -26,26 +26,26 @@ def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
         'epoch' or 'step', and the curves.
 
     Raises:
-        ValueError: The folder holds no figures.
+        ValueError: The folder has no figures.
     """
     run = Path(run)
     states = sorted(run.glob('checkpoint-*/trainer_state.json'), key=lambda path: int(path.parent.name.split('-')[1]))
     if (run / 'summary.csv').is_file():
         lines = csv.DictReader((run / 'summary.csv').read_text().splitlines())
         unit = 'step' if 'step' in (lines.fieldnames or ()) else 'epoch'
-        rows = {row[unit]: row for row in lines if row.get(unit) not in (None, unit)}  # a resumed run repeats
+        rows = {row[unit]: row for row in lines if row.get(unit) not in (None, unit)}  # a resumed run may repeat epochs
         rows = list(rows.values())
     elif states:
         unit, rows = 'step', read_json(states[-1])['log_history']
     else:
-        raise ValueError(f'{run} has neither summary.csv nor checkpoints with trainer_state.json; it is no run.')
+        raise ValueError(f'{run} has neither summary.csv nor checkpoints with trainer_state.json; it is not a run.')
     curves = {}
     for column in (column for columns in PANELS.values() for column in columns):
         points = [(float(row[unit]), float(row[column])) for row in rows if row.get(column) not in (None, '')]
         if points:
             curves[column] = tuple(map(list, zip(*points, strict=True)))
     if not curves:
-        raise ValueError(f'{run} holds no figures yet.')
+        raise ValueError(f'{run} has no figures yet.')
     return unit, curves
 
 
@@ -57,7 +57,7 @@ def plot_run(run: str | Path, path: str | Path):
         path: Picture to write; see `save_figure`.
 
     Raises:
-        ValueError: The folder holds no figures.
+        ValueError: The folder has no figures.
     """
     unit, curves = read_curves(run)
     panels = {title: [c for c in columns if c in curves] for title, columns in PANELS.items()}

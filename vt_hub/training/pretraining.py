@@ -1,8 +1,8 @@
-"""Pretraining on scenes of fractals, composed on the device that trains.
+"""Pretraining on scenes of fractals, drawn on the training device.
 
 Source: the multi-instance task of "Improving Fractal Pre-training" (Anderson and Farrell 2022,
-https://arxiv.org/abs/2110.03091): which classes can be seen. Here as one softmax, with two dense heads that name the
-class under each cell of the maps at strides 8 and 16; they are dropped afterwards.
+https://arxiv.org/abs/2110.03091): predict the visible classes, here with one softmax. Two dense heads also predict the
+class at each cell of the maps at strides 8 and 16; they are dropped at the end.
 """
 
 from dataclasses import asdict, dataclass
@@ -31,18 +31,18 @@ from .resumable import ResumableRun, autocast, check_settings, cosine, multiplie
 
 __all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
 
-STRIDES = (8, 16)  # of the maps that the dense heads read
-DENSE_WEIGHT = 0.5  # of each dense loss beside the scene's
+STRIDES = (8, 16)  # strides of the maps for the dense heads
+DENSE_WEIGHT = 0.5  # weight of each dense loss; the scene's loss has 1
 BACKGROUND_WEIGHT = 0.1  # most cells show no object
 LABEL_SMOOTHING = 0.1
-MEAN = STD = (0.5, 0.5, 0.5)  # no natural image, not even in the constants
+MEAN = STD = (0.5, 0.5, 0.5)  # not those of natural images
 EMA_DECAY = 0.999
-RECALIBRATION = 50  # batches that the BatchNorm statistics of the averaged weights are taken from
-SOFTENED = {  # layers that make logits of attention, by module; those of the tokenizers are bounded by themselves
+RECALIBRATION = 50  # batches for the BatchNorm statistics of the averaged weights
+SOFTENED = {  # layers that produce attention logits, by module; in tokenizers these are bounded anyway
     TransformerMixer: ('k', 'q'),
     Projector: ('key', 'query'),
 }
-HELD_OUT_BATCHES = 16  # that the result is measured on
+HELD_OUT_BATCHES = 16  # for the final result
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
 PROSE = """\
@@ -55,11 +55,11 @@ class Stage:
     """A part of the curriculum.
 
     Args:
-        until: Where it ends, as a fraction of all steps.
+        until: End of the stage, as a fraction of all steps.
         size: Height and width of the scenes in pixels.
-        objects: Fewest and most objects of a scene.
+        objects: Smallest and largest number of objects per scene.
         scale: Smallest and largest size of an object, as a share of the scene.
-        spread: How far off the middle an object is at most, as a share of the way to the edge.
+        spread: Largest distance of an object from the middle, as a share of the distance to the edge.
     """
 
     until: float
@@ -74,16 +74,16 @@ class PretrainingRecipe:
     """How weights are pretrained; see the files in recipes/pretraining/.
 
     Args:
-        model: A timm architecture whose maps at strides 8 and 16 `forward_intermediates` gives.
-        classes: Fractals to tell apart.
-        instances: Pictures of each.
-        bank_size: Their height and width in pixels.
-        batch_size: Scenes of a step.
-        lr: Learning rate of LAMB at its highest; after `warmup_steps` half a cosine leads down. AdamW drives the
-            attention of the recurrent tokenizers to single pixels, and the loss up again.
-        weight_decay: For all weights but norms and biases.
+        model: A timm architecture whose `forward_intermediates` returns maps at strides 8 and 16.
+        classes: Number of fractal classes.
+        instances: Pictures per class.
+        bank_size: Height and width of the pictures in pixels.
+        batch_size: Scenes per step.
+        lr: Highest learning rate of LAMB; after `warmup_steps` it falls along half a cosine. With AdamW, the attention
+            of recurrent tokenizers collapses to single pixels, and the loss rises again.
+        weight_decay: For all weights except norms and biases.
         steps: Optimizer steps.
-        soften_every: Steps after which the layers that make logits of attention are scaled down, where they grew.
+        soften_every: Steps between calls of `soften_attention`.
         stages: The curriculum.
     """
 
@@ -110,31 +110,31 @@ def list_pretraining_recipes() -> list[str]:
 
 
 def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) -> PretrainingRecipe:
-    """A recipe of the package by name, or of a YAML file, with changes to its values.
+    """Read a recipe of the package by name, or from a YAML file, and apply changes to its values.
 
     Raises:
         LookupError: There is no such recipe.
-        ValueError: A key or value is none of a recipe's.
+        ValueError: A key or value is not allowed in a recipe.
     """
     recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
     counts = recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, recipe.soften_every, len(recipe.stages)
     if min(counts) < 1:
-        raise ValueError(f'{name}: classes, instances, batch_size, steps, soften_every and stages are 1 or more.')
+        raise ValueError(f'{name}: classes, instances, batch_size, steps, soften_every and stages must be 1 or more.')
     if not 0 <= recipe.warmup_steps < recipe.steps:
-        raise ValueError(f'{name}: {recipe.warmup_steps} steps of warm-up leave none of {recipe.steps}.')
+        raise ValueError(f'{name}: warmup_steps must be from 0 to {recipe.steps - 1}, not {recipe.warmup_steps}.')
     ends = [stage.until for stage in recipe.stages]
     if ends != sorted(ends) or ends[0] <= 0 or ends[-1] != 1:
-        raise ValueError(f'{name}: the stages end at {ends}; they follow one another, and the last ends at 1.')
+        raise ValueError(f'{name}: the stages end at {ends}; the ends must increase, and the last must be 1.')
     for stage in recipe.stages:
         if stage.size < 1 or stage.size % STRIDES[-1]:
-            raise ValueError(f'{name}: scenes of {stage.size} pixels have no whole cells; use a multiple of 16.')
+            raise ValueError(f'{name}: scenes of {stage.size} pixels do not divide into cells; use a multiple of 16.')
         if not 1 <= stage.objects[0] <= stage.objects[1] or not 0 < stage.scale[0] <= stage.scale[1]:
-            raise ValueError(f'{name}: objects {stage.objects} and scale {stage.scale} are no ranges above 0.')
+            raise ValueError(f'{name}: objects {stage.objects} and scale {stage.scale} are not ranges above 0.')
     return recipe
 
 
 class Pretrainer(nn.Module):
-    """A classifier with the dense heads that help it to learn."""
+    """A classifier with dense heads that help it learn."""
 
     def __init__(self, recipe: PretrainingRecipe):
         super().__init__()
@@ -168,28 +168,28 @@ class Pretrainer(nn.Module):
 
 
 def normalized(images: torch.Tensor) -> torch.Tensor:
-    """Images from 0 to 1 as the network reads them."""
+    """Normalise images from 0 to 1 for the network."""
     return ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def soften_attention(model: nn.Module):
-    """Scale layers that make logits of attention down to the spectral norm that they have when new, in place.
+    """Scale layers that produce attention logits down to their initial spectral norm, in place.
 
-    Left alone they grow until tokens attend to single tokens, and pixels too. A long pretraining then loses what it had
-    learnt (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and a fine-tuning learns
-    less: the gradients of such softmaxes are far larger.
+    Otherwise they grow until each token and pixel attends to a single token. Then a long pretraining forgets what it
+    has learned (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and fine-tuning learns
+    less, because the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
         for name in SOFTENED.get(type(module), ()):
             weight = getattr(module, name).weight
             rows, columns = weight.shape
-            new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # of values from U(-1, 1) / sqrt(columns)
+            new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # for values from U(-1, 1) / sqrt(columns)
             weight *= (new / torch.linalg.matrix_norm(weight, 2)).clamp(max=1)
 
 
 def hit_rate(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of the scenes, in percent, in which the likeliest class can be seen."""
+    """Percentage of scenes in which the most likely class is visible."""
     return 100 * labels.gather(1, logits.argmax(1, keepdim=True)).mean().item()
 
 
@@ -209,7 +209,7 @@ class PretrainingRun(ResumableRun):
         self.bank = fractal_bank(seed, recipe.classes, recipe.instances, recipe.bank_size, device)
 
     def scenes(self, batch: int, stage: Stage, first: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One batch, counted from the item `first`."""
+        """Draw a batch; batch 0 starts at the item `first`."""
         count = self.recipe.batch_size
         items = first + torch.arange(batch * count, (batch + 1) * count, device=self.device)
         return compose_scenes(self.bank, self.seed, items, stage.size, stage.objects, stage.scale, stage.spread)
@@ -241,13 +241,13 @@ class PretrainingRun(ResumableRun):
         }
 
     def tokens(self) -> list[TokenDiversity]:
-        """How much the tokens of each module of the averaged model differ, on held-out scenes."""
+        """Token diversity in each module of the averaged model, on held-out scenes."""
         images, _, _ = self.scenes(0, self.recipe.stages[-1], HELD_OUT_FIRST)
         return token_diversity(self.ema.module.model.eval(), normalized(images))
 
     @torch.no_grad()
     def finish(self) -> tuple[nn.Module, float]:
-        """The averaged model with its own statistics, and its hit rate on held-out scenes."""
+        """The averaged model with new BatchNorm statistics, and its hit rate on held-out scenes."""
         model, stage = self.ema.module.model, self.recipe.stages[-1]
         batches = (normalized(self.scenes(i, stage, HELD_OUT_FIRST)[0]) for i in range(RECALIBRATION))
         update_bn(batches, model)
@@ -267,34 +267,34 @@ def pretrain(
     device: str | None = None,
     progress: Progress = no_progress,
 ) -> Path | None:
-    """Pretrain by a recipe, on one device. A run that was cut goes on where its last checkpoint is.
+    """Pretrain with a recipe, on one device. An interrupted run resumes from its last checkpoint.
 
     Args:
         recipe: See `load_pretraining_recipe`.
         output: Folder of the run: `recipe.json`, `state.pt`, `summary.csv`, and at the end `result.json` and `model`.
-        seed: Of weights, fractals and scenes.
-        minutes: Stop after this time; started again, the run goes on, on another machine too if the folder is carried.
-        device: 'cuda' or 'cpu'; without, the GPU if there is one.
-        progress: Wraps the steps, to show how far they are.
+        seed: Random seed of weights, fractals and scenes.
+        minutes: Stop after this time. Start again to resume, also on another machine with a copy of the folder.
+        device: 'cuda' or 'cpu'; default: the GPU if there is one.
+        progress: Wraps the steps to show progress.
 
     Returns:
-        `output / 'model'`, a model folder, or for an architecture that is not ours one that holds only
-        `model.safetensors`; None if the run was stopped before its end.
+        `output / 'model'`: a model folder, or for an architecture of another package a folder with only
+        `model.safetensors`. None if the run stopped before its end.
 
     Raises:
-        FloatingPointError: The weights are not finite; the last checkpoint, whose weights are, stays.
+        FloatingPointError: The weights are not finite; the last finite checkpoint is kept.
         LookupError: timm has no such model.
         ValueError: The run in `output` has another recipe, the model cannot be pretrained, or there is no such device.
     """
     output = Path(output)
     settings = check_settings(output, {**asdict(recipe), 'seed': seed})
     if (output / 'model').is_dir():
-        return output / 'model'  # nothing is left to do
+        return output / 'model'  # the run is complete
     if not timm.is_model(recipe.model):
-        raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` names ours.')
+        raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` shows the models of vt_hub.')
     torch.backends.cudnn.benchmark = True
     run = PretrainingRun(recipe, seed, find_device(device))
-    if not (output / 'recipe.json').exists():  # a run that cannot start leaves nothing
+    if not (output / 'recipe.json').exists():  # written late: a run that cannot start leaves no files
         write_result(output / 'recipe.json', settings)
     if (output / 'state.pt').exists():
         run.load(output / 'state.pt')

@@ -1,4 +1,4 @@
-"""Recipes as YAML files, read into dataclasses."""
+"""Read recipes from YAML files into dataclasses."""
 
 from dataclasses import fields, is_dataclass
 from inspect import formatannotation
@@ -19,26 +19,26 @@ def list_recipe_files(task: str = '') -> list[str]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file that is a mapping.
+    """Read a mapping from a YAML file.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The file is not YAML or not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is no recipe: it is not YAML.') from error
+        raise ValueError(f'{path} is not a recipe: it is not YAML.') from error
     if not isinstance(values, dict):
-        raise ValueError(f'{path} is no recipe: it is not a mapping of arguments.')
+        raise ValueError(f'{path} is not a recipe: it is not a mapping of arguments.')
     return values
 
 
 def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any] | None = None) -> Recipe:
-    """A recipe of the package by name, or of a YAML file, with changes to its values.
+    """Read a recipe of the package by name, or from a YAML file, and apply changes to its values.
 
     Raises:
         LookupError: There is no such recipe.
-        ValueError: A key or value is none of a recipe's.
+        ValueError: A key or value is not allowed in a recipe.
     """
     path = Path(name) if name.endswith(('.yaml', '.yml')) else RECIPES / task / f'{name}.yaml'
     if not path.is_file():
@@ -47,7 +47,7 @@ def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any
     try:
         return as_dataclass({**read_mapping(path), **(changes or {})}, kind, task)
     except TypeError as error:
-        raise ValueError(f'{path} is no whole recipe: {error}.') from error
+        raise ValueError(f'{path} is not a complete recipe: {error}.') from error
 
 
 def as_dataclass(values: dict[str, Any], kind: type[Recipe], task: str) -> Recipe:
@@ -55,19 +55,19 @@ def as_dataclass(values: dict[str, Any], kind: type[Recipe], task: str) -> Recip
     values = dict(values)
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f'{key!r} is no setting of a {task} recipe; there are {", ".join(sorted(known))}.')
+            raise ValueError(f'{key!r} is not a setting of a {task} recipe; use {", ".join(sorted(known))}.')
         try:
             values[key] = as_type(value, known[key], task)
         except TypeError as error:
-            raise ValueError(f'{key} of a recipe is {formatannotation(known[key])}, not {value!r}.') from error
+            raise ValueError(f'{key} of a recipe must be {formatannotation(known[key])}, not {value!r}.') from error
     return kind(**values)
 
 
 def as_type(value: Any, kind: Any, task: str) -> Any:
-    """A value of a YAML file as a setting's type; YAML takes 1e-3 for text.
+    """Convert a value from a YAML file to a setting's type; YAML reads 1e-3 as text.
 
     Raises:
-        TypeError: It is of another type.
+        TypeError: The value has another type.
     """
     if is_dataclass(kind):
         return as_dataclass(value, kind, task)

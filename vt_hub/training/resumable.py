@@ -1,4 +1,4 @@
-"""Trainings that may stop at any step and resume bit for bit: their state, signals, time and log."""
+"""Trainings that can stop at any step and resume bit-identically: state, signals, time limit and log."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ SAVE_EVERY = 300  # seconds
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware does so; elsewhere bfloat16 is slower than float32."""
+    """Whether the hardware multiplies bfloat16; without that, bfloat16 is slower than float32."""
     if device.type != 'cpu':
         return True
     known = torch.cpu.get_capabilities()
@@ -38,14 +38,14 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int) -> CosineLRScheduler:
-    """Learning rates that rise over the steps of warm-up, and fall along half a cosine over the others."""
+    """A schedule whose learning rate rises during warm-up, then falls along half a cosine."""
     return CosineLRScheduler(
         optimizer, steps - warmup_steps, lr_min=MIN_LR, warmup_t=warmup_steps, warmup_prefix=True, t_in_epochs=False
     )
 
 
 def check_settings(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as `recipe.json` holds them; raises ValueError where a run in the folder began with others."""
+    """The settings as in `recipe.json`. Raises ValueError if the run in the folder was started with others."""
     settings = json.loads(json.dumps(settings))
     known = read_json(output / 'recipe.json') if (output / 'recipe.json').exists() else {}
     for key, value in known.items():
@@ -55,10 +55,10 @@ def check_settings(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class ResumableRun:
-    """The state of a training, and how it moves on; everything random is a function of (seed, step).
+    """The state of a training and its steps. Everything random depends only on (seed, step).
 
-    A subclass makes `net`, `optimizer` and `ema`, says how many `steps` of `batch_size` images there are and after
-    which it logs, and writes `train_step` and `figures`. `sums` is what it adds up between two lines of the log.
+    A subclass sets `net`, `optimizer`, `ema`, `steps`, `batch_size` (images) and `log_every` (steps), and defines
+    `train_step` and `figures`. `sums` holds its sums since the last line of the log.
     """
 
     net: nn.Module
@@ -77,7 +77,7 @@ class ResumableRun:
         raise NotImplementedError
 
     def figures(self) -> dict[str, float]:
-        """What `summary.csv` says of the last steps."""
+        """The figures of the last steps for `summary.csv`."""
         raise NotImplementedError
 
     def check_finite(self):
@@ -101,9 +101,9 @@ class ResumableRun:
 
 
 def train(run: ResumableRun, output: Path, minutes: float | None, progress: Progress, title: str):
-    """Move a run on to its end, or until the time is over or a signal comes; its state is in `output` then.
+    """Train until the end, the time limit or a signal. The state is then in `output`.
 
-    Of several processes the first writes, and all stop at the same step.
+    Of several processes only the first writes, and all stop at the same step.
     """
     earlier, started = run.seconds, time.monotonic()
     saved, logged = started, (run.step, started)
@@ -139,7 +139,7 @@ def any_process(value: bool, device: torch.device) -> bool:
 
 
 def log(path: Path, step: int, **figures: float):
-    """Append a line to a CSV file; lines of later steps, which a run that was killed has left, are dropped."""
+    """Append a line to a CSV file. Lines of later steps, left by a killed run, are removed."""
     rows: list[dict[str, str]] = []
     if path.exists():
         with open(path, newline='') as file:
@@ -152,7 +152,7 @@ def log(path: Path, step: int, **figures: float):
 
 @contextmanager
 def told_to_stop() -> Iterator[list[int]]:
-    """A list that is filled on SIGTERM or SIGINT, so that a run can end after its step."""
+    """Give a list that is filled on SIGTERM or SIGINT, so that a run can end after its step."""
     told: list[int] = []
     handlers = {
         kind: signal.signal(kind, lambda kind, _: told.append(kind)) for kind in (signal.SIGTERM, signal.SIGINT)

@@ -1,1 +1,1 @@
-"""Classifiers, trained by timm's train script."""
+"""Train classifiers with timm's train script."""

@@ -1,4 +1,4 @@
-"""Folders of class folders: which images they have, for evaluation here and for training by timm's script."""
+"""Find the images of class folders, for evaluation and for training with timm's script."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ...network.images import is_image_name, walk_files, walk_images
 
 __all__ = ['ImageFolder', 'class_names', 'find_images_and_targets', 'open_image_folder']
 
-SYNONYMS = (  # after the name itself, in the order in which timm looks for them
+SYNONYMS = (  # tried after the name itself, in timm's order
     ('train', 'training'),
     ('val', 'valid', 'validation', 'eval', 'evaluation'),
 )
@@ -28,20 +28,20 @@ class ImageFolder:
 
     @property
     def skipped(self) -> list[Path]:
-        """Files under the root that are not images, by their names."""
+        """Files under the root without an image extension."""
         return sorted(path for path in walk_files(self.root) if not is_image_name(path.name))
 
 
 def find_images_and_targets(
     folder: str, types: Iterable[str] | None = None, class_to_idx: dict[str, int] | None = None, **kwargs: Any
 ) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """timm's function of this name, for the images that `walk_images` finds.
+    """Like timm's function of this name, for the images that `walk_images` finds.
 
     Args:
-        folder: Searched through; an image's class is the name of the folder that it lies in.
+        folder: Folder to search; an image's class is the name of its folder.
         types: File name extensions; default: those of all images.
-        class_to_idx: Numbers of the classes; default: in timm's order, in which 2 comes before 10.
-        kwargs: Taken for timm's sake.
+        class_to_idx: Numbers of the classes; default: timm's order, in which 2 comes before 10.
+        kwargs: Ignored; timm may pass them.
     """
     found = [path for path in walk_images(folder) if not types or path.suffix.lower() in set(types)]
     if class_to_idx is None:
@@ -58,16 +58,16 @@ def class_names(folder: Path) -> list[str]:
 
 
 def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | None = None) -> ImageFolder:
-    """The images of a split, DIR/train or DIR/val; or those of DIR itself where there are no such folders.
+    """The images of a split, DIR/train or DIR/val; or those of DIR itself if it has no such folders.
 
     Args:
         data_dir: DIR.
-        split: Name of the folder, or one that timm takes for the same, such as 'val' or 'validation'.
-        classes: Classes to number by; without, those that are there.
+        split: Name of the folder, or a name that timm treats as equal, such as 'val' or 'validation'.
+        classes: Class names in the order of their numbers; default: the class folders.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It has no class folders with images, or classes other than those given.
+        ValueError: It has no class folders with images, or has classes other than those given.
     """
     data_dir = Path(data_dir)
     names = next((names for names in SYNONYMS if split in names), (split,))
@@ -81,9 +81,9 @@ def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | Non
     names = [file.parent.name for file in files]
     found = sorted(set(names), key=natural_key)
     if not files or any(file.parent == root for file in files):
-        raise ValueError(f'{root} is no folder of class folders with images.')
+        raise ValueError(f'{root} does not have class folders with images.')
     if classes and (unknown := sorted(set(found) - set(classes))):
-        raise ValueError(f'{root} has the class {unknown[0]}, which is none of {len(classes)} known ones.')
+        raise ValueError(f'{root} has the class {unknown[0]}, which is not one of the {len(classes)} known ones.')
     classes = classes or found
     number = {name: i for i, name in enumerate(classes)}
     return ImageFolder(root, files, [number[name] for name in names], classes)

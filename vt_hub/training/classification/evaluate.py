@@ -1,4 +1,4 @@
-"""Evaluation of classifiers on folders of class folders, with the model's own preprocessing."""
+"""Evaluate classifiers on class folders, with the model's own preprocessing."""
 
 import time
 from dataclasses import replace
@@ -16,13 +16,13 @@ from ...interrupts import iterate
 from ...reporting import Progress, no_progress
 from .data import ImageFolder, open_image_folder
 
-COMPARED = 64  # images, spread over all, that the tokens are compared on
+COMPARED = 64  # number of images to compare tokens on, evenly spread
 
 __all__ = ['evaluate_classifier', 'open_for_model']
 
 
 class Batches(torch.utils.data.Dataset):
-    """Whole batches, so that how images are batched does not depend on the number of processes."""
+    """Whole batches, so that they do not depend on the number of processes."""
 
     def __init__(self, data: ImageFolder, model: torch.nn.Module, batch_size: int):
         self.data = data
@@ -33,7 +33,7 @@ class Batches(torch.utils.data.Dataset):
         return -(-len(self.data.files) // self.batch_size)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor | None, torch.Tensor, list[str]]:
-        """Images (B, C, H, W), their classes (B,), and a sentence for each image that cannot be read."""
+        """Images (B, C, H, W), their classes (B,), and an error message for each image that cannot be read."""
         chosen = slice(i * self.batch_size, (i + 1) * self.batch_size)
         images, results = self.reader[self.data.files[chosen]]
         targets = [
@@ -43,32 +43,32 @@ class Batches(torch.utils.data.Dataset):
 
 
 def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
-    """A split's images with classes numbered as the model's: by its labels, or in order where it has none.
+    """A split's images with the model's class numbers: by its labels, or in order if it has no labels.
 
-    Folders of ImageNet's classes may be named by synset, such as n01440764.
+    Folders of ImageNet's classes may have the names of synsets, such as n01440764.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folders are not named by the model's labels, or are not as many as its classes; or two classes
-            have the label of one folder.
+        ValueError: The folder names are not the model's labels, their number is not its number of classes, or two
+            classes have the label of one folder.
     """
     data, labels = open_image_folder(data_dir, split), label_names(model)
     own = model.pretrained_cfg.get('label_names') or []
     subset = infer_imagenet_subset(model)
     synsets = ImageNetInfo(subset).label_names() if subset else []
-    for names in (labels, own, synsets):  # the first two differ where labels are descriptions
+    for names in (labels, own, synsets):  # the first two differ if labels are descriptions
         number = {name: i for i, name in enumerate(names)}
         if number.keys() >= set(data.classes):
             if twice := sorted(name for name in data.classes if names.count(name) > 1):
                 raise ValueError(
-                    f'Two classes of the model are called {twice[0]}, so that the folder {data.root / twice[0]} could '
-                    'be either; name all folders by synset, such as n01440764.'
+                    f'Two classes of the model are called {twice[0]}, so the folder {data.root / twice[0]} could be '
+                    'either; name all folders by synset, such as n01440764.'
                 )
             return replace(data, targets=[number[data.classes[target]] for target in data.targets], classes=labels)
     if own or len(data.classes) != len(labels):
         raise ValueError(
-            f'{data.root} has {len(data.classes)} classes ({data.classes[0]}, ...), and the model {len(labels)} '
-            f'({labels[0]}, ...); name the class folders by its labels.'
+            f'{data.root} has {len(data.classes)} classes ({data.classes[0]}, ...), but the model {len(labels)} '
+            f'({labels[0]}, ...); use its labels as names of the class folders.'
         )
     return data
 
@@ -82,20 +82,20 @@ def evaluate_classifier(
     workers: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Classify every image of a set and count; under torchrun each process takes its share of the batches.
+    """Classify all images of a set and compute the scores. Under torchrun, processes share the batches.
 
     Args:
         model: A classifier, through timm.
-        data: Images and classes, numbered as the model's.
-        device: Where to compute.
+        data: Images and classes, with the model's class numbers.
+        device: Device to compute on.
         batch_size: Images in one batch.
-        workers: Processes that read.
-        progress: Wraps the loop, given its length and a title, to show how far it is.
+        workers: Processes that read images.
+        progress: Wraps the loop to show progress; it gets the loop's length and a title.
 
     Returns:
         The contents of a result file: `metrics` (`top1` and `top5` in percent, and `loss`, the mean cross-entropy),
-        `tokens` (how much those of each VT module differ), `images_per_second`, and `errors`, sentences on the images
-        that could not be read.
+        `tokens` (the token diversity of each VT module), `images_per_second`, and `errors`, messages on the images that
+        could not be read.
 
     Raises:
         ValueError: No image could be read.

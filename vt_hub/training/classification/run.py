@@ -1,4 +1,4 @@
-"""Training of classifiers by timm's train script: its arguments, its start, and the model folder at the end."""
+"""Train classifiers with timm's train script: build its arguments, start it, and export a model folder."""
 
 import os
 import re
@@ -30,7 +30,7 @@ from .timm_scripts import UNREADABLE, find_script, script_version
 __all__ = ['TrainingRun', 'list_recipes']
 
 PLUGIN = 'vt_hub.training.classification.timm_plugin'
-# what is set here; the batch may be named, and is divided
+# options that are set here; the user may still give the batch size, which is divided
 OWN = (
     '--output',
     '--experiment',
@@ -40,9 +40,9 @@ OWN = (
     '--device-modules',
     '--class-map',
 )
-NAMED = 'hfds/', 'tfds/'  # readers of data sets that need no folder
-DEFAULTS = {'seed': '0', 'workers': '2'}  # where neither the recipe nor the user says
-OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors kept for each weight; two where not known
+NAMED = 'hfds/', 'tfds/'  # timm's readers of data sets without a folder
+DEFAULTS = {'seed': '0', 'workers': '2'}  # unless the recipe or the user sets them
+OPTIMIZER_STATES = {'sgd': 1, 'adamw': 2, 'rmsproptf': 2}  # tensors per weight; two if unknown
 
 
 def list_recipes() -> list[str]:
@@ -57,13 +57,13 @@ class TrainingRun:
     Args:
         recipe: Name of a recipe of this package, or a YAML file of the script's arguments.
         output: Folder of the run.
-        data_dir: Folder with train/ and val/ of class folders, or one that another reader of timm reads, which `extra`
-            names (`--dataset wds/`); or a data set by name, `hfds/NAME` or `tfds/NAME`.
-        extra: Further arguments of the script; they win over the recipe's.
+        data_dir: Folder with class folders in train/ and val/; or a folder for another reader of timm, named in `extra`
+            (`--dataset wds/`); or the name of a data set, `hfds/NAME` or `tfds/NAME`.
+        extra: Further arguments of the script; they take precedence over the recipe's.
         launch: Processes and machines.
         device_batch_size: Images that fit on one device; gradients are accumulated to the recipe's batch.
-        script: The script; without, see `find_script`.
-        resume: Go on from the last checkpoint in `output`, if there is one.
+        script: Path of the script; default: see `find_script`.
+        resume: Resume from the last checkpoint in `output`, if there is one.
     """
 
     recipe: str
@@ -84,10 +84,10 @@ class TrainingRun:
         self.output = Path(self.output)
         self.extra = [re.sub(r'^-b(?=\d)', '--batch-size=', {'-b': '--batch-size'}.get(x, x)) for x in self.extra]
         self.classes: list[str] = []
-        self.needs_map = False  # timm numbers the classes of each split by itself
+        self.needs_map = False  # timm numbers the classes of each split separately
 
     def value(self, name: str, default: Any = None) -> Any:
-        """An argument of the script, from `extra` or else the recipe; True for one without a value."""
+        """An argument of the script, from `extra` or else the recipe; True if it has no value."""
         option = f'--{name.replace("_", "-")}'
         for i, argument in reversed(list(enumerate(self.extra))):  # the last one counts
             if argument == option:
@@ -99,24 +99,24 @@ class TrainingRun:
 
     @property
     def batch_size(self) -> int:
-        """Images of a step, of all processes."""
+        """Images per step, over all processes."""
         return int(self.value('batch_size', 128))
 
     @property
     def named(self) -> bool:
-        """Whether the data is a data set by name, and no folder."""
+        """Whether the data is a named data set, not a folder."""
         return self.data_dir.startswith(NAMED) and not Path(self.data_dir).is_dir()
 
     def check(self):
-        """Find what would fail, before a device is taken.
+        """Check the run before it uses a device.
 
         Raises:
-            FileExistsError: `output` holds a run already, and `resume` was not asked for.
-            OSError: The disk has no room for the checkpoints.
+            FileExistsError: `output` holds a run already, and `resume` is False.
+            OSError: The disk is too full for the checkpoints.
             ValueError: The data, the teacher or the devices do not fit.
         """
         if (self.output / 'summary.csv').exists() and not self.resume:
-            raise FileExistsError(f'{self.output} holds a run already; go on with --resume or name another folder.')
+            raise FileExistsError(f'{self.output} holds a run already; resume it with --resume or name another folder.')
         if (self.output / 'model').exists():
             raise FileExistsError(f'{self.output / "model"} exists already; move it, or name another folder.')
         self.check_model()
@@ -127,29 +127,29 @@ class TrainingRun:
         cuda = torch.cuda.device_count()
         if self.launch.nproc_per_node > max(cuda, 1):
             raise ValueError(
-                f"{self.launch.nproc_per_node} processes need as many GPUs, and there are {cuda}; timm's train script "
+                f"{self.launch.nproc_per_node} processes need as many GPUs, but there are {cuda}; timm's train script "
                 f'runs on the CPU in one process only.'
             )
         self.check_disk()
 
     @property
     def channels(self) -> int:
-        """Image channels that the model is to have."""
+        """Image channels of the model."""
         return int(self.value('in_chans') or self.value('input_size') or 3)
 
     def check_export(self):
-        """Find what trains to the end and is no model folder then."""
+        """Refuse trainings whose result cannot be exported as a model folder."""
         wanted = 'L' if self.channels == 1 else 'RGB'
         if self.channels not in (1, 3):
             raise ValueError(f'A model folder reads images as RGB or grey, in 3 channels or 1, not in {self.channels}.')
         if (mode := self.value('input_img_mode', wanted)) != wanted:
             raise ValueError(f'A model of {self.channels} channel(s) reads images as {wanted}, not as {mode}.')
         if self.value('split_bn'):
-            raise ValueError('--split-bn trains a network with other norms, of which no model folder is made.')
+            raise ValueError('--split-bn trains a network with other norms, which cannot become a model folder.')
 
     def check_model(self):
         if not (model := self.value('model')):
-            raise ValueError(f'The recipe {self.recipe} names no model; name one with --model.')
+            raise ValueError(f'The recipe {self.recipe} does not name a model; name one with --model.')
         source = Source.parse(model)
         if source.kind == 'folder':
             load_folder(source.path)
@@ -159,19 +159,19 @@ class TrainingRun:
             if self.value('pretrained'):
                 resolve_name(model)
         elif not timm.is_model(model):
-            raise LookupError(f'There is no model {model!r}; `vt-hub list` names ours, and timm has more.')
+            raise LookupError(f'There is no model {model!r}; use a model of `vt-hub list` or of timm.')
 
     def check_data(self):
         if self.named or self.value('dataset'):
             if not self.value('num_classes'):
-                raise ValueError(f'How many classes {self.data_dir} has is not known; say so with --num-classes.')
+                raise ValueError(f'The number of classes of {self.data_dir} is unknown; set it with --num-classes.')
             return
         train = open_image_folder(self.data_dir, self.value('train_split', 'train'))
         val = self.open_val(train.classes)
-        if len(train.files) < self.batch_size:  # the script drops a batch that is not full
+        if len(train.files) < self.batch_size:  # the script drops incomplete batches
             raise ValueError(
-                f'{train.root} has {len(train.files)} images, and a batch is {self.batch_size}; name a smaller one '
-                f'with --batch-size.'
+                f'{train.root} has {len(train.files)} images, but a batch has {self.batch_size}; use a smaller '
+                f'--batch-size.'
             )
         for part in (train, val):
             if skipped := part.skipped:
@@ -186,11 +186,11 @@ class TrainingRun:
             raise ValueError(f'{train.root} has {len(self.classes)} classes, not {wanted}.')
 
     def open_val(self, classes: list[str]) -> ImageFolder:
-        """The images that timm validates on."""
+        """The images that timm uses for validation."""
         return open_image_folder(self.data_dir, self.value('val_split', 'validation'), classes)
 
     def check_teacher(self):
-        """timm re-initialises a teacher's classifier without a word where its classes are not the data's."""
+        """Check the teacher's classes: if they differ from the data's, timm silently resets its classifier."""
         if not (teacher := self.value('kd_model_name')):
             return
         if (source := Source.parse(teacher)).kind == 'folder':
@@ -202,8 +202,8 @@ class TrainingRun:
         classes = len(self.classes) or int(self.value('num_classes'))
         if known != classes:
             raise ValueError(
-                f'The teacher {teacher} knows {known} classes and the data has {classes}; name a teacher of your own '
-                f'with --kd-model-name local-dir:FOLDER, or train by a copy of the recipe without kd_model_name.'
+                f'The teacher {teacher} has {known} classes, but the data has {classes}; name your own teacher with '
+                f'--kd-model-name local-dir:FOLDER, or train with a copy of the recipe without kd_model_name.'
             )
 
     def check_disk(self):
@@ -214,10 +214,10 @@ class TrainingRun:
         folder = next(parent for parent in self.output.absolute().parents if parent.is_dir())
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise OSError(f'{folder} has {free / 1e9:.1f} GB left, and the checkpoints need {needed / 1e9:.1f} GB.')
+            raise OSError(f'{folder} has {free / 1e9:.1f} GB left, but the checkpoints need {needed / 1e9:.1f} GB.')
 
     def command(self) -> list[str]:
-        """The whole command.
+        """The complete command.
 
         Raises:
             ValueError: The batch cannot be divided, or the script does not know a setting of the recipe.
@@ -226,12 +226,12 @@ class TrainingRun:
         source = script.read_text(encoding='utf-8')
         for name in self.settings:
             if f"'--{name.replace('_', '-')}'" not in source:
-                raise ValueError(f'{script} knows no {name}, which the recipe {self.recipe} sets; use a newer one.')
+                raise ValueError(f'{script} does not know {name}, set by the recipe {self.recipe}; use a newer one.')
         for argument in self.extra:
             name = argument.partition('=')[0]
             theirs = name[:2] != '--' or name in ('--batch-size', '--device')
             if not theirs and any(option.startswith(name) for option in OWN):  # the script takes abbreviations
-                raise ValueError(f'{name} is what vt-hub train sets, or short for it; use an option of its own.')
+                raise ValueError(f'{name}, or its full name, is set by vt-hub train; use an option of vt-hub train.')
         if (version := script_version(script)) not in (None, timm.__version__):
             print(f'warning: {script} runs with timm {version} beside it, not {timm.__version__}.', file=sys.stderr)
         own, rest = divmod(self.batch_size, self.launch.processes)
@@ -244,7 +244,7 @@ class TrainingRun:
         arguments = ['-c', str(self.recipe_path), '--device-modules', PLUGIN]
         if self.classes:
             arguments += ['--data-dir', self.data_dir, '--num-classes', str(len(self.classes))]
-            if self.needs_map or self.value('class_map'):  # a recipe's own might number otherwise
+            if self.needs_map or self.value('class_map'):  # a class map of the recipe may differ
                 arguments += ['--class-map', str(self.output / 'classes.txt') if self.needs_map else '']
         else:
             arguments += ['--dataset' if self.named else '--data-dir', self.data_dir]
@@ -259,7 +259,7 @@ class TrainingRun:
         if own > device_batch or self.value('grad_accum_steps'):
             arguments += ['--grad-accum-steps', str(own // device_batch)]
         if self.value('pretrained') and source.kind == 'model':
-            # so that the checkpoint names the preprocessing of its weights
+            # with the tag, the checkpoint records the preprocessing of its weights
             arguments += ['--model', resolve_name(source.text)]
         if not torch.cuda.is_available() and not self.value('device'):
             arguments += ['--device', 'cpu']
@@ -269,32 +269,32 @@ class TrainingRun:
         return self.launch.command(str(script), *arguments)
 
     def grey_arguments(self) -> list[str]:
-        """What the script needs to know of images in one channel; what the user gives comes later and wins."""
+        """Arguments for images with one channel. The user's arguments come later and take precedence."""
         cfg = with_channels(timm.create_model(self.value('model'), device='meta').pretrained_cfg, 1)
         return ['--input-img-mode', 'L', '--mean', str(cfg['mean'][0]), '--std', str(cfg['std'][0])]
 
     def start(self, command: Sequence[str]) -> int:
-        """Run the command; returns its exit code."""
+        """Run the command and return its exit code."""
         self.output.mkdir(parents=True, exist_ok=True)
         if self.needs_map:
             with replaced_whole(self.output / 'classes.txt') as unfinished:
                 unfinished.write_text(''.join(f'{name}\n' for name in self.classes))
         if self.launch.node_rank == 0:
-            (self.output / 'unreadable.txt').unlink(missing_ok=True)  # of an earlier run
+            (self.output / 'unreadable.txt').unlink(missing_ok=True)  # from an earlier run
         os.environ[UNREADABLE] = str(self.output / 'unreadable.txt')
         return run(command)
 
     def unreadable(self) -> list[str]:
-        """The images that were passed over, each once."""
+        """The images that could not be read, without repetition."""
         path = self.output / 'unreadable.txt'
         names = path.read_bytes().splitlines() if path.is_file() else []
         return sorted(set(map(os.fsdecode, names)))
 
     def best_checkpoint(self) -> Path:
-        """The checkpoint with the best validation metric; the script forgets which when it is resumed.
+        """The checkpoint with the best validation metric; the script does not remember it when resumed.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: There is no such checkpoint.
         """
         metrics = {}
         for path in [*sorted(self.output.glob('checkpoint-*.pth.tar')), *self.output.glob('model_best.pth.tar')]:
@@ -305,23 +305,23 @@ class TrainingRun:
         return (min if self.value('eval_metric') == 'loss' else max)(metrics, key=metrics.__getitem__)
 
     def compare(self, result: dict[str, Any], facts: dict[str, Any], checkpoint: Path):
-        """Warn where the accuracy of what is exported is not that of the training."""
+        """Warn if the exported model's accuracy differs from that in training."""
         measured, reported = result['metrics']['top1'], facts.get('metric')
         images = result['dataset']['num_images']
         if self.value('eval_metric', 'top1') != 'top1' or reported is None:
             return
-        if abs(measured - reported) > max(1, 200 / images):  # points; some images differ by the arithmetic alone
+        if abs(measured - reported) > max(1, 200 / images):  # percentage points; rounding can change some images
             print(
-                f'warning: {checkpoint} had {reported:.2f} % of the validation images right in training and has '
+                f'warning: {checkpoint} had {reported:.2f} % validation accuracy in training, but has '
                 f"{measured:.2f} % as exported; compare the training's preprocessing with the folder's config.json.",
                 file=sys.stderr,
             )
 
     def export(self, workers: int = 0, progress: Progress = no_progress) -> Path:
-        """Write the best checkpoint as a model folder, OUTPUT/model, measured on the validation images and verified.
+        """Export the best checkpoint as a model folder, OUTPUT/model; evaluate it on validation images and verify it.
 
         Raises:
-            ValueError: The folder does not verify.
+            ValueError: The folder fails `verify`.
         """
         checkpoint = self.best_checkpoint()
         model, facts = load_checkpoint(checkpoint)

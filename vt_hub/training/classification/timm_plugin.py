@@ -1,6 +1,6 @@
-"""What timm's train script imports (`--device-modules`): our models, and what the script does not tell by itself.
+"""timm's train script imports this module (`--device-modules`): it registers our models and adds reports.
 
-It passes over images that cannot be decoded, but says their number and not their file; and it knows nothing of tokens.
+Of images that cannot be decoded, the script reports the number but not the file. It also does not measure tokens.
 """
 
 import logging
@@ -21,12 +21,12 @@ from vt_hub.training.classification.timm_scripts import UNREADABLE
 
 __all__ = ['ReadableImageDataset', 'TokenMonitor']
 
-_logger = logging.getLogger('train')  # the script's own
-MAX_IN_A_ROW = 50  # then it is not the images that are at fault
+_logger = logging.getLogger('train')  # the script's logger
+MAX_IN_A_ROW = 50  # after this, the images are not the cause
 
 
 class ReadableImageDataset(ImageDataset):
-    """timm's dataset, whose images are read as for prediction; the next one stands in for one that cannot be read."""
+    """timm's dataset, but images are read as in prediction. The next image replaces one that cannot be read."""
 
     def __getitem__(self, index: int) -> Any:
         channels = 1 if self.input_img_mode == 'L' else 3
@@ -51,7 +51,7 @@ class ReadableImageDataset(ImageDataset):
 
 
 class TokenMonitor:
-    """A forward hook that logs, at the first batch of every evaluation, how much the tokens of each module differ."""
+    """A forward hook that logs the token diversity of each module, at the first batch of every evaluation."""
 
     def __init__(self):
         self.measured: set[nn.Module] = set()
@@ -68,7 +68,7 @@ class TokenMonitor:
 
 
 def note(name: str):
-    """Add a line to the file that collects them; one write, so that processes do not mix theirs."""
+    """Add a line to the file of unreadable images, in one write, so that lines of several processes do not mix."""
     if path := os.environ.get(UNREADABLE):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(handle, os.fsencode(f'{name}\n'))
@@ -76,5 +76,5 @@ def note(name: str):
 
 
 reader_image_folder.find_images_and_targets = find_images_and_targets  # the same files as prediction
-dataset_factory.ImageDataset = ReadableImageDataset  # what timm.data.create_dataset makes
-MONITOR = nn.modules.module.register_module_forward_hook(TokenMonitor())  # of every module of the process
+dataset_factory.ImageDataset = ReadableImageDataset  # used by timm.data.create_dataset
+MONITOR = nn.modules.module.register_module_forward_hook(TokenMonitor())  # for every module in the process

@@ -1,4 +1,4 @@
-"""timm's own scripts, which its package does not hold: finding them, fetching them once, running them."""
+"""Find, download and run timm's scripts, which are not in its package."""
 
 import argparse
 import hashlib
@@ -16,25 +16,25 @@ from ...files import replaced_whole
 
 __all__ = ['UNREADABLE', 'find_script', 'runner', 'script_version']
 
-UNREADABLE = 'VT_HUB_UNREADABLE'  # in the environment: the file that collects the names of unreadable images
+UNREADABLE = 'VT_HUB_UNREADABLE'  # environment variable: the file for the names of unreadable images
 ADDRESS = 'https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{version}/{name}'
 
 
 def cache_folder() -> Path:
-    """Where fetched scripts of the installed timm are kept."""
+    """Folder for downloaded scripts of the installed timm."""
     return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'vt_hub' / f'timm-{timm.__version__}'
 
 
 def find_script(name: str, given: Path | None = None) -> Path:
-    """One of timm's scripts: the given one, that in VT_HUB_TIMM_SCRIPTS, that in the cache, or fetched into it.
+    """Find one of timm's scripts: the given one, in VT_HUB_TIMM_SCRIPTS, in the cache, or download it there.
 
     Args:
-        name: Such as 'train.py'.
+        name: Name such as 'train.py'.
         given: A path from the user.
 
     Raises:
-        FileNotFoundError: It is not where it was said to be.
-        OSError: It cannot be fetched, or the one in the cache is not what was fetched.
+        FileNotFoundError: The script is not at the given place.
+        OSError: It cannot be downloaded, or the one in the cache was changed.
     """
     folder = os.environ.get('VT_HUB_TIMM_SCRIPTS')
     path = given or (Path(folder) / name if folder else None)
@@ -47,36 +47,36 @@ def find_script(name: str, given: Path | None = None) -> Path:
     if not path.is_file():
         fetch_script(name, path)
     elif not sha256.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256.read_text().strip():
-        raise OSError(f'{path} is not what was fetched; remove it to fetch it again.')
+        raise OSError(f'{path} was changed after its download; remove it to download it again.')
     return path
 
 
 def fetch_script(name: str, path: Path):
-    """Fetch a script of the installed timm's release over https, and keep its sha256 beside it."""
+    """Download a script of the installed timm's release over https, and save its sha256 beside it."""
     address = ADDRESS.format(version=timm.__version__, name=name)
-    hint = f"put timm's {name} into a folder and name that in VT_HUB_TIMM_SCRIPTS"
+    hint = f"put timm's {name} into a folder and set VT_HUB_TIMM_SCRIPTS to that folder"
     if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
-        raise OSError(f"timm's {name} is not in {path.parent} and HF_HUB_OFFLINE forbids to fetch it; {hint}.")
+        raise OSError(f"timm's {name} is not in {path.parent} and HF_HUB_OFFLINE forbids its download; {hint}.")
     try:
         with urlopen(address, timeout=60) as response:
-            source = response.read()  # as a whole: read in parts, one that is cut short would be no error
+            source = response.read()  # reading in parts would not report a truncated file
     except (OSError, HTTPException) as error:
-        raise OSError(f'Cannot fetch {address}: {getattr(error, "reason", error)}; {hint}.') from error
+        raise OSError(f'Cannot download {address}: {getattr(error, "reason", error)}; {hint}.') from error
     digest = hashlib.sha256(source).hexdigest()
     with replaced_whole(path) as unfinished:
         unfinished.write_bytes(source)
         path.with_name(f'{name}.sha256').write_text(f'{digest}\n')
-    print(f'fetched {address}, sha256 {digest}', file=sys.stderr)
+    print(f'downloaded {address}, sha256 {digest}', file=sys.stderr)
 
 
 def script_version(path: Path) -> str | None:
-    """Version of the timm that a script lies beside, in a checkout of its repository; it runs with that one."""
+    """Version of timm beside a script in a checkout of its repository; the script runs with that version."""
     version = path.parent / 'timm' / 'version.py'
     return version.read_text().split('=')[1].strip().strip('\'"') if version.is_file() else None
 
 
 def results_file(arguments: Sequence[str]) -> list[str]:
-    """`--results-file` for a model whose name holds a slash, as a folder has: by default the name becomes a path."""
+    """`--results-file` for a model whose name has a slash: by default, timm would use the name as a path."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--model', '-m', default='')
     name = parser.parse_known_args(arguments)[0].model
@@ -84,10 +84,10 @@ def results_file(arguments: Sequence[str]) -> list[str]:
 
 
 def runner(script: Path, arguments: Sequence[str]) -> list[str]:
-    """The command for a script that has no `--device-modules`: our models are registered before it starts."""
+    """The command for a script without `--device-modules`: our models are registered before it starts."""
     cpu = not torch.cuda.is_available() and "'--device'" in script.read_text(encoding='utf-8')
     if cpu and not any(argument.split('=')[0] == '--device' for argument in arguments):
-        arguments = [*arguments, '--device', 'cpu']  # theirs is cuda
+        arguments = [*arguments, '--device', 'cpu']  # timm's default is cuda
     if script.name == 'inference.py':
         arguments = [*results_file(arguments), *arguments]
     code = 'import runpy, sys, vt_hub; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'

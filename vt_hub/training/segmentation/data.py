@@ -1,4 +1,4 @@
-"""Reading and checking pairs of images and masks of class indices, as the public data sets lay them out."""
+"""Read and check pairs of images and class masks, in the layouts of public data sets."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,22 +18,22 @@ from ...network.images import check_size, read_image, to_channels
 __all__ = ['IGNORE', 'LAYOUTS', 'SegmentationData', 'check_pairs', 'open_data']
 
 
-IGNORE = 255  # the mask value of pixels that count neither in training nor in evaluation
+IGNORE = 255  # mask value of pixels that are ignored in training and evaluation
 
 LIP_CLASSES = [
     'Background', 'Hat', 'Hair', 'Glove', 'Sunglasses', 'Upper-clothes', 'Dress', 'Coat', 'Socks', 'Pants',
     'Jumpsuits', 'Scarf', 'Skirt', 'Face', 'Left-arm', 'Right-arm', 'Left-leg', 'Right-leg', 'Left-shoe', 'Right-shoe',
 ]  # fmt: skip
-LIP_FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))  # left and right are the person's
+LIP_FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))  # left and right of the person, not of the image
 
-# of the datasets library: what the splits and the columns of masks are called, the first that is there counts
+# usual names of splits and mask columns in the datasets library; the first existing one is used
 SPLIT_NAMES = {'train': ('train',), 'val': ('validation', 'val', 'test')}
 MASK_COLUMNS = ('annotation', 'mask', 'label', 'segmentation_mask', 'labels')
 
 
 @contextmanager
 def one_sentence(what: str) -> Iterator[None]:
-    """Turn all that a decoder raises, which for a hostile file is almost anything, into a ValueError about `what`."""
+    """Turn any error of a decoder into a ValueError about `what`; hostile files can raise almost any error."""
     try:
         yield
     except Exception as error:
@@ -44,16 +44,16 @@ def one_sentence(what: str) -> Iterator[None]:
 
 
 def mask_values(image: Image.Image) -> np.ndarray:
-    """Class indices of a mask, (H, W) uint8; those of a palette image are its indices and not its colours.
+    """Class indices of a mask, (H, W) uint8. For a palette image they are the indices, not the colours.
 
     Raises:
-        ValueError: It has several channels, or values over 255.
+        ValueError: The mask has several channels, or values over 255.
     """
     if image.mode not in ('1', 'L', 'P') and not image.mode.startswith('I'):
-        raise ValueError(f'masks must hold class indices in one channel, and its mode is {image.mode}')
+        raise ValueError(f'masks must hold class indices in one channel, but the mode is {image.mode}')
     values = np.array(image)
     if values.min() < 0 or values.max() > 255:
-        raise ValueError(f'masks hold values of 0 to 255, and its are {values.min()} to {values.max()}')
+        raise ValueError(f'mask values must be 0 to 255, but are {values.min()} to {values.max()}')
     return values.astype(np.uint8)
 
 
@@ -62,15 +62,15 @@ class SegmentationData:
     """Image and mask pairs of one split, with their class names.
 
     Args:
-        name: What the data set is called in result files.
+        name: Name of the data set in result files.
         split: 'train' or 'val'.
         pairs: Paths of image and mask.
         classes: Class names by mask value, after `reduce_labels`.
-        flip_pairs: Classes that change places in a mirrored image.
-        reduce_labels: transformers' `do_reduce_labels`: 0 becomes 255, and all values but 255 are lowered by one.
+        flip_pairs: Pairs of classes that are swapped in a mirrored image.
+        reduce_labels: transformers' `do_reduce_labels`: 0 becomes 255, and all values except 255 are lowered by one.
 
     Raises:
-        ValueError: There are no classes, or more than the 255 that masks can hold besides 255 itself.
+        ValueError: There are no classes, or more than 255 (mask values 0 to 254).
     """
 
     name: str
@@ -82,25 +82,25 @@ class SegmentationData:
 
     def __post_init__(self):
         if not 0 < len(self.classes) <= IGNORE:
-            raise ValueError(f'{self.name} has {len(self.classes)} classes, and masks can tell 1 to {IGNORE} apart.')
+            raise ValueError(f'{self.name} has {len(self.classes)} classes, but masks can hold 1 to {IGNORE}.')
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f'{self.name} has classes of the same name.')
+            raise ValueError(f'{self.name} has several classes of the same name.')
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, np.ndarray]:
-        """Pair i: the image, RGB and upright, and its mask, (H, W) uint8, where 255 is to be ignored.
+        """Pair i: the image, RGB and upright, and its mask, (H, W) uint8, where 255 means "ignore".
 
         Raises:
-            ValueError: Either cannot be read, or their sizes differ.
+            ValueError: The image or the mask cannot be read, or their sizes differ.
         """
         if not 0 <= i < len(self):
-            raise IndexError(f'{self.name} has {len(self)} pairs, and none of number {i}.')
+            raise IndexError(f'{self.name} has {len(self)} pairs; there is no pair {i}.')
         image, mask = self.read_pair(i)
         height, width = mask.shape
         if image.size != (width, height):
-            turned = '; images are turned by their EXIF orientation, turn the mask, too' * (image.size == mask.shape)
+            turned = '; images are turned by their EXIF orientation, so turn the mask too' * (image.size == mask.shape)
             raise ValueError(
                 f'{self.name_of(i)} has {image.width} x {image.height} pixels and its mask {width} x {height}{turned}.'
             )
@@ -109,7 +109,7 @@ class SegmentationData:
         return image, mask
 
     def name_of(self, i: int) -> str:
-        """What to call pair i in messages."""
+        """Name of pair i in messages."""
         return str(self.pairs[i][0])
 
     def read_pair(self, i: int) -> tuple[Image.Image, np.ndarray]:
@@ -118,7 +118,7 @@ class SegmentationData:
 
 
 class PanopticData(SegmentationData):
-    """Pairs of image, panoptic PNG, and its table of segments: (N, 2) int32, id and class, in the order of the ids."""
+    """Pairs of an image and a panoptic PNG with its table of segments: (N, 2) int32, id and class, sorted by id."""
 
     def read_pair(self, i: int) -> tuple[Image.Image, np.ndarray]:
         image, mask, segments = self.pairs[i]
@@ -144,7 +144,7 @@ def read_mask(path: Path) -> np.ndarray:
     """Read a mask file, (H, W) uint8.
 
     Raises:
-        ValueError: It is missing, damaged, or holds no class indices.
+        ValueError: The file is missing or damaged, or does not hold class indices.
     """
     with one_sentence(f'{path} as a mask'), Image.open(path) as image:
         check_size(image)
@@ -152,18 +152,18 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names from a text file, one a line, the first for mask value 0.
+    """Class names from a text file, one per line, the first for mask value 0.
 
     Raises:
         ValueError: The file is missing, or its lines are empty or numbered.
     """
     if not path.is_file():
-        raise ValueError(f'There is no {path}: it has to name the classes, one a line, the first for mask value 0.')
+        raise ValueError(f'There is no {path}: it must name the classes, one per line, the first for mask value 0.')
     names = [line.strip() for line in path.read_text(encoding='utf-8-sig').rstrip().splitlines()]
     if '' in names:
-        raise ValueError(f'Line {names.index("") + 1} of {path} is empty: each line names the class of its number.')
+        raise ValueError(f'Line {names.index("") + 1} of {path} is empty: each line must name a class.')
     if all(re.match(r'\d+:', name) for name in names):
-        raise ValueError(f'{path} numbers its classes: it has to hold the names only, the first for mask value 0.')
+        raise ValueError(f'{path} numbers its classes: it must hold only the names, the first for mask value 0.')
     return names
 
 
@@ -176,21 +176,21 @@ def first_folder(*folders: Path) -> Path:
 
 
 def files_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
-    """Files of a folder by name without extension, less hidden ones such as macOS leaves next to each file."""
+    """Files of a folder by name without extension. Hidden files are left out; macOS writes one beside each file."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in extensions and not path.name.startswith('.'):
             if path.stem in files:
-                raise ValueError(f'{folder} holds both {files[path.stem].name} and {path.name}; which is it?')
+                raise ValueError(f'{folder} holds both {files[path.stem].name} and {path.name}; remove one of them.')
             files[path.stem] = path
     return files
 
 
 def match_files(images: Path, masks: Path, stems: Collection[str] | None = None) -> list[tuple[Path, Path]]:
-    """Pairs of an image and a PNG mask of the same stem in two folders, sorted: all, or those of the given stems.
+    """Sorted pairs of an image and a PNG mask with the same stem in two folders: all, or those of the given stems.
 
     Raises:
-        ValueError: There are none, or some lack the image or the mask.
+        ValueError: There are no pairs, or an image or mask is missing.
     """
     images_of = files_by_stem(images, Image.registered_extensions())
     masks_of = files_by_stem(masks, {'.png'})
@@ -214,10 +214,10 @@ def read_folders(folder: Path, split: str, classes: list[str] | None = None) -> 
 
 
 def read_coco_stuff(folder: Path, split: str, classes: list[str] | None = None) -> SegmentationData:
-    """COCO-Stuff 164k with its stuffthingmaps, laid out and named as in https://github.com/nightrome/cocostuff.
+    """COCO-Stuff 164k with its stuffthingmaps, in the layout of https://github.com/nightrome/cocostuff.
 
-    A pixel's value is the class's number in labels.txt less one, and 255 where it is unlabelled: 182 classes, 11 of
-    which have no pixels.
+    A pixel's value is the class number in labels.txt minus one, or 255 if it is unlabelled. There are 182 classes, 11
+    of them without pixels.
     """
     year = f'{split}2017'
     images = first_folder(folder / 'images' / year, folder / year)
@@ -227,7 +227,7 @@ def read_coco_stuff(folder: Path, split: str, classes: list[str] | None = None) 
 
 
 def read_coco_labels(path: Path) -> list[str]:
-    """Names from COCO-Stuff's labels.txt, whose lines are `0: unlabeled`, `1: person` and so on, less the first."""
+    """Names from COCO-Stuff's labels.txt (`0: unlabeled`, `1: person` and so on), without the first."""
     if not path.is_file():
         raise ValueError(f'There is no {path}: copy labels.txt of https://github.com/nightrome/cocostuff there.')
     try:
@@ -238,10 +238,10 @@ def read_coco_labels(path: Path) -> list[str]:
 
 
 def read_coco_panoptic(folder: Path, split: str, classes: list[str] | None = None) -> SegmentationData:
-    """COCO's panoptic annotation as Detectron2's semantic FPN learns it (`prepare_panoptic_fpn.py`).
+    """COCO's panoptic annotation, converted as for Detectron2's semantic FPN (`prepare_panoptic_fpn.py`).
 
-    All things are class 0, the stuff categories follow in the order of their ids (54 classes in all), and the rest
-    is 255.
+    All things are class 0. The stuff categories follow in the order of their ids (54 classes in all). Other pixels are
+    255.
     """
     path = folder / 'annotations' / f'panoptic_{split}2017.json'
     table = read_json(path)
@@ -251,9 +251,9 @@ def read_coco_panoptic(folder: Path, split: str, classes: list[str] | None = Non
         class_of |= {category: i for i, (category, _) in enumerate(stuff, 1)}
         segments = {str(a['file_name']): segment_table(a['segments_info'], class_of) for a in table['annotations']}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f'{path} is no panoptic annotation of COCO: {type(error).__name__} {error}.') from error
+        raise ValueError(f'{path} is not a panoptic annotation of COCO: {type(error).__name__} {error}.') from error
     if bad := next((name for name in segments if '/' in name or '\\' in name or '..' in name), None):
-        raise ValueError(f'{path} names the file {bad}, which leads out of its folder.')
+        raise ValueError(f'{path} names the file {bad}, which is outside its folder.')
     segments = {Path(name).stem: rows for name, rows in segments.items()}
     images = first_folder(folder / f'{split}2017', folder / 'images' / f'{split}2017')
     masks = first_folder(path.with_suffix(''), folder / path.stem)
@@ -262,7 +262,7 @@ def read_coco_panoptic(folder: Path, split: str, classes: list[str] | None = Non
 
 
 def segment_table(segments: list[dict[str, Any]], class_of: dict[int, int]) -> np.ndarray:
-    """Ids and classes of an image's segments, (N, 2) int32, in the order of the ids; the first row is unlabelled."""
+    """Ids and classes of an image's segments, (N, 2) int32, sorted by id. The first row is for unlabelled pixels."""
     return np.array([(0, IGNORE), *sorted((s['id'], class_of[s['category_id']]) for s in segments)], np.int32)
 
 
@@ -275,25 +275,25 @@ def read_lip(folder: Path, split: str, classes: list[str] | None = None) -> Segm
 
 
 def find_below(folder: Path, name: str) -> Path:
-    """A file or folder in `folder` or up to three folders further down, as LIP's archives are nested."""
+    """Find a file or folder in `folder` or up to three levels below, since LIP's archives are nested."""
     for depth in range(4):
         found = sorted(path for path in folder.glob('*/' * depth + name) if '__MACOSX' not in path.parts)
         if found:
             return found[0]
-    raise ValueError(f'There is no {name} in {folder}, nor up to three folders further down.')
+    raise ValueError(f'There is no {name} in {folder}, nor up to three levels below.')
 
 
 def read_datasets(source: str | Path, split: str, classes: list[str] | None = None) -> SegmentationData:
-    """A data set of the datasets library: a name on the Hub, or a folder that its save_to_disk has written."""
+    """A data set of the datasets library: a name on the Hub, or a folder written by its save_to_disk."""
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('Hub data sets need the datasets library: pip install "vt_hub[train]".') from error
     if not classes:
-        raise ValueError(f'{source} has to come with a file of class names, one a line, the first for mask value 0.')
+        raise ValueError(f'{source} needs a file of class names, one per line, the first for mask value 0.')
     with one_sentence(f'the data set {source}'):
         splits = datasets.load_from_disk(source) if Path(source).is_dir() else datasets.load_dataset(str(source))
-    names = list(splits) if isinstance(splits, dict) else []  # a data set that was saved by itself has no splits
+    names = list(splits) if isinstance(splits, dict) else []  # a single saved data set has no splits
     rows = next((splits[name] for name in SPLIT_NAMES[split] if name in names), None)
     if rows is None:
         raise ValueError(f'{source} has no split {" or ".join(SPLIT_NAMES[split])}; its splits are {names}.')
@@ -301,8 +301,7 @@ def read_datasets(source: str | Path, split: str, classes: list[str] | None = No
     mask = next((name for name in MASK_COLUMNS if name in images), None)
     if 'image' not in images or mask is None:
         raise ValueError(
-            f'{source} needs the columns image and {" or ".join(MASK_COLUMNS)} of images; those that it has are '
-            f'{images}.'
+            f'{source} needs the columns image and {" or ".join(MASK_COLUMNS)} of images; it has {images}.'
         )
     name = Path(source).resolve().name if Path(source).is_dir() else str(source)
     return RowData(name, split, rows.select_columns(['image', mask]).rename_columns({mask: 'mask'}), classes)
@@ -324,13 +323,13 @@ def open_data(
     classes: Path | None = None,
     reduce_labels: bool = False,
 ) -> SegmentationData:
-    """Open one split of a data set; its images and masks are only read when they are asked for.
+    """Open one split of a data set. Images and masks are read only when they are used.
 
     Args:
-        source: A folder, or for the layout 'datasets' a name on the Hub, too.
+        source: A folder; for the layout 'datasets', also a name on the Hub.
         split: 'train' or 'val'.
         layout: One of `LAYOUTS`.
-        classes: A text file of class names, one a line, in place of the data set's own.
+        classes: A text file of class names, one per line, that replaces the data set's own.
         reduce_labels: As in `SegmentationData`.
 
     Raises:
@@ -348,7 +347,7 @@ def open_data(
 
 
 def check_pair(data: SegmentationData, num_classes: int, i: int) -> tuple[str | None, np.ndarray]:
-    """What is wrong with pair i, in one sentence, and how many pixels of its mask have each value, (256,)."""
+    """An error message for pair i, if it is bad, and how many pixels of its mask have each value, (256,)."""
     try:
         _, mask = data[i]
     except ValueError as error:
@@ -360,23 +359,23 @@ def check_pair(data: SegmentationData, num_classes: int, i: int) -> tuple[str | 
     more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
     return (
         f'The mask of {data.name_of(i)} has the values {", ".join(map(str, wrong[:5]))}{more}'
-        f'{" after reducing the labels" * data.reduce_labels}; it may have 0 to {num_classes - 1} and {IGNORE}.'
+        f'{" after reducing the labels" * data.reduce_labels}; allowed are 0 to {num_classes - 1} and {IGNORE}.'
     ), counts
 
 
 def check_pairs(
     data: SegmentationData, num_classes: int, indices: Sequence[int] | None = None, workers: int = 1
 ) -> Iterator[tuple[str | None, np.ndarray]]:
-    """Decode pairs to check that they can be read, agree in size, and hold no other values than classes and 255.
+    """Decode pairs to check that they can be read, have equal sizes, and hold only class values and 255.
 
     Args:
         data: The data.
-        num_classes: How many classes there are.
-        indices: Which pairs to check, by default all.
-        workers: Processes that decode; with one, it is this one.
+        num_classes: Number of classes.
+        indices: Pairs to check; default: all.
+        workers: Processes that decode; with 1, this process decodes.
 
     Yields:
-        For each pair, in order, None or one sentence that says what is wrong, and the pixels of each value, (256,).
+        For each pair, in order, None or an error message, and the number of pixels of each value, (256,).
     """
     indices = range(len(data)) if indices is None else indices
     if workers <= 1:
@@ -390,7 +389,7 @@ _job: tuple[SegmentationData, int]
 
 
 def start_worker(*job: Any) -> None:
-    """Keep the data in the worker: sent along with each chunk, a large data set would take longer than its decoding."""
+    """Keep the data in the worker: sending a large data set with each chunk would take longer than decoding."""
     global _job
     _job = job
 

@@ -1,4 +1,4 @@
-"""Evaluation of semantic segmentation: IoU of every class, counted over a whole set at the masks' own size."""
+"""Evaluate semantic segmentation: IoU of every class, over the whole set and at the size of the masks."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from ...network.vt_fpn import ARCHITECTURES
 from ...reporting import Progress, no_progress
 from .data import IGNORE, SegmentationData
 
-COMPARED = 16  # images that the tokens are compared on, those of the first process
+COMPARED = 16  # number of images to compare tokens on, in the first process
 
 __all__ = ['evaluate_segmentation', 'load_segmenter', 'scores']
 
 
 class EvaluationPairs(torch.utils.data.Dataset):
-    """Prepared image and mask of every pair that can be read, or the sentence that says why not."""
+    """Prepared image and mask of each pair, or an error message if the pair cannot be used."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class EvaluationPairs(torch.utils.data.Dataset):
 
 
 def fit_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) in proportion, the shorter edge as asked for, or less where the longer would be too long."""
+    """Scale (height, width) to the `shortest` edge, or less if the longer edge would exceed `longest`."""
     scale = min(shortest / min(height, width), longest / max(height, width))
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
@@ -67,8 +67,8 @@ def scores(confusion: torch.Tensor, classes: list[str]) -> dict[str, Any]:
         classes: Class names.
 
     Returns:
-        `metrics` (`miou`, `pixel_accuracy`) and `per_class_iou`, None where a class occurs neither in the masks nor in
-        the predictions; such a class is left out of the mean.
+        `metrics` (`miou`, `pixel_accuracy`) and `per_class_iou`. The IoU is None for a class that occurs neither in the
+        masks nor in the predictions; the mean leaves out such a class.
     """
     confusion = confusion.double()
     hits = confusion.diagonal()
@@ -88,10 +88,10 @@ def scores(confusion: torch.Tensor, classes: list[str]) -> dict[str, Any]:
 
 
 def load_segmenter(folder: Path) -> VTFPNForSemanticSegmentation:
-    """The model of a model folder.
+    """Load a segmentation model from a model folder.
 
     Raises:
-        ValueError: It does not segment.
+        ValueError: The model does not segment.
     """
     architecture = read_json(folder / 'config.json').get('architecture')
     if architecture not in ARCHITECTURES:
@@ -107,21 +107,21 @@ def evaluate_segmentation(
     workers: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Segment every image of a set and count; under torchrun each process takes its share.
+    """Segment all images of a set and compute the scores. Under torchrun, processes share the images.
 
-    Images go through the model one at a time: their results do not depend on what is beside them.
+    The model processes one image at a time, so results do not depend on batching.
 
     Args:
-        model: A model on the device that is to be used.
-        data: Images and masks, whose classes are the model's.
-        edges: Resize images to this shorter edge, with the longer one no longer than the second number, instead of to
-            the model's input size.
-        workers: Processes that read.
-        progress: Wraps the loop, given its length and a title, to show how far it is.
+        model: A model on the device to use.
+        data: Images and masks with the model's classes.
+        edges: Resize images to this shorter edge, with the longer edge at most the second number, instead of to the
+            model's input size.
+        workers: Processes that read images.
+        progress: Wraps the loop to show progress; it gets the loop's length and a title.
 
     Returns:
-        The contents of a result file: see `scores`; `tokens`, how much those of each level differ; and `errors`,
-        sentences on the pairs that could not be used.
+        The contents of a result file: see `scores`; `tokens`, the token diversity of each level; and `errors`, messages
+        on the pairs that could not be used.
 
     Raises:
         ValueError: The classes differ in number, or no pair could be used.

@@ -15,26 +15,27 @@ class SegmentationRecipe:
 
     Args:
         model: Architecture, published weights or a model folder to start from.
-        model_args: What differs from that architecture: `decoder`, `backbone` and the others of `VTFPNBody.build`.
+        model_args: Changes to the architecture: `decoder`, `backbone` and other arguments of `VTFPNBody.build`.
         layout: Arrangement of the data; see `data.LAYOUTS`.
-        batch_size: Images of one step, over all processes.
+        batch_size: Images per step, over all processes.
         device_batch_size: Images that fit on one device; gradients are accumulated to `batch_size`.
-        lr: Learning rate at its highest.
+        lr: Highest learning rate.
         optimizer: SGD with momentum, or AdamW.
-        weight_decay: For all weights but norms and biases.
-        max_grad_norm: Clip the gradient to this norm; 0 for not at all.
+        weight_decay: For all weights except norms and biases.
+        max_grad_norm: Clip the gradient to this norm; 0 for no clipping.
         steps: Optimizer steps.
-        schedule: 'step' multiplies the rate by `gamma` at each of `milestones` (fractions of `steps`), 'polynomial'
-            takes it to 0 with the exponent `power`, 'cosine' along half a wave.
-        warmup_steps: Steps over which the rate rises linearly from `warmup_factor` of its height.
-        bf16: Mixed precision; without a word on it, on GPUs that compute in it.
+        schedule: 'step' multiplies the rate by `gamma` at each of `milestones` (fractions of `steps`). 'polynomial'
+            lowers it to 0 with the exponent `power`, 'cosine' along half a cosine.
+        warmup_steps: Steps in which the rate rises linearly from `warmup_factor` times its full value.
+        bf16: Use mixed precision; default: on GPUs that support it.
         sync_bn: BatchNorm over all processes.
-        input_size: Height and width that the model sees; those of training unless `shortest_edge` is given.
+        input_size: Height and width of the model's input; in training only if `shortest_edge` is empty.
         scale: Range of random scaling before a random crop or padding to `input_size`.
-        shortest_edge: Resize to one of these, drawn at random, and no further than `longest_edge`; no crop.
-        eval_shortest_edge: Evaluate at this edge, and `longest_edge`, instead of at `input_size`.
-        flip: Share of images mirrored.
-        absent_classes: Train although a class occurs in no mask.
+        shortest_edge: Resize the shorter edge to one of these at random, with the longer edge at most `longest_edge`;
+            no crop.
+        eval_shortest_edge: Evaluate with this shorter edge, and `longest_edge`, instead of `input_size`.
+        flip: Share of mirrored images.
+        absent_classes: Train even if the masks lack a class.
         eval_every: Steps between evaluations, each with a checkpoint.
     """
 
@@ -68,7 +69,7 @@ class SegmentationRecipe:
 
     @property
     def eval_edges(self) -> tuple[int, int] | None:
-        """Shorter and longest edge of evaluation, if it is not at `input_size`."""
+        """Shorter edge and longest edge in evaluation; None for `input_size`."""
         return (self.eval_shortest_edge, self.longest_edge) if self.eval_shortest_edge else None
 
     def lr_factor(self, step: int) -> float:
@@ -91,17 +92,17 @@ def list_segmentation_recipes() -> list[str]:
 
 
 def load_segmentation_recipe(name: str, changes: dict[str, Any] | None = None) -> SegmentationRecipe:
-    """A recipe of the package by name, or of a YAML file, with changes to its values.
+    """Read a recipe of the package by name, or from a YAML file, and apply changes to its values.
 
     Raises:
         LookupError: There is no such recipe.
-        ValueError: A key or value is none of a recipe's.
+        ValueError: A key or value is not allowed in a recipe.
     """
     recipe = read_recipe(SegmentationRecipe, 'segmentation', name, changes)
     if min(recipe.batch_size, recipe.steps, recipe.eval_every) < 1:
-        raise ValueError(f'{name}: batch_size, steps and eval_every are 1 or more.')
+        raise ValueError(f'{name}: batch_size, steps and eval_every must be 1 or more.')
     if min(recipe.input_size) < 1 or min(recipe.scale) <= 0 or (recipe.device_batch_size or 1) < 1:
-        raise ValueError(f'{name}: input_size and device_batch_size are 1 or more, and scale is above 0.')
+        raise ValueError(f'{name}: input_size and device_batch_size must be 1 or more, and scale above 0.')
     if not 0 <= recipe.flip <= 1 or recipe.warmup_steps < 0:
-        raise ValueError(f'{name}: flip is a share from 0 to 1 and warmup_steps is 0 or more.')
+        raise ValueError(f'{name}: flip must be from 0 to 1, and warmup_steps 0 or more.')
     return recipe

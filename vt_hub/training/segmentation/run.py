@@ -1,4 +1,4 @@
-"""Training of semantic segmentation with transformers' Trainer, by recipe."""
+"""Train semantic segmentation with a recipe and transformers' Trainer."""
 
 import json
 import os
@@ -35,9 +35,9 @@ OPTIMIZERS = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}
 
 
 class RandomSize(v2.Transform):
-    """Resize by a recipe: to `input_size` times a random number, or to a random shorter edge in proportion.
+    """Resize to `input_size` times a random scale, or to a random shorter edge with the aspect ratio kept.
 
-    torchvision's ScaleJitter mistakes the height for the width, and its masks move by up to half a pixel.
+    torchvision's ScaleJitter swaps height and width, and shifts masks by up to half a pixel.
     """
 
     def __init__(self, recipe: SegmentationRecipe):
@@ -87,7 +87,7 @@ class TrainingPairs(torch.utils.data.Dataset):
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch; smaller images get a border, the mean colour and not labelled, on the right and at the bottom."""
+    """Make a batch. Smaller images are padded right and below, with the mean colour and unlabelled pixels."""
     height, width = (max(sample['labels'].shape[axis] for sample in samples) for axis in (0, 1))
     batch: dict[str, list[torch.Tensor]] = {'pixel_values': [], 'labels': []}
     for sample in samples:
@@ -124,10 +124,10 @@ class SegmentationTrainer(Trainer):
 
 
 def check_data(data: SegmentationData, absent_classes: bool, workers: int, progress: Progress):
-    """Decode this process's share of the pairs, and say what their masks leave out.
+    """Decode this process's share of the pairs, and print which pixels and classes their masks leave out.
 
     Raises:
-        ValueError: A pair is bad, and the first are named; or a class occurs in no mask to train on.
+        ValueError: Some pairs are bad (the message names the first), or the training masks lack a class.
     """
     world = int(os.environ.get('WORLD_SIZE', 1))
     share = range(int(os.environ.get('RANK', 0)), len(data), world)
@@ -142,7 +142,7 @@ def check_data(data: SegmentationData, absent_classes: bool, workers: int, progr
     ignored = 100 * counts[IGNORE] / max(counts.sum(), 1)
     if ignored > 0:
         print(
-            f'{data.name}, {data.split}: {ignored:.1f} % of the pixels are {IGNORE}, which counts for nothing.',
+            f'{data.name}, {data.split}: {ignored:.1f} % of the pixels are {IGNORE} and are ignored.',
             file=sys.stderr,
         )
     absent = [name for name, pixels in zip(data.classes, counts, strict=False) if not pixels]
@@ -152,29 +152,29 @@ def check_data(data: SegmentationData, absent_classes: bool, workers: int, progr
         if data.split == 'train' and not absent_classes:
             raise ValueError(
                 f'{sentence}; masks hold class numbers from 0, and {IGNORE} for pixels that do not count. '
-                '--absent-classes true trains all the same.'
+                'Use --absent-classes true to train anyway.'
             )
         print(f'{sentence}.', file=sys.stderr)
 
 
 def source_of(recipe: SegmentationRecipe) -> Source:
-    """Where the model to train comes from.
+    """The source of the model to train.
 
     Raises:
-        ValueError: It is no segmentation model.
+        ValueError: It is not a segmentation model.
     """
     source = Source.parse(recipe.model)
     if source.architecture not in ARCHITECTURES:
-        raise ValueError(f'{recipe.model} is no segmentation model; use one of {", ".join(ARCHITECTURES)}.')
+        raise ValueError(f'{recipe.model} is not a segmentation model; use one of {", ".join(ARCHITECTURES)}.')
     return source
 
 
 def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
-    """The model that training starts from: an architecture, or other weights with a new last convolution."""
+    """The model before training: an architecture, or other weights with a new last convolution."""
     source, overlay, args = source_of(recipe), {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
     pretrained = source.is_folder or source.text in list_pretrained()
     if pretrained:
-        args.pop('pretrained_backbone', None)  # it is in the weights
+        args.pop('pretrained_backbone', None)  # the weights include it
     elif args.get('pretrained_backbone'):
         backbone = {**ARCHITECTURES[source.architecture], **args}['backbone']
         cfg = timm.get_pretrained_cfg(backbone)
@@ -187,7 +187,7 @@ def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSeman
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: the Trainer writes trainer_state.json last."""
+    """The newest complete checkpoint: the Trainer writes trainer_state.json last."""
     whole = [path.parent for path in folder.glob('checkpoint-*/trainer_state.json') if is_json(path)]
     return max(whole, key=lambda path: int(path.name.split('-')[1]), default=None)
 
@@ -206,15 +206,15 @@ def check_run(
     seed: int = 0,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Find what would fail, without reading the data; see `train_segmentation` for arguments and errors.
+    """Check a run before it reads the data; see `train_segmentation` for arguments and errors.
 
     Returns:
-        What `recipe.json` says of the run.
+        The contents of `recipe.json`.
     """
     settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed, 'classes': train_data.classes}))
     begun = (output / 'recipe.json').exists()
     if begun and not resume:
-        raise FileExistsError(f'{output} holds a run already; go on with --resume or name another folder.')
+        raise FileExistsError(f'{output} holds a run already; resume it with --resume or name another folder.')
     earlier = read_json(output / 'recipe.json') if begun else settings
     for key, value in settings.items():
         if earlier.get(key) != value:
@@ -222,7 +222,7 @@ def check_run(
     if (output / 'model').exists() and not begun:
         raise FileExistsError(f'{output / "model"} exists already; move it, or name another folder.')
     if len(train_data) < recipe.batch_size:
-        raise ValueError(f'{train_data.name} has {len(train_data)} training pairs, a batch is {recipe.batch_size}.')
+        raise ValueError(f'{train_data.name} has {len(train_data)} training pairs; a batch needs {recipe.batch_size}.')
     source_of(recipe)
     return settings
 
@@ -237,29 +237,29 @@ def train_segmentation(
     resume: bool = False,
     progress: Progress = no_progress,
 ) -> Path:
-    """Train by a recipe, on every device that torchrun or accelerate launch gives, and export the best checkpoint.
+    """Train with a recipe, on all devices of torchrun or accelerate launch, and export the best checkpoint.
 
     Args:
         recipe: See `load_segmentation_recipe`.
-        train_data: Images and masks to train on.
-        val_data: Those that choose the best checkpoint.
+        train_data: Images and masks for training.
+        val_data: Images and masks to choose the best checkpoint.
         output: Folder of the run: checkpoints, `recipe.json`, `result.json` and at the end the model folder `model`.
-        seed: Of weights, order and augmentation.
-        workers: Processes that read, for each device.
-        resume: Go on from the last whole checkpoint in `output`, if there is one.
-        progress: Wraps the check of the data, given its length and a title, to show how far it is.
+        seed: Random seed of weights, order and augmentation.
+        workers: Processes per device that read images.
+        resume: Resume from the last complete checkpoint in `output`, if there is one.
+        progress: Wraps the check of the data to show progress; it gets the loop's length and a title.
 
     Returns:
         The model folder.
 
     Raises:
-        FileExistsError: `output` holds a run already, and `resume` was not asked for.
+        FileExistsError: `output` holds a run already, and `resume` is False.
         ValueError: Pairs are bad, or the run in `output` has another recipe.
     """
     output = Path(output)
     settings = check_run(recipe, train_data, output, seed, resume)
     if (output / 'model').is_dir():
-        return output / 'model'  # nothing is left to do
+        return output / 'model'  # the run is complete
     for data in (train_data, val_data):
         check_data(data, recipe.absent_classes, workers, progress)
 
@@ -271,7 +271,7 @@ def train_segmentation(
     if recipe.batch_size % (per_device * world):
         raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
     cuda = torch.cuda.is_available()
-    if recipe.sync_bn and world > 1 and cuda:  # SyncBatchNorm knows GPUs only
+    if recipe.sync_bn and world > 1 and cuda:  # SyncBatchNorm needs GPUs
         model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
     momentum = {'momentum': recipe.momentum} if recipe.optimizer == 'sgd' else {}
     arguments = TrainingArguments(
@@ -283,7 +283,7 @@ def train_segmentation(
         learning_rate=recipe.lr,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        use_cpu=not cuda,  # bf16 on a CPU has to be asked for by name
+        use_cpu=not cuda,  # for bf16 on a CPU, this must be set
         bf16=cuda and torch.cuda.is_bf16_supported() if recipe.bf16 is None else recipe.bf16,
         dataloader_num_workers=workers,
         dataloader_drop_last=True,
@@ -299,7 +299,7 @@ def train_segmentation(
         report_to='none',
         disable_tqdm=not sys.stderr.isatty(),
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would give each GPU a batch, in this process
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # otherwise Trainer would use all GPUs in this process
     mean, std = (model.config.pretrained_cfg[key] for key in ('mean', 'std'))
     trainer = SegmentationTrainer(
         recipe,
@@ -315,7 +315,7 @@ def train_segmentation(
         (output / 'recipe.json').write_text(json.dumps(settings, indent=2) + '\n')
     checkpoint = last_checkpoint(output) if resume else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # figures are those of fp32
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # evaluated in fp32
     result = evaluate_segmentation(model, val_data, recipe.eval_edges, workers, progress)
     if arguments.should_save:
         result['training'] = {**settings, 'num_images': len(train_data), **machine(model.device)}
