@@ -274,7 +274,7 @@ def test_levels_are_what_feature_info_says(feature_cls):
 
 @pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
 def test_features_that_would_be_others_are_refused(feature_cls):
-    with pytest.raises(ValueError, match='The last map'):
+    with pytest.raises(ValueError, match='Hooks and fx cannot return the last map'):
         tiny(features_only=True, feature_cls=feature_cls)
 
 

@@ -534,13 +534,17 @@ def test_seed_and_workers_of_a_recipe(command, tmp_path):
     assert value(arguments, '--seed') == '0'
 
 
-def test_options_of_the_other_task_are_refused(train):
-    assert train('--layout', 'lip')[0] == 2
-    assert train('--train-script', 'train.py', recipe='shapes')[0] == 2
+def test_a_recipe_of_the_other_task_is_refused(train, run, data, tmp_path):
+    code, _, err = train(recipe='shapes')
+    assert code == 2
+    assert 'shapes is a recipe of `vt-hub train segmenter`' in ' '.join(err.replace('│', ' ').split())
+    code, _, err = run('train', 'segmenter', '--recipe', 'basic', '--data-dir', data, '--output', tmp_path / 'run')
+    assert (code, err[:48]) == (1, "error: There is no segmentation recipe 'basic'; ")
 
 
-def test_a_dry_run_of_segmentation_checks_the_data(train, data):
-    code, out, err = train('--dry-run', recipe='shapes')
+def test_a_dry_run_of_segmentation_checks_the_data(run, data, tmp_path):
+    options = ['--recipe', 'shapes', '--data-dir', data, '--output', tmp_path / 'run']
+    code, out, err = run('train', 'segmenter', *options, '--dry-run')
     assert (code, out) == (1, '')
     assert str(data) in err
 

@@ -111,7 +111,10 @@ def classifier(
     from ..loading.source import Source
     from ..training.classification.run import TrainingRun
     from ..training.launch import Launch
+    from ..training.segmentation.recipe import list_segmentation_recipes
 
+    if recipe in list_segmentation_recipes():
+        raise typer.BadParameter(f'{recipe} is a recipe of `vt-hub train segmenter`.')
     options = [] if seed is None else ['--seed', str(seed)]
     options += [] if workers is None else ['--workers', str(workers)]
     if model:

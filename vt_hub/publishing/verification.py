@@ -93,7 +93,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
         LookupError: There is no such folder, and nothing is published under that name.
         OSError: The folder cannot be downloaded.
     """
-    folder = Source.parse(source).folder()
+    folder = Path(source) if Path(source).is_dir() else Source.parse(source).folder()
     checks: list[Check] = []
 
     def check(name: str, function: Callable[[], str]) -> bool:
