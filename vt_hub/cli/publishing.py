@@ -69,15 +69,15 @@ def export(
     if attention and not onnx:
         raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
     loaded, facts = load_source(source, model, weights)
-    origin_of = Source.parse(source)
-    folder = None if facts else origin_of.folder()
+    given = Source.parse(source)
+    folder = None if facts else given.folder()
     dtype = dtype or (stored_dtype(folder) if folder else 'fp32')
     origin = ''
     if facts:
         epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
         origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
-    elif not origin_of.is_folder:
-        origin = f'These are the weights of {origin_of.published}.'
+    elif not given.is_folder:
+        origin = f'These are the weights of {given.published}.'
     written = run(
         loaded,
         target,

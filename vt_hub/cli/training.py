@@ -34,6 +34,11 @@ Processes = Annotated[int, typer.Option(min=1, help='Processes on each machine, 
 Machines = Annotated[int, typer.Option(min=1, help='Machines.')]
 MachineNumber = Annotated[int, typer.Option(min=0, help='Number of this machine.')]
 Address = Annotated[str, typer.Option(help='Address of machine 0.')]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")]
+Minutes = Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')]
+Device = Annotated[
+    Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; default: the GPU if there is one.')
+]
 Port = Annotated[int, typer.Option(help='Free port of machine 0.')]
 
 
@@ -209,6 +214,16 @@ def print_end(folder: Path):
         print(f'next: vt-hub predict IMAGE --model {shlex.quote(str(folder))}', file=sys.stderr)
 
 
+def print_end_or_stop(folder: Path | None, output: Path, minutes: float | None):
+    """`print_end`, or where a run was stopped that it resumes; exits with 1 where a signal stopped it."""
+    if folder:
+        print_end(folder)
+        return
+    print(f'{output} is not at its end; the same command resumes it.')
+    if minutes is None:
+        raise typer.Exit(1)
+
+
 def shown_metrics(result: dict[str, Any]) -> str:
     """The metrics of a result file in words."""
     from ..publishing.card import METRICS
@@ -247,13 +262,11 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
 
 def pretrain(
     output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut resumes.')],
-    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'scenes',
+    recipe: Recipe = 'scenes',
     model: Annotated[str | None, typer.Option(help="timm architecture, not the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')] = None,
-    device: Annotated[
-        Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; without, on the GPU if there is one.')
-    ] = None,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
 ):
     """Pretrain a model on generated scenes of fractals.
@@ -266,18 +279,14 @@ def pretrain(
     from ..training.pretraining import pretrain as run
 
     changes = {key: value for key, value in (('model', model), ('steps', steps)) if value is not None}
-    if folder := run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress):
-        print_end(folder)
-        return
-    print(f'{output} is not at its end; the same command resumes it.')
-    if minutes is None:  # a signal ended it
-        raise typer.Exit(1)
+    folder = run(load_pretraining_recipe(recipe, changes), output, seed, minutes, device, progress)
+    print_end_or_stop(folder, output, minutes)
 
 
 def distill(
     data_dir: Annotated[list[Path], typer.Option(help='Folder of images, without labels; may be repeated.')],
     output: Annotated[Path, typer.Option(help='Folder of the run; one that was stopped resumes.')],
-    recipe: Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')] = 'photographs',
+    recipe: Recipe = 'photographs',
     share: Annotated[
         list[float] | None, typer.Option(min=0, help="A folder's share of the views; default: its number of images.")
     ] = None,
@@ -287,11 +296,9 @@ def distill(
         Path | None, typer.Option(help="File with the teacher's weights; default: timm's own.")
     ] = None,
     trunk_checkpoint: Annotated[Path | None, typer.Option(help='File with weights that the model starts from.')] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')] = None,
-    device: Annotated[
-        Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; default: the GPU if there is one.')
-    ] = None,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
     workers: Workers = 2,
 ):
@@ -313,14 +320,8 @@ def distill(
         where = find_device(device) if device else own_device
         files = teacher_checkpoint, trunk_checkpoint
         folder = run(settings, data, output, *files, seed, minutes, where, workers, progress)
-    if rank > 0:
-        return
-    if folder:
-        print_end(folder)
-        return
-    print(f'{output} is not at its end; the same command resumes it.')
-    if minutes is None:  # a signal ended it
-        raise typer.Exit(1)
+    if rank == 0:
+        print_end_or_stop(folder, output, minutes)
 
 
 def evaluate(

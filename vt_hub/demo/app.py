@@ -3,7 +3,8 @@
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read when Gradio is imported
@@ -56,21 +57,17 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         """The scores, and the figure of the tokens or the overlay."""
         if not image:
             return None, None, None
-        try:
+        with errors_shown():
             if is_segmenter(models[model]):
                 shares, overlay = segment(models[model], image)
                 return shares, None, overlay
             return *classify(models[model], image), None
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     def check(model: str, image: str | None):
         """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
-        try:
+        with errors_shown():
             if image:
                 open_upload(image, models[model].in_chans)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     def change_model(model: str, image: str | None):
         """Update the page for the chosen model. A shown sample is replaced by one that the model can read."""
@@ -116,6 +113,15 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         gr.on([app.load, model.change], change_model, [model, image], parts, **private).then(**answered, **private)
         gallery.click(pick, [model, gallery], image, **private).then(**answered, **private)
     return app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Show the page's visitor the sentence of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def only_uploads(image: gr.Image) -> gr.Image:
