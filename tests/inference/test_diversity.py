@@ -29,7 +29,7 @@ def images_with_a_square(count):
 def trained(distinct):
     torch.manual_seed(0)
     model = timm.create_model('test_vt_resnet', num_classes=4, distinct_tokens=distinct)
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     for _ in range(STEPS):
         x, labels = images_with_a_square(32)
         F.cross_entropy(model(x), labels).backward()
@@ -46,8 +46,8 @@ def test_training_keeps_tokens_apart_and_the_papers_arithmetic_does_not():
     assert all(module.collapsed for module in together)
     assert apart[0].cosine < 0.9
     for ours, papers in zip(apart, together, strict=True):
-        assert ours.cosine < 0.98 < papers.cosine
-        assert ours.spread > max(0.015, 10 * papers.spread)
+        assert ours.cosine < 0.95 < papers.cosine
+        assert ours.spread > max(0.03, 10 * papers.spread)
 
 
 def test_measures_of_known_tokens():

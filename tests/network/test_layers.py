@@ -90,7 +90,7 @@ def unit(w):
 def test_distinct_tokenizer_is_equation_1_or_2_with_bounded_logits(recurrent, token_dim):
     x, tokens = 3 * torch.randn(B, C, H, W), torch.randn(B, L, token_dim)
     tokenizer = DistinctTokenizer(C, token_dim, L, recurrent=recurrent)
-    tokenizer.sharpness.fill_(1.7)
+    tokenizer.sharpness.fill_(-0.7)  # only its size counts: s = 1 + 0.7
     out, attn = tokenizer(x, tokens)
     for b in range(B):
         filters = []
@@ -114,6 +114,22 @@ def test_distinct_logits_know_neither_the_scale_of_the_map_nor_that_of_the_filte
     tokenizer.filters.mul_(100)
     assert_close(tokenizer(x)[1], attn)
     assert tokenizer(torch.zeros_like(x))[0].isfinite().all()
+
+
+def test_a_training_that_wants_equal_tokens_does_not_get_them():
+    """It lowers s to its minimum and no further, and s can rise from there."""
+    tokenizer, x = DistinctTokenizer(C, D, L), torch.randn(B, C, H, W)
+    optimizer = torch.optim.Adam([tokenizer.sharpness], lr=0.03)
+    ranges = []
+    for step in range(60):
+        attn = tokenizer(x)[1]
+        ranges.append((attn.amax(2).log() - attn.amin(2).log()).mean())
+        wanted = ranges[-1] if step < 30 else -ranges[-1]
+        optimizer.zero_grad()
+        wanted.backward()
+        optimizer.step()
+    assert min(ranges) >= ranges[0] / 1.1
+    assert ranges[-1] > ranges[0]
 
 
 @torch.no_grad()

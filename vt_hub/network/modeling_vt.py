@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vt import VTFPNConfig, VTResNetConfig
 from .vt_fpn import VTFPNBody
-from .vt_layers import SHARPNESS, DistinctTokenizer
+from .vt_layers import EXTRA_SHARPNESS, DistinctTokenizer
 from .vt_resnet import VTResNetBody
 
 __all__ = [
@@ -84,7 +84,7 @@ class VTPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, DistinctTokenizer):
             init.normal_(module.filters, std=module.scale)
-            init.constant_(module.sharpness, SHARPNESS)
+            init.constant_(module.sharpness, EXTRA_SHARPNESS)
         elif isinstance(module, LayerScale):
             init.constant_(module.gamma, module.init_values)
         else:

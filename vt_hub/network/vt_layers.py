@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor
 
-SHARPNESS = 0.8  # s of a new tokenizer
+MIN_SHARPNESS, EXTRA_SHARPNESS = 1.0, 0.1  # s of a new tokenizer is the sum
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class DistinctTokenizer(Tokenizer):
     """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / rms(X)), T = A^T X W_C.
 
     The filters W (L, C) are W_A with rows of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows
-    clipped to unit length. So the learned s bounds the logits, and filters stay 78 degrees apart if all T_in are equal.
+    clipped to unit length: 78 degrees apart if all T_in are equal. s >= 1 is learned, and bounds the logits.
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, recurrent: bool = False, device=None, dtype=None):
@@ -96,13 +96,14 @@ class DistinctTokenizer(Tokenizer):
 
     def reset_parameters(self):
         nn.init.normal_(self.filters, std=self.scale)
-        nn.init.constant_(self.sharpness, SHARPNESS)
+        nn.init.constant_(self.sharpness, EXTRA_SHARPNESS)
 
     def forward(self, x: Tensor, tokens: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         X, W = pixels(x), F.normalize(self.filters, dim=1)
         if self.token_to_filter is not None and tokens is not None:
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
-        A = (X @ W.transpose(-2, -1) * (self.sharpness / rms(X))).softmax(dim=1)
+        s = MIN_SHARPNESS + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
+        A = (X @ W.transpose(-2, -1) * (s / rms(X))).softmax(dim=1)
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
 
