@@ -69,13 +69,13 @@ def test_labels_from_a_file(tmp_path, run, checkpoint):
     assert list(load_folder(tmp_path / 'm').pretrained_cfg['label_names']) == ['rose', 'daisy', 'tulip']
 
 
-def test_convert_takes_training_checkpoints_too(tmp_path, run, checkpoint):
+def test_a_checkpoint_of_published_weights_keeps_their_preprocessing(tmp_path, run, checkpoint):
     content = torch.load(checkpoint, weights_only=False)
     content['arch'] = 'vt_resnet10.digits'  # as after a fine-tuning of published weights
     content['state_dict_ema'] = timm.create_model('vt_resnet10', num_classes=2).state_dict()
     content['args'] = argparse.Namespace(model_kwargs={'num_classes': 2})
     torch.save(content, checkpoint)
-    assert run('convert', checkpoint, tmp_path / 'folder')[0] == 0
+    assert run('export', checkpoint, tmp_path / 'folder')[0] == 0
     model = load_folder(tmp_path / 'folder')
     assert all(torch.equal(v, content['state_dict_ema'][k]) for k, v in model.state_dict().items())
     assert list(model.pretrained_cfg['mean']) == [0.5] * 3
@@ -102,18 +102,29 @@ def test_transformers_checkpoint_to_folder(tmp_path, run):
 
 def test_folder_to_a_timm_file(tmp_path, run):
     folder = vt_hub.export(tiny(), tmp_path / 'm', dtype='fp16', code=False)
-    assert run('convert', folder, tmp_path / 'plain.safetensors')[0] == 0
+    assert run('export', folder, tmp_path / 'plain.safetensors')[0] == 0
     model = timm.create_model('test_vt_resnet', num_classes=3, checkpoint_path=str(tmp_path / 'plain.safetensors'))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in load_folder(folder).state_dict().items())
     assert all(v.dtype != torch.float16 for v in load_file(tmp_path / 'plain.safetensors').values())
+    code, _, err = run('export', folder, tmp_path / 'plain.safetensors')
+    assert code == 1
+    assert 'exists already' in err
+    assert run('export', folder, tmp_path / 'half.safetensors', '--dtype', 'fp16')[0] == 0
+    halves = load_file(tmp_path / 'half.safetensors')
+    assert {v.dtype for k, v in halves.items() if k.endswith('weight')} == {torch.float16}
+    assert halves.keys() == model.state_dict().keys()
 
 
 def test_bare_weights_of_a_vt_resnet_need_export(tmp_path, run):
     save_file(tiny().state_dict(), tmp_path / 'plain.safetensors')
     code, _, err = run('convert', tmp_path / 'plain.safetensors', tmp_path / 'out')
     assert code == 1
-    assert '`vt-hub export --model` makes a folder of it' in err
+    assert 'is a VT-ResNet already; `vt-hub export --model` makes a folder of it' in err
     assert run('export', tmp_path / 'plain.safetensors', tmp_path / 'out', '--model', 'test_vt_resnet')[0] == 0
+    for source in (tmp_path / 'out', 'vt_resnet10.digits'):
+        code, _, err = run('convert', source, tmp_path / 'start')
+        assert code == 1
+        assert 'is a VT-ResNet already; `vt-hub export` makes a folder of it' in err
 
 
 def test_a_card_says_which_published_weights_these_are(tmp_path, run):

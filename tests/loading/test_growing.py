@@ -96,4 +96,4 @@ def test_command(run, tmp_path):
     code, _, err = run('convert', source, tmp_path / 'other', '--grow', 'vt_resnet18')
     assert code == 1
     assert 'The stem of the source does not fit' in err
-    assert run('convert', source, tmp_path / 'other.safetensors', '--grow', 'test_vt_resnet')[0] == 2
+    assert run('convert', source, tmp_path / 'other', '--grow', 'test_vt_resnet', '--num-classes', 3)[0] == 2

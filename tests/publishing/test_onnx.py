@@ -187,9 +187,11 @@ def test_wrong_calls_say_so_and_write_nothing(args, reason, tmp_path, run, monke
 @pytest.mark.parametrize(
     ('args', 'reason'),
     [
-        (['new.onnx', '--labels', '.'], '--labels, --result, --prose, --license and --dtype go with a model folder'),
-        (['new', '--int8', 'broken'], '--int8 goes with a .onnx file'),
-        (['new', '--attention'], '--attention goes with --onnx'),
+        (['new.onnx', '--labels', '.'], 'new.onnx would be a .onnx file, which takes no --labels'),
+        (['new.onnx', '--dtype', 'fp16', '--license', 'mit'], 'which takes no --dtype, --license'),
+        (['new', '--int8', 'broken'], 'new would be a model folder, which takes no --int8'),
+        (['new', '--attention'], 'new would be a model folder without --onnx, which takes no --attention'),
+        (['new.safetensors', '--onnx'], 'new.safetensors would be a .safetensors file, which takes no --onnx'),
     ],
 )
 def test_options_that_do_not_go_together(args, reason, tmp_path, run, monkeypatch):

@@ -14,7 +14,9 @@ A {{ architecture }} with {{ num_labels }} classes: a smaller network inside a d
 
 def export(
     source: Annotated[str, typer.Argument(help='Training checkpoint, folder of transformers or ours, or a name.')],
-    target: Annotated[Path, typer.Argument(help='Model folder to write, or a .onnx file; must not exist.')],
+    target: Annotated[
+        Path, typer.Argument(help='Model folder, .onnx file or .safetensors file (for timm); must not exist.')
+    ],
     model: Annotated[str | None, typer.Option(help='Architecture, where a checkpoint does not name it.')] = None,
     weights: Annotated[Literal['ema', 'raw'], typer.Option(help='Averaged weights if there are any, or raw.')] = 'ema',
     dtype: Annotated[
@@ -26,7 +28,7 @@ def export(
     ] = None,
     result: Annotated[list[Path], typer.Option(help='Result file for the card; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
-    license_: Annotated[str | None, typer.Option('--license', help='Licence; without, that of the source.')] = None,
+    license_: Annotated[str | None, typer.Option('--license', help="Licence; default: the source's.")] = None,
     onnx: Annotated[bool, typer.Option('--onnx', help='Put onnx/model.onnx into the folder too.')] = False,
     attention: Annotated[
         bool, typer.Option('--attention', help="With ONNX: give the maps of a VT-ResNet's token attention too.")
@@ -36,66 +38,92 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help='Opset of the .onnx file, 17 or higher; default: 18.')] = None,
 ):
-    """Write a model folder, or an ONNX file.
+    """Write a model folder, an ONNX file or a plain file of weights.
 
-    timm, transformers and torch.hub load the folder, and onnxruntime the file.
+    timm, transformers and torch.hub load the folder, onnxruntime the .onnx file, timm the .safetensors file.
 
     Example: vt-hub export output/train/run/model_best.pth.tar flowers --labels data/train
     """
-    from ..loading.checkpoints import stored_dtype
     from ..loading.conversion import load_source
-    from ..loading.source import Source
-    from ..network.images import find_images
-    from ..publishing import export as run
-    from ..publishing import export_onnx
-    from ..publishing.card import retarget
-    from ..publishing.model_folder import DEFAULT_PROSE, save_card
+    from ..publishing import export_onnx, export_weights
 
     if (model or weights == 'raw') and not Path(source).is_file():
         raise FileNotFoundError(f'There is no checkpoint {source}; --model and --weights go with one.')
+    for_folder = {'labels': labels, 'result': result, 'prose': prose, 'license': license_, 'onnx': onnx}
+    for_onnx = {'int8': int8, 'opset': opset}
     if target.suffix == '.onnx':
-        if labels or result or prose or license_ or dtype:
-            raise typer.BadParameter(
-                '--labels, --result, --prose, --license and --dtype go with a model folder, not with a .onnx file.'
-            )
-        calibration = find_images([str(int8)]) if int8 else []
-        opsets = {'opset': opset} if opset is not None else {}
-        print(export_onnx(load_source(source, model, weights)[0], target, attention, calibration, **opsets))
-        return
-    if opset is not None:
-        raise typer.BadParameter(f'--opset goes with a .onnx file; {target} would be a model folder.')
-    if int8:
-        raise typer.BadParameter(f'--int8 goes with a .onnx file; {target} would be a model folder.')
-    if attention and not onnx:
-        raise typer.BadParameter('--attention goes with --onnx, or with a .onnx file.')
-    loaded, facts = load_source(source, model, weights)
-    given = Source.parse(source)
-    folder = None if facts else given.folder()
+        refuse(target, dtype=dtype, **for_folder)
+        options = {'calibration': images_of(int8)} | ({'opset': opset} if opset is not None else {})
+        print(export_onnx(load_source(source, model, weights)[0], target, attention, **options))
+    elif target.suffix == '.safetensors':
+        refuse(target, attention=attention, **for_folder, **for_onnx)
+        print(export_weights(load_source(source, model, weights)[0], target, dtype or 'fp32'))
+    else:
+        refuse(target, attention=attention and not onnx, **for_onnx)
+        card = {'labels': labels, 'result': result, 'prose': prose, 'license': license_}
+        print(export_folder(source, target, load_source(source, model, weights), dtype, onnx, attention, card))
+
+
+def export_folder(
+    source: str,
+    target: Path,
+    loaded: tuple[Any, dict[str, Any]],
+    dtype: str | None,
+    onnx: bool,
+    attention: bool,
+    card: dict[str, Any],
+) -> str:
+    """Write a model folder, and say what was written. Without options for the card, a copied folder keeps its own."""
+    from ..loading.checkpoints import stored_dtype
+    from ..loading.source import Source
+    from ..publishing import export as run
+    from ..publishing.model_folder import DEFAULT_PROSE, copy_card
+
+    model, facts = loaded
+    folder = None if facts else Source.parse(source).folder()
     dtype = dtype or (stored_dtype(folder) if folder else 'fp32')
-    origin = ''
-    if facts:
-        epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
-        origin = f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
-    elif not given.is_folder:
-        origin = f'These are the weights of {given.published}.'
-    written = run(
-        loaded,
+    origin = origin_of(source, facts)
+    run(
+        model,
         target,
-        labels=read_labels(labels) if labels else None,
-        metrics=read_results(result),
-        prose=read_text(prose) if prose else DEFAULT_PROSE,
+        labels=read_labels(card['labels']) if card['labels'] else None,
+        metrics=read_results(card['result']),
+        prose=read_text(card['prose']) if card['prose'] else DEFAULT_PROSE,
         origin=origin,
-        license=license_,
+        license=card['license'],
         dtype=dtype,
         onnx=onnx,
         attention=attention,
     )
-    if folder and not (labels or result or prose or license_) and (card := folder / 'README.md').is_file():
-        text = retarget(read_text(card), written.name, f'local-dir:{written.name}')
-        if origin:
-            text = text.replace('\n## Results\n', f'\n{origin}\n\n## Results\n', 1)
-        save_card(written, text)
-    print(f'{written}: {loaded.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights')
+    if folder and not any(card.values()):
+        copy_card(folder, target, origin)
+    return f'{target}: {model.num_classes} classes, {dtype}, {facts.get("weights", "given")} weights'
+
+
+def origin_of(source: str, facts: dict[str, Any]) -> str:
+    """A sentence for the card that says which weights these are."""
+    from ..loading.source import Source
+
+    if facts:
+        epoch = f' of epoch {facts["epoch"]}' if 'epoch' in facts else ''
+        return f'These are the {facts["weights"]} weights{epoch} of the checkpoint {Path(source).name}.'
+    published = Source.parse(source).published
+    return f'These are the weights of {published}.' if published else ''
+
+
+def refuse(target: Path, **options: Any):
+    """Refuse options that mean nothing for a target."""
+    given = [f'--{name}' for name, value in options.items() if value not in (None, [], False)]
+    if given:
+        kind = f'a {target.suffix} file' if target.suffix in ('.onnx', '.safetensors') else 'a model folder'
+        hint = ' without --onnx' if given == ['--attention'] and kind == 'a model folder' else ''
+        raise typer.BadParameter(f'{target} would be {kind}{hint}, which takes no {", ".join(given)}.')
+
+
+def images_of(folder: Path | None) -> list[Path]:
+    from ..network.images import find_images
+
+    return find_images([str(folder)]) if folder else []
 
 
 def read_text(path: Path) -> str:
@@ -219,8 +247,8 @@ def pull(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; or a model folder.')],
-    target: Annotated[Path, typer.Argument(help='Model folder to write; or a .safetensors file.')],
+    source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; with --grow also a VT-ResNet.')],
+    target: Annotated[Path, typer.Argument(help='Model folder to write; must not exist.')],
     grow: Annotated[
         str | None, typer.Option(help='Deeper architecture to put the source into, so that it computes the same.')
     ] = None,
@@ -229,39 +257,23 @@ def convert(
         Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
     ] = None,
 ):
-    """Start from a ResNet, grow a model, or convert a checkpoint.
+    """Start a VT-ResNet from a ResNet, or a deeper one from a smaller one.
 
-    A VT-ResNet starts from a ResNet's stem..layer3; a folder becomes a plain timm file.
-
-    A VT-ResNet's checkpoint of timm's train script or a folder of transformers becomes a model folder as by
-    `vt-hub export`, which has more options.
+    A VT-ResNet starts from a ResNet's stem..layer3. With --grow, a deeper network computes what a smaller one does.
 
     Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
     """
-    from ..loading.conversion import is_vt_checkpoint, load_source, save_timm_weights, warm_start
+    from ..loading.conversion import is_vt_resnet, load_source, warm_start
     from ..loading.growing import grow as grown
-    from ..loading.published import list_pretrained
-    from ..loading.source import Source
     from ..publishing import export as run
 
-    if target.suffix == '.safetensors':
-        if num_classes or labels or grow:
-            raise typer.BadParameter(
-                '--num-classes, --labels and --grow go with a model folder, not with a plain timm file.'
-            )
-        print(save_timm_weights(source, target))
-        return
-    if Source.parse(source).is_folder or source in list_pretrained() or is_vt_checkpoint(source):
+    names = read_labels(labels) if labels else None
+    if grow and is_vt_resnet(source):
         if num_classes:
-            raise typer.BadParameter('--num-classes is for a start from a ResNet; a model folder has its classes.')
-        if not grow:
-            export(source, target, labels=labels)
-            return
-        names = read_labels(labels) if labels else None
+            raise typer.BadParameter('--num-classes is for a start from a ResNet; a VT-ResNet keeps its classes.')
         model = grown(load_source(source)[0], grow)
         print(run(model, target, labels=names, prose=GROWN_PROSE, origin=f'It computes what {Path(source).name} does.'))
         return
-    names = read_labels(labels) if labels else None
     classes = num_classes or (len(names) if names else None)
     start = warm_start(source, **({'num_classes': classes} if classes else {}))
     model = grown(start.model, grow) if grow else start.model

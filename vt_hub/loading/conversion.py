@@ -7,15 +7,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 
-from ..files import read_json, replaced_whole
-from .checkpoints import load_folder, load_into, read_foreign
+from ..files import read_json
+from .checkpoints import load_into, read_foreign
 from .download import hub_reason
 from .published import resolve_name
 from .source import Source, list_models, load_model
 
-__all__ = ['WarmStart', 'is_vt_checkpoint', 'load_checkpoint', 'load_source', 'save_timm_weights', 'warm_start']
+__all__ = ['WarmStart', 'is_vt_resnet', 'load_checkpoint', 'load_source', 'warm_start']
 
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
 WARM_START_PROSE = """\
@@ -58,12 +57,12 @@ def has_vt_stage(state_dict: dict[str, torch.Tensor]) -> bool:
     return any(name.startswith('vt.') for name in state_dict)
 
 
-def is_vt_checkpoint(source: str | Path) -> bool:
-    """Whether a source is a VT-ResNet's checkpoint, which names its architecture; raises what `read_foreign` does."""
-    if not Path(source).is_file():
-        return False
-    state_dict, facts = read_foreign(source)
-    return has_vt_stage(state_dict) and 'arch' in facts
+def is_vt_resnet(source: str) -> bool:
+    """Whether a source is a VT-ResNet and not a ResNet: a folder, one of our models, or a checkpoint of one."""
+    if Path(source).is_file():
+        return has_vt_stage(read_foreign(source)[0])
+    given = Source.parse(source)
+    return given.is_folder or given.is_ours
 
 
 def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:
@@ -90,6 +89,9 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         ValueError: The source has not the stem and layer1..layer3 of ResNet-18, 34, 50 or 101.
     """
     cfg: dict[str, Any] = {}
+    if is_vt_resnet(source):
+        how = '`vt-hub export --model`' if Path(source).is_file() else '`vt-hub export`'
+        raise ValueError(f'{source} is a VT-ResNet already; {how} makes a folder of it, --grow a deeper network.')
     if Path(source).is_file():
         state_dict, _ = read_foreign(source)
     elif timm.is_model(source):
@@ -100,9 +102,6 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         state_dict, cfg = resnet.state_dict(), resnet.pretrained_cfg
     else:
         raise ValueError(f'{source} is neither a file nor a model of timm.')
-    if has_vt_stage(state_dict):
-        how = '`vt-hub export --model`' if Path(source).is_file() else '`vt-hub export`'
-        raise ValueError(f'{source} is a VT-ResNet already; {how} makes a folder of it.')
     architecture = fitting_architecture(state_dict)
     if architecture is None:
         raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
@@ -173,16 +172,3 @@ def load_source(
     if Path(source).is_file():
         return load_checkpoint(source, architecture, weights)
     return load_model(source), {}
-
-
-def save_timm_weights(folder: str | Path, path: str | Path) -> Path:
-    """Write the weights of a model folder as one plain timm file, fp32 safetensors.
-
-    Args:
-        folder: A model folder.
-        path: Where to; replaced at once, when it is whole.
-    """
-    model = load_folder(folder)
-    with replaced_whole(path) as unfinished:
-        save_file(model.state_dict(), unfinished)
-    return Path(path)

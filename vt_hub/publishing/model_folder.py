@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn as nn
 from safetensors.torch import save_file
 from timm.models import get_model_args
 from transformers import AutoConfig
@@ -28,10 +29,10 @@ from ..network.modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImage
 from ..network.vt_fpn import VTFPN
 from ..network.vt_resnet import VTResNet
 from . import hubconf_folder
-from .card import build_card
+from .card import build_card, retarget
 from .onnx_file import ONNX_FILE, export_onnx
 
-__all__ = ['export', 'with_code', 'write_checksums']
+__all__ = ['copy_card', 'export', 'export_weights', 'with_code', 'write_checksums']
 
 NETWORK = Path(network.__file__).parent  # its files are the remote code
 AUTO_MAPS = {  # by transformers' model type
@@ -232,6 +233,25 @@ def export(
     return folder
 
 
+def export_weights(model: nn.Module, path: str | Path, dtype: str = 'fp32') -> Path:
+    """Write the weights of a model as a plain file, which timm loads as `checkpoint_path`.
+
+    Args:
+        model: Any model.
+        path: Destination, a .safetensors file; must not exist.
+        dtype: 'fp32', 'fp16' or 'bf16'; BatchNorm statistics stay in fp32.
+
+    Raises:
+        FileExistsError: The file exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f'{path} exists already; name another file or remove it.')
+    with replaced_whole(path) as unfinished:
+        save_file(convert_dtype(model.state_dict(), dtype), unfinished)
+    return path
+
+
 def write_card(
     folder: Path,
     metrics: Sequence[dict[str, Any]] = (),
@@ -263,6 +283,23 @@ def write_card(
         labels=', '.join(config.label_names),
     )
     return save_card(folder, str(card))
+
+
+def copy_card(folder: Path, copy: Path, origin: str = ''):
+    """Give a copy of a model folder the card of the original, with snippets that load the copy.
+
+    Args:
+        folder: The original, with or without a card.
+        copy: The copy.
+        origin: A sentence that says which weights these are.
+    """
+    card = folder / 'README.md'
+    if not card.is_file():
+        return
+    text = retarget(card.read_text('utf-8'), copy.name, f'local-dir:{copy.name}')
+    if origin:
+        text = text.replace('\n## Results\n', f'\n{origin}\n\n## Results\n', 1)
+    save_card(copy, text)
 
 
 def save_card(folder: Path, text: str) -> Path:
