@@ -1,0 +1,94 @@
+"""Write the folder of vt_resnet18.dist_in1k from a finished distillation, and its card.
+
+    python model_cards/vt_resnet18.dist_in1k/publish.py --run RUN --photographs DIR --out FOLDER
+
+The logits are divided by one temperature, which is folded into the classifier. It is fitted on imagenette's val part.
+After a measurement, the same command without --run and --photographs writes the card alone:
+
+    python model_cards/vt_resnet18.dist_in1k/measure.py --network vt=FOLDER ... --out measured.json
+    python model_cards/scenes/transfer.py --photographs --arm vt=FOLDER ... --report transfer.json
+    python model_cards/vt_resnet18.dist_in1k/publish.py --out FOLDER
+
+The figures of the card are kept beside this script: result.json, measured.json and transfer.json.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import SETS, fit_temperature, logits_of
+
+from vt_hub.files import read_json
+from vt_hub.loading.source import load_model
+from vt_hub.publishing import export
+from vt_hub.publishing.model_folder import write_card
+from vt_hub.reporting import write_result
+
+HERE = Path(__file__).parent
+NAME = HERE.name
+WATTS = 20  # of two cores and their share of the memory: an assumption
+sys.path.append(str(HERE.parent / 'scenes'))
+from report import markdown  # noqa: E402
+
+DATA = {
+    'nips': {'name': 'NIPS 2017 photographs', 'type': 'nips2017', 'split': 'test'},
+    'imagenette': {'name': 'imagenette, all 1,000 answers', 'type': 'imagenette', 'split': 'val'},
+    'tiny': {'name': 'Tiny-ImageNet, its 200 answers', 'type': 'tiny-imagenet', 'split': 'val'},
+}
+
+
+@torch.no_grad()
+def fold_temperature(model: torch.nn.Module, photographs: Path) -> float:
+    """Divide the logits of a model by the temperature that suits imagenette's val part best, and return it."""
+    chosen_on = SETS['imagenette'](photographs)
+    logits = logits_of(model, [path for path, _ in chosen_on], 224)
+    temperature = fit_temperature(logits, torch.tensor([label for _, label in chosen_on]))
+    for value in model.get_classifier().parameters():
+        value /= temperature
+    return temperature
+
+
+def results() -> list[dict[str, Any]]:
+    """Result files of the card: the photographs, and the training beside the first."""
+    trained = read_json(HERE / 'result.json')
+    measured = read_json(HERE / 'measured.json') if (HERE / 'measured.json').exists() else {}
+    found = [
+        {
+            'task': 'image-classification',
+            'dataset': {**dataset, 'num_images': measured['vt'][key]['num_images']},
+            'metrics': {name: measured['vt'][key][name] for name in ('top1', 'top5')},
+        }
+        for key, dataset in DATA.items()
+        if measured
+    ] or [trained]
+    found[0] |= {key: trained[key] for key in ('training', 'tokens', 'temperature')}
+    found[0]['hours'] = trained['training']['seconds'] / 3600
+    found[0]['kilowatt_hours'] = found[0]['hours'] * WATTS / 1000
+    found[0]['measured'] = measured
+    if (HERE / 'transfer.json').exists():
+        found[0]['tables'] = markdown(read_json(HERE / 'transfer.json'))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--run', type=Path, help='folder of the distillation, to make a model folder of')
+    parser.add_argument('--photographs', type=Path, help="measure.py's folder, with --run")
+    parser.add_argument('--out', type=Path, required=True, help='model folder')
+    args = parser.parse_args()
+    if bool(args.run) != bool(args.photographs):
+        parser.error('--run and --photographs go together')
+    if args.run:
+        model = load_model(args.run / 'model').float()
+        temperature = fold_temperature(model, args.photographs)
+        export(model, args.out, dtype='fp16', code=False)
+        write_result(HERE / 'result.json', read_json(args.run / 'result.json') | {'temperature': temperature})
+        shutil.copy(args.run / 'summary.csv', HERE / 'summary.csv')
+    write_card(args.out, results(), (HERE / 'card.md').read_text(), source=NAME, name=NAME)
+
+
+if __name__ == '__main__':
+    main()
