@@ -1,4 +1,4 @@
-"""Which room of the package may import which."""
+"""Which room of the package may import which, and how long a function may be."""
 
 import ast
 import sys
@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / 'vt_hub'
+LONGEST = 60  # lines of a function, with signature and docstring
 TRAVEL = {'PIL', 'huggingface_hub', 'numpy', 'timm', 'torch', 'transformers'}  # what a folder's code may ask for
 FORBIDDEN = {  # room: rooms that it must not import
     'network': {'cli', 'demo', 'inference', 'loading', 'paper', 'publishing', 'synthesis', 'training'},
@@ -53,3 +54,13 @@ def test_nothing_imports_the_commands():
     for path in PACKAGE.rglob('*.py'):
         if path.parent.name != 'cli' and path.name != '__main__.py':
             assert not any(name.startswith('vt_hub.cli') for name in imports(path)), path
+
+
+def test_functions_fit_on_a_page():
+    long = [
+        f'{path.relative_to(PACKAGE)}: {node.name} has {node.end_lineno - node.lineno + 1} lines'
+        for path in sorted(PACKAGE.rglob('*.py'))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= LONGEST
+    ]
+    assert not long, long

@@ -4,7 +4,7 @@ import itertools
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -44,24 +44,16 @@ def benchmark(
     """
     import torch
 
-    from ..figures import check_figure
-    from ..files import check_place
-    from ..loading.source import task_of
     from ..paper import benchmark as run
     from ..reporting import machine, write_result
 
-    if plot:
-        check_figure(plot)
-    for path in filter(None, (result, csv, plot)):
-        check_place(path)
+    check_outputs(result, csv, plot)
     if threads:
         torch.set_num_threads(threads)
     settings = [
         run.Setting(name, batch, pixels, dtype, device, channels_last, compile_, fuse, train)
         for name in models
-        for batch, pixels in itertools.product(
-            batch_size, size or [512 if task_of(name) == 'image-segmentation' else 224]
-        )
+        for batch, pixels in itertools.product(batch_size, size or [default_size(name)])
     ]
     rows = run.benchmark(settings, rounds, progress)
     found = {'command': shlex.join(['vt-hub', *sys.argv[1:]]), 'rows': rows, **machine(torch.device(device))}
@@ -73,7 +65,32 @@ def benchmark(
         run.plot(rows, plot)
     if as_json:
         print_json(found)
-        return
+    else:
+        print_speeds(rows)
+
+
+def check_outputs(result: Path | None, csv: Path | None, plot: Path | None):
+    """Raise an error for a file that cannot be written, before anything is measured."""
+    from ..figures import check_figure
+    from ..files import check_place
+
+    if plot:
+        check_figure(plot)
+    for path in filter(None, (result, csv, plot)):
+        check_place(path)
+
+
+def default_size(model: str) -> int:
+    """Height and width in pixels at which the paper measures a model."""
+    from ..loading.source import task_of
+
+    return 512 if task_of(model) == 'image-segmentation' else 224
+
+
+def print_speeds(rows: list[dict[str, Any]]):
+    """A table with a line for each network of each setting."""
+    from ..paper.benchmark import NAMES
+
     cells = []
     for row in rows:
         for name, speed in row['images_per_second'].items():
@@ -81,7 +98,7 @@ def benchmark(
             low, high = ratio['quartiles'] if ratio else ('', '')
             shown = f'{ratio["median"]:.3f} ({low:.3f} to {high:.3f})' if ratio else ''
             place = [row['model'], row['size'], row['batch_size']] if name == 'vt' else ['', '', '']
-            cells.append([*place, run.NAMES[name], f'{speed:g}', row['peak_mb'][name], shown])
+            cells.append([*place, NAMES[name], f'{speed:g}', row['peak_mb'][name], shown])
     header = ['model', 'size', 'batch', 'network', 'images/s', 'MB', 'speed of VT, relative (quartiles)']
     print_table(header, cells, ['size', 'batch', 'images/s', 'MB'])
 

@@ -207,8 +207,7 @@ def print_end(folder: Path):
 
     path = folder.parent / 'result.json'
     if path.is_file():
-        result = read_json(path)
-        print(f'{shown_metrics(result)}, {result["dataset"]["num_images"]} images', file=sys.stderr, flush=True)
+        print(shown_metrics(read_json(path)), file=sys.stderr, flush=True)
     print(folder, flush=True)
     if (folder / 'config.json').is_file():
         print(f'next: vt-hub predict IMAGE --model {shlex.quote(str(folder))}', file=sys.stderr)
@@ -225,13 +224,14 @@ def print_end_or_stop(folder: Path | None, output: Path, minutes: float | None):
 
 
 def shown_metrics(result: dict[str, Any]) -> str:
-    """The metrics of a result file in words."""
+    """The metrics of a result file in words, and the number of images that they are of."""
     from ..publishing.card import METRICS
 
-    return ', '.join(
+    metrics = ', '.join(
         f'{METRICS[key][1] if key in METRICS else key.replace("_", " ")} {value}'
         for key, value in result['metrics'].items()
     )
+    return f'{metrics}, {result["dataset"]["num_images"]} images'
 
 
 def open_segmentation(
@@ -356,7 +356,7 @@ def evaluate(
     from ..loading.checkpoints import load_folder
     from ..loading.source import Source, task_of
     from ..processes import processes
-    from ..reporting import machine, write_result
+    from ..reporting import machine
     from ..training.classification.evaluate import evaluate_classifier, open_for_model
     from ..training.segmentation.data import open_data
     from ..training.segmentation.evaluate import evaluate_segmentation, load_segmenter
@@ -375,29 +375,36 @@ def evaluate(
     with processes() as (rank, device):
         if does == 'classification':
             data = open_for_model(network, data_dir, split)
-            found, total = evaluate_classifier(network, data, device, batch_size, workers, progress), len(data.files)
+            found = evaluate_classifier(network, data, device, batch_size, workers, progress)
         else:
             data = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
             edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
             found = evaluate_segmentation(load_segmenter(folder).to(device), data, edges, workers, progress)
-            total = len(data)
-    if rank > 0:
-        return
-    found |= {'model': model, **machine(device)}
-    if result:
-        write_result(result, found)
+    if rank == 0:
+        report({**found, 'model': model, **machine(device)}, result, as_json)
+
+
+def report(found: dict[str, Any], path: Path | None, as_json: bool):
+    """Write and print the result of an evaluation; exits with 1 where images failed."""
+    from ..reporting import write_result
+
+    if path:
+        write_result(path, found)
     if as_json:
         print_json(found)
     else:
-        if 'per_class_iou' in found:
-            shown = {name: '-' if iou is None else iou for name, iou in found['per_class_iou'].items()}
-            print_table(['class', 'IoU (%)'], shown.items(), ['IoU (%)'])
-        print(f'{shown_metrics(found)}, {found["dataset"]["num_images"]} images')
-        if found['tokens']:
-            print_table(
-                ['tokens of module', *found['tokens'][0]], ([i, *m.values()] for i, m in enumerate(found['tokens'], 1))
-            )
-    report_failed(found['errors'], total)
+        print_scores(found)
+    report_failed(found['errors'], found['dataset']['num_images'] + len(found['errors']))
+
+
+def print_scores(result: dict[str, Any]):
+    """The IoU of each class, the metrics, and the token diversity of each module, where a result has them."""
+    if 'per_class_iou' in result:
+        shown = {name: '-' if iou is None else iou for name, iou in result['per_class_iou'].items()}
+        print_table(['class', 'IoU (%)'], shown.items(), ['IoU (%)'])
+    print(shown_metrics(result))
+    if modules := result['tokens']:
+        print_table(['tokens of module', *modules[0]], ([i, *m.values()] for i, m in enumerate(modules, 1)))
 
 
 def plot(

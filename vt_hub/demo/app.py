@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read when Gradio is imported
 try:
     import gradio as gr
@@ -37,6 +39,56 @@ THEME = gr.themes.Default(
 )
 
 
+class Replies:
+    """What the page's events call.
+
+    Args:
+        models: By shown name.
+        samples: Sample images for each tag of published weights.
+    """
+
+    def __init__(self, models: dict[str, torch.nn.Module], samples: dict[str, list[Path]]):
+        self.models = models
+        self.samples = samples
+        self.all_samples = [path for paths in samples.values() for path in paths]
+        self.sample_names = {path.name for path in self.all_samples}
+
+    def samples_of(self, model: str) -> list[Path]:
+        return self.samples.get(model.split('.')[-1], self.all_samples)
+
+    def answer(self, model: str, image: str | None):
+        """The scores, and the figure of the tokens or the overlay."""
+        if not image:
+            return None, None, None
+        with errors_shown():
+            if is_segmenter(self.models[model]):
+                shares, overlay = segment(self.models[model], image)
+                return shares, None, overlay
+            return *classify(self.models[model], image), None
+
+    def check(self, model: str, image: str | None):
+        """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
+        with errors_shown():
+            if image:
+                open_upload(image, self.models[model].in_chans)
+
+    def change_model(self, model: str, image: str | None):
+        """Update the page for the chosen model. A shown sample is replaced by one that the model can read."""
+        own, segments = self.samples_of(model), is_segmenter(self.models[model])
+        sample = not image or Path(image).name in self.sample_names
+        return (
+            summary(self.models[model]),
+            gr.Dataset(samples=[[path] for path in own]),
+            own[0] if sample else image,  # not gr.skip(): see only_uploads
+            gr.Label(label='Share of the pixels' if segments else 'Probability'),
+            gr.HTML(visible=not segments),
+            gr.Image(visible=segments),
+        )
+
+    def pick(self, model: str, number: int) -> Path:
+        return self.samples_of(model)[number]
+
+
 def build(sources: Sequence[str] = ()) -> gr.Blocks:
     """The demo's page. Clients can only choose among these models and samples, and send images.
 
@@ -46,45 +98,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
     """
     models = load_models(sources)
     folder = tempfile.TemporaryDirectory(prefix='vt_hub_samples_')
-    samples = write_samples(Path(folder.name))
-    everything = [path for paths in samples.values() for path in paths]
-    names = {path.name for path in everything}
-
-    def samples_of(model: str) -> list[Path]:
-        return samples.get(model.split('.')[-1], everything)
-
-    def answer(model: str, image: str | None):
-        """The scores, and the figure of the tokens or the overlay."""
-        if not image:
-            return None, None, None
-        with errors_shown():
-            if is_segmenter(models[model]):
-                shares, overlay = segment(models[model], image)
-                return shares, None, overlay
-            return *classify(models[model], image), None
-
-    def check(model: str, image: str | None):
-        """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
-        with errors_shown():
-            if image:
-                open_upload(image, models[model].in_chans)
-
-    def change_model(model: str, image: str | None):
-        """Update the page for the chosen model. A shown sample is replaced by one that the model can read."""
-        own, segments = samples_of(model), is_segmenter(models[model])
-        sample = not image or Path(image).name in names
-        return (
-            summary(models[model]),
-            gr.Dataset(samples=[[path] for path in own]),
-            own[0] if sample else image,  # not gr.skip(): see only_uploads
-            gr.Label(label='Share of the pixels' if segments else 'Probability'),
-            gr.HTML(visible=not segments),
-            gr.Image(visible=segments),
-        )
-
-    def pick(model: str, number: int):
-        return samples_of(model)[number]
-
+    replies = Replies(models, write_samples(Path(folder.name)))
     with gr.Blocks(title='Visual Transformers', analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
         app.samples_folder = folder  # deleted with the page
         gr.Markdown(TITLE)
@@ -101,17 +115,18 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 figure = gr.HTML(label='Tokens', show_label=True, container=True, padding=True, elem_id='tokens')
                 overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
         parts = [about, gallery, image, scores, figure, overlay]
-        answered = {'fn': answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
+        answered = {'fn': replies.answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
         answered['concurrency_id'] = 'answer'  # one after the other, including clearing
         waits = {'trigger_mode': 'always_last'}  # answer actions that arrive during an earlier one
         private = {'api_visibility': 'private', **waits}
-        uploaded = image.upload(check, [model, image], None, **private)
+        uploaded = image.upload(replies.check, [model, image], None, **private)
         uploaded.success(**answered, **waits, api_name='answer')
         uploaded.failure(lambda: 4 * [None], None, [image, scores, figure, overlay], **private)
         # the browser still sends the cleared image
         image.clear(lambda: 3 * [None], None, [scores, figure, overlay], concurrency_id='answer', **private)
-        gr.on([app.load, model.change], change_model, [model, image], parts, **private).then(**answered, **private)
-        gallery.click(pick, [model, gallery], image, **private).then(**answered, **private)
+        changed = gr.on([app.load, model.change], replies.change_model, [model, image], parts, **private)
+        changed.then(**answered, **private)
+        gallery.click(replies.pick, [model, gallery], image, **private).then(**answered, **private)
     return app.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 

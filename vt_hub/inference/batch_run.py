@@ -27,6 +27,7 @@ import torch.distributed as dist
 from ..files import read_json, replaced_whole, written_whole
 from ..interrupts import iterate
 from ..network.images import find_images, walk_images
+from ..processes import rank_and_world
 from ..reporting import Progress, no_progress, write_result
 from .batch_output import Results, check_table, read_jsonl, table_writer
 from .classify import Classifier
@@ -267,6 +268,20 @@ def is_death(error: RuntimeError) -> bool:
     return str(error).startswith('DataLoader worker')
 
 
+def prepare(model: torch.nn.Module, inputs: list[str], output: Path, **settings: Any) -> list[int]:
+    """Start the run of an output, or go back to the one that was interrupted. Returns the parts that are missing.
+
+    Errors are those of `predict_files`.
+    """
+    check_run(inputs, output)
+    folder = parts_folder(output)
+    start(folder, inputs, {'inputs': inputs, 'model': fingerprint(model), **settings})
+    missing = Parts(folder).missing()
+    if missing and output.exists():
+        raise FileExistsError(f'{output} exists, but the run in {folder} is not finished; remove one of them.')
+    return missing
+
+
 def predict_files(
     model: torch.nn.Module,
     inputs: Iterable[str],
@@ -306,23 +321,16 @@ def predict_files(
     """
     inputs, output = list(inputs), Path(output)
     classifier = Classifier(model, topk, dtype)
-    distributed = dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    folder = parts_folder(output)
+    rank, world = rank_and_world()
     todo: list[Any] = [None]
     if rank == 0:
-        check_run(inputs, output)
-        settings = {'inputs': inputs, 'model': fingerprint(model), 'topk': topk, 'dtype': dtype}
-        start(folder, inputs, settings | {'batch_size': batch_size, 'part_size': part_size})
-        todo = [Parts(folder).missing()]
-        if todo[0] and output.exists():
-            raise FileExistsError(f'{output} exists, but the run in {folder} is not finished; remove one of them.')
-    if distributed:
+        todo = [prepare(model, inputs, output, topk=topk, dtype=dtype, batch_size=batch_size, part_size=part_size)]
+    if world > 1:
         dist.broadcast_object_list(todo)  # all processes use the same list
-    parts = Parts(folder)
+    parts = Parts(parts_folder(output))
     share = todo[0][rank::world]
     Workers(classifier, workers or default_workers()).run(parts, share, progress if rank == 0 else no_progress)
-    if distributed:
+    if world > 1:
         dist.barrier()
     if rank > 0:
         return None

@@ -178,7 +178,22 @@ class SemanticHead(nn.Module):
 
 
 class VTFPNBody:
-    """The network, without a base class; `VTResNetBody` says why."""
+    """The network, without a base class; `VTResNetBody` says why.
+
+    Args:
+        backbone: Name of a timm model with maps at strides 4, 8, 16 and 32.
+        decoder: 'vt' for VT-FPN, 'fpn' for the panoptic FPN.
+        num_classes: Classes.
+        in_chans: Image channels.
+        dim: Channels of the pyramid.
+        token_dim: Width of the visual tokens.
+        num_tokens: Visual tokens of each level.
+        hidden_dim: Channels of the semantic head.
+        top_down: See `VTDecoder`; always on in the panoptic FPN.
+        distinct_tokens: Keep tokens apart; if False, use the paper's equations (docs/architecture.md). For weights
+            saved without this argument, it is False.
+        pretrained_backbone: Load timm's weights for the backbone.
+    """
 
     def build(
         self,
@@ -196,20 +211,7 @@ class VTFPNBody:
         device=None,
         dtype=None,
     ):
-        """
-        Args:
-            backbone: Name of a timm model with maps at strides 4, 8, 16 and 32.
-            decoder: 'vt' for VT-FPN, 'fpn' for the panoptic FPN.
-            num_classes: Classes.
-            in_chans: Image channels.
-            dim: Channels of the pyramid.
-            token_dim: Width of the visual tokens.
-            num_tokens: Visual tokens of each level.
-            hidden_dim: Channels of the semantic head.
-            top_down: See `VTDecoder`; always on in the panoptic FPN.
-            distinct_tokens: Keep tokens apart; if False, use the paper's equations (docs/architecture.md). For weights
-                saved without this argument, it is False.
-            pretrained_backbone: Load timm's weights for the backbone.
+        """Make the layers.
 
         Raises:
             ValueError: The decoder is unknown, there are no classes, or the backbone does not have (B, C, H, W) maps at
@@ -277,7 +279,7 @@ class VTFPNBody:
 
 
 class VTFPN(VTFPNBody, nn.Module):
-    """VT-FPN in timm; the arguments are those of `VTFPNBody.build`."""
+    """VT-FPN in timm; the arguments are those of `VTFPNBody`."""
 
     def __init__(self, **kwargs: Any):
         super().__init__()

@@ -115,7 +115,31 @@ class VTResNetBody:
     """The network, without a base class.
 
     It is not an nn.Module: the timm model and the transformers models inherit from it and from their own base classes.
-    So they all have the same state dict, without key prefixes.
+    So they all have the same state dict, without key prefixes. Each calls `build` with these arguments.
+
+    Args:
+        block: Residual block of layer1..layer3, 'basic' or 'bottleneck'.
+        layers: Number of blocks in layer1..layer3.
+        channels: Base widths of layer1..layer3; the stem has the first. Bottleneck outputs are four times as wide.
+        vt_dim: Channels C of the map in the VT modules; if layer3 has another width, a 1x1 convolution adapts it.
+        vt_depth: Number of VT modules.
+        num_tokens: Number L of visual tokens (Table 6).
+        token_dim: Width D of the tokens (the paper's CT).
+        tokenizer: Tokenizer of the first module, 'filter', 'pooling' or 'cluster' (Table 3).
+        recurrent: Use recurrent tokenizers in the later modules; if False, the first module's kind (Table 4).
+        token_mixer: 'transformer', 'graph' or 'none' (Table 5).
+        projector: Project the tokens back onto the map (Table 7).
+        distinct_tokens: Keep tokens apart; if False, use the paper's equations, which make them nearly the same
+            (docs/architecture.md). For weights saved without this argument, it is False.
+        output_stride: Stride of the last feature level, 16 or 32. For 32, the map of stage 5 is averaged over 2 x 2
+            pixels, so that decoders find one level at each stride. It does not change the logits.
+        num_classes: Classes of the classifier; 0 for pooled features.
+        in_chans: Image channels.
+        global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth rate of the last residual, rising linearly from 0 at the first.
+        problem_type: Meaning of the logits, in transformers' terms: 'single_label_classification',
+            'multi_label_classification' or 'regression'. It does not change the logits.
     """
 
     def build(
@@ -142,37 +166,12 @@ class VTResNetBody:
         device=None,
         dtype=None,
     ):
-        """
-        Args:
-            block: Residual block of layer1..layer3, 'basic' or 'bottleneck'.
-            layers: Number of blocks in layer1..layer3.
-            channels: Base widths of layer1..layer3; the stem has the first. Bottleneck outputs are four times as wide.
-            vt_dim: Channels C of the map in the VT modules; if layer3 has another width, a 1x1 convolution adapts it.
-            vt_depth: Number of VT modules.
-            num_tokens: Number L of visual tokens (Table 6).
-            token_dim: Width D of the tokens (the paper's CT).
-            tokenizer: Tokenizer of the first module, 'filter', 'pooling' or 'cluster' (Table 3).
-            recurrent: Use recurrent tokenizers in the later modules; if False, the first module's kind (Table 4).
-            token_mixer: 'transformer', 'graph' or 'none' (Table 5).
-            projector: Project the tokens back onto the map (Table 7).
-            distinct_tokens: Keep tokens apart; if False, use the paper's equations, which make them nearly the same
-                (docs/architecture.md). For weights saved without this argument, it is False.
-            output_stride: Stride of the last feature level, 16 or 32. For 32, the map of stage 5 is averaged over 2 x 2
-                pixels, so that decoders find one level at each stride. It does not change the logits.
-            num_classes: Classes of the classifier; 0 for pooled features.
-            in_chans: Image channels.
-            global_pool: 'avg' for the mean over the tokens, '' for none (only with num_classes=0).
-            drop_rate: Dropout before the classifier.
-            drop_path_rate: Stochastic depth rate of the last residual, rising linearly from 0 at the first.
-            problem_type: Meaning of the logits, in transformers' terms: 'single_label_classification',
-                'multi_label_classification' or 'regression'. It does not change the logits.
-        """
+        """Make the layers. Raises ValueError for an unknown block or output stride."""
         dd = {'device': device, 'dtype': dtype}
         if block not in BLOCKS:
             raise ValueError(f'Unknown block {block!r}; use one of {", ".join(map(repr, BLOCKS))}.')
         if output_stride not in (16, 32):
             raise ValueError(f'output_stride is 16 or 32, not {output_stride!r}.')
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_tokens = num_tokens
         self.distinct_tokens = distinct_tokens
@@ -181,31 +180,11 @@ class VTResNetBody:
         self.grad_checkpointing = False
         self.pruned = False
 
-        # stem
-        stem_chs = channels[0]
-        self.conv1 = nn.Conv2d(in_chans, stem_chs, kernel_size=7, stride=2, padding=3, bias=False, **dd)
-        self.bn1 = nn.BatchNorm2d(stem_chs, **dd)
-        self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.feature_info = [dict(num_chs=stem_chs, reduction=2, module='act1')]
-
-        # layer1..layer3
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, sum(layers) + vt_depth)
-        stages, feature_info = make_blocks(
-            (BLOCKS[block],) * 3,
-            channels,
-            layers,
-            stem_chs,
-            drop_path_rate=drop_path_rates[sum(layers) - 1],
-            **dd,
-        )
-        for name, stage in stages:
-            self.add_module(name, stage)
-        self.feature_info.extend(feature_info)
+        trunk_chs = self.build_trunk(block, layers, channels, in_chans, drop_path_rates[sum(layers) - 1], **dd)
 
-        # stage 5
         self.vt = VTStage(
-            feature_info[-1]['num_chs'],
+            trunk_chs,
             vt_dim,
             token_dim,
             num_tokens,
@@ -220,15 +199,42 @@ class VTResNetBody:
         self.last_pool = nn.AvgPool2d(2, ceil_mode=True) if output_stride == 32 else nn.Identity()
         self.feature_info.append(dict(num_chs=vt_dim, reduction=output_stride, module='vt'))
 
-        # head
         self.num_features = self.head_hidden_size = token_dim
-        self.set_pool(global_pool, num_classes)
-        self.fc = nn.Linear(token_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.build_head(num_classes, global_pool, **dd)
 
-    def set_pool(self, global_pool: str, num_classes: int):
+    def build_trunk(
+        self,
+        block: str,
+        layers: Tuple[int, ...],
+        channels: Tuple[int, ...],
+        in_chans: int,
+        drop_path_rate: float,
+        device=None,
+        dtype=None,
+    ) -> int:
+        """Make the stem and layer1..layer3 of timm's ResNet. Returns the channels of the map of layer3."""
+        dd = {'device': device, 'dtype': dtype}
+        stem_chs = channels[0]
+        self.conv1 = nn.Conv2d(in_chans, stem_chs, kernel_size=7, stride=2, padding=3, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(stem_chs, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        stages, feature_info = make_blocks(
+            (BLOCKS[block],) * 3, channels, layers, stem_chs, drop_path_rate=drop_path_rate, **dd
+        )
+        for name, stage in stages:
+            self.add_module(name, stage)
+        self.feature_info = [dict(num_chs=stem_chs, reduction=2, module='act1'), *feature_info]
+        return feature_info[-1]['num_chs']
+
+    def build_head(self, num_classes: int, global_pool: str, device=None, dtype=None):
+        """Choose the pooling and make the classifier; without classes, there is none."""
+        dd = {'device': device, 'dtype': dtype}
         assert global_pool in ('avg', ''), f"global_pool must be 'avg' or '', not {global_pool!r}."
         assert global_pool or num_classes == 0, "global_pool='' goes with num_classes=0 only."
+        self.num_classes = num_classes
         self.global_pool = global_pool
+        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True):
@@ -241,10 +247,8 @@ class VTResNetBody:
         return fuse(self)
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None):
-        dd = get_device_dtype(self)
-        self.set_pool(self.global_pool if global_pool is None else global_pool, num_classes)
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        global_pool = self.global_pool if global_pool is None else global_pool
+        self.build_head(num_classes, global_pool, **get_device_dtype(self))
         self.fc.train(self.training)  # timm's tests check the mode
 
     def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
@@ -358,7 +362,7 @@ class VTResNetBody:
 
 
 class VTResNet(VTResNetBody, nn.Module):
-    """VT-ResNet in timm; the arguments are those of `VTResNetBody.build`."""
+    """VT-ResNet in timm; the arguments are those of `VTResNetBody`."""
 
     def __init__(self, **kwargs: Any):
         super().__init__()

@@ -97,6 +97,24 @@ The architecture is that of *Visual Transformers: Token-based Image Representati
 """
 
 
+def eval_results(results: list[dict[str, Any]]) -> list[EvalResult]:
+    """The metrics of result files, as the Hub's model index has them."""
+    return [
+        EvalResult(
+            task_type=result['task'],
+            dataset_type=result['dataset']['type'],
+            dataset_name=result['dataset']['name'],
+            dataset_split=result['dataset']['split'],
+            metric_type=metric_type,
+            metric_name=metric_name,
+            metric_value=result['metrics'][key],
+        )
+        for result in results
+        for key, (metric_type, metric_name) in METRICS.items()
+        if key in result['metrics']
+    ]
+
+
 def build_card(
     name: str,
     source: str,
@@ -151,21 +169,7 @@ def build_card(
         library_name='timm',
         pipeline_tag=task,
         tags=[task, 'timm', 'transformers', 'vt_hub', 'visual-transformers'],
-        eval_results=[
-            EvalResult(
-                task_type=result['task'],
-                dataset_type=result['dataset']['type'],
-                dataset_name=result['dataset']['name'],
-                dataset_split=result['dataset']['split'],
-                metric_type=metric_type,
-                metric_name=metric_name,
-                metric_value=result['metrics'][key],
-            )
-            for result in results
-            for key, (metric_type, metric_name) in used.items()
-            if key in result['metrics']
-        ]
-        or None,
+        eval_results=eval_results(results) or None,
     )
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 

@@ -4,9 +4,11 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from ..files import written_whole
@@ -55,9 +57,7 @@ def push(
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder {folder}.')
     name = folder.resolve().name
-    if not repo_id and name not in PRETRAINED and 'VT_HUB_NAMESPACE' not in os.environ:
-        raise ValueError(f'Name a repository, such as --repo your-name/{name}, or an organisation in VT_HUB_NAMESPACE.')
-    repo_id = repo_id or hub_id(name)
+    repo_id = repo_id or default_repository(name)
     validate_repo_id(repo_id)
     if not tag:
         raise ValueError('Name a tag for the version, such as v1.0.0.')
@@ -71,30 +71,9 @@ def push(
         copy = with_code(folder, Path(tmp) / name)
         card = copy / 'README.md'
         card.write_text(retarget(card.read_text('utf-8'), repo_id), 'utf-8')
-        names = sorted([*read_checksums(copy), 'README.md', 'SHA256SUMS'])
         if dry_run:
-            return f'{repo_id}: {", ".join(names)}'
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            refs = api.list_repo_refs(repo_id)
-            exists = not create_pr and tag in {ref.name for ref in refs.tags}
-            published = set(api.list_repo_files(repo_id)) - {'.gitattributes', 'README.md'}
-            foreign = bool(published) and 'SHA256SUMS' not in published
-            if not exists and not foreign:
-                commit = api.create_commit(  # not upload_folder, which may split or repeat a commit
-                    repo_id,
-                    [CommitOperationAdd(name, copy / name) for name in names]
-                    + [CommitOperationDelete(name) for name in sorted(published - set(names))],
-                    commit_message=f'{copy.name} {tag}',
-                    create_pr=create_pr,
-                    parent_commit=next((ref.target_commit for ref in refs.branches if ref.name == 'main'), None),
-                )
-        except Exception as error:
-            raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; no version was published.') from error
-    if foreign:
-        raise ValueError(f'{repo_id} holds files that are not a model folder of vt_hub; choose another --repo.')
-    if exists:
-        raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
+            return f'{repo_id}: {", ".join(published_files(copy))}'
+        commit = commit_folder(api, copy, repo_id, tag, private, create_pr)
     if create_pr:
         return commit.pr_url or commit.commit_url  # without changes there is no pull request
     try:
@@ -104,6 +83,49 @@ def push(
             f'{repo_id} is published at {commit.commit_url}, but the tag {tag} could not be set: {hub_reason(error)}.'
         ) from error
     return commit.commit_url
+
+
+def default_repository(name: str) -> str:
+    """The repository of a folder of this name, in our organisation or that of VT_HUB_NAMESPACE."""
+    if name not in PRETRAINED and 'VT_HUB_NAMESPACE' not in os.environ:
+        raise ValueError(f'Name a repository, such as --repo your-name/{name}, or an organisation in VT_HUB_NAMESPACE.')
+    return hub_id(name)
+
+
+def published_files(folder: Path) -> list[str]:
+    """Names of the files of a model folder that are published."""
+    return sorted([*read_checksums(folder), 'README.md', 'SHA256SUMS'])
+
+
+@contextmanager
+def unpublished(repo_id: str) -> Iterator[None]:
+    """Turn an error of the Hub before the commit is complete into an OSError that says so."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f'Cannot publish {repo_id}: {hub_reason(error)}; no version was published.') from error
+
+
+def commit_folder(api: HfApi, folder: Path, repo_id: str, tag: str, private: bool, create_pr: bool) -> CommitInfo:
+    """Make one commit with the files of a model folder and nothing else; see `push` for arguments and errors."""
+    names = published_files(folder)
+    with unpublished(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        refs = api.list_repo_refs(repo_id)
+        published = set(api.list_repo_files(repo_id)) - {'.gitattributes', 'README.md'}
+    if published and 'SHA256SUMS' not in published:
+        raise ValueError(f'{repo_id} holds files that are not a model folder of vt_hub; choose another --repo.')
+    if not create_pr and tag in {ref.name for ref in refs.tags}:
+        raise ValueError(f'{repo_id} has a version {tag} already; choose another --tag.')
+    with unpublished(repo_id):
+        return api.create_commit(  # not upload_folder, which may split or repeat a commit
+            repo_id,
+            [CommitOperationAdd(name, folder / name) for name in names]
+            + [CommitOperationDelete(name) for name in sorted(published - set(names))],
+            commit_message=f'{folder.name} {tag}',
+            create_pr=create_pr,
+            parent_commit=next((ref.target_commit for ref in refs.branches if ref.name == 'main'), None),
+        )
 
 
 def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:

@@ -166,6 +166,24 @@ def write_checksums(folder: Path):
     (folder / 'SHA256SUMS').write_text(''.join(lines))
 
 
+def checked_contents(
+    model: Network, labels: Sequence[str] | None, license: str | None, dtype: str
+) -> tuple[VTConfig, dict[str, torch.Tensor]]:
+    """The configuration and the weights of a model for its folder; see `export` for arguments and errors."""
+    model = getattr(model, '_orig_mod', model)  # torch.compile wraps the model
+    config = config_of(model, labels)
+    state_dict = convert_dtype(model.state_dict(), dtype)
+    if name := find_not_finite(state_dict):
+        raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
+    check_structure(config, state_dict)
+    config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
+    if not config.pretrained_cfg['license']:
+        raise ValueError('The licence of the weights is unknown; name it.')
+    config.dtype = 'float32'  # dtype of the loaded weights, whatever the dtype in the file
+    config.auto_map = AUTO_MAPS[config.model_type]
+    return config, state_dict
+
+
 def export(
     model: Network,
     folder: str | Path,
@@ -208,18 +226,7 @@ def export(
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
-    model = getattr(model, '_orig_mod', model)  # torch.compile wraps the model
-    config = config_of(model, labels)
-    state_dict = convert_dtype(model.state_dict(), dtype)
-    if name := find_not_finite(state_dict):
-        raise ValueError(f'The weight {name} has values that are not finite in {dtype}; nothing was written.')
-    check_structure(config, state_dict)
-    config.pretrained_cfg['license'] = license or config.pretrained_cfg.get('license')
-    if not config.pretrained_cfg['license']:
-        raise ValueError('The licence of the weights is unknown; name it.')
-    config.dtype = 'float32'  # dtype of the loaded weights, whatever the dtype in the file
-    config.auto_map = AUTO_MAPS[config.model_type]
-
+    config, state_dict = checked_contents(model, labels, license, dtype)
     with written_whole(folder) as unfinished:
         save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
         config.save_pretrained(unfinished)

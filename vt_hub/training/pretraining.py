@@ -23,11 +23,11 @@ from ..inference.diversity import TokenDiversity, token_diversity, token_figures
 from ..loading.source import Source
 from ..network.vt_layers import Projector, TransformerMixer
 from ..publishing import export
-from ..reporting import Progress, find_device, machine, no_progress, write_result
+from ..reporting import Progress, find_device, no_progress, write_result
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
 from .recipe_files import list_recipe_files, read_recipe
-from .resumable import ResumableRun, autocast, check_settings, cosine, multiplies_bfloat16, train
+from .resumable import ResumableRun, autocast, check_settings, cosine, start_or_resume, train, training_entry
 
 __all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
 
@@ -294,10 +294,7 @@ def pretrain(
         raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` shows the models of vt_hub.')
     torch.backends.cudnn.benchmark = True
     run = PretrainingRun(recipe, seed, find_device(device))
-    if not (output / 'recipe.json').exists():  # written late: a run that cannot start leaves no files
-        write_result(output / 'recipe.json', settings)
-    if (output / 'state.pt').exists():
-        run.load(output / 'state.pt')
+    start_or_resume(run, output, settings)
     train(run, output, minutes, progress, 'Pretraining')
     if run.step < recipe.steps:
         return None
@@ -307,13 +304,7 @@ def pretrain(
         'dataset': {**HELD_OUT, 'num_images': HELD_OUT_BATCHES * recipe.batch_size},
         'metrics': {'hit_rate': round(rate, 2)},
         'tokens': [module.to_dict() for module in run.tokens()],
-        'training': {
-            **settings,
-            'num_images': recipe.steps * recipe.batch_size,
-            'precision': 'bfloat16' if multiplies_bfloat16(run.device) else 'float32',
-            'seconds': round(run.seconds),
-            **machine(run.device),
-        },
+        'training': training_entry(run, settings),
     }
     write_result(output / 'result.json', result)
     if Source.parse(recipe.model).is_ours:

@@ -16,9 +16,10 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from ..files import read_json, replaced_whole
-from ..reporting import Progress
+from ..processes import rank_and_world
+from ..reporting import Progress, machine, write_result
 
-__all__ = ['ResumableRun', 'autocast', 'check_settings', 'cosine', 'multiplies_bfloat16', 'train']
+__all__ = ['ResumableRun', 'autocast', 'check_settings', 'cosine', 'start_or_resume', 'train', 'training_entry']
 
 MIN_LR = 1e-5
 SAVE_EVERY = 300  # seconds
@@ -100,6 +101,30 @@ class ResumableRun:
         self.sums, self.step, self.seconds = state['sums'], state['step'], state['seconds']
 
 
+def start_or_resume(run: ResumableRun, output: Path, settings: dict[str, Any]):
+    """Write `recipe.json` of a new run, or load the state of a stopped one.
+
+    Call it once the run is made, so that a run that cannot start leaves no files.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    rank, _ = rank_and_world()
+    if rank == 0 and not (output / 'recipe.json').exists():
+        write_result(output / 'recipe.json', settings)
+    if (output / 'state.pt').exists():
+        run.load(output / 'state.pt')
+
+
+def training_entry(run: ResumableRun, settings: dict[str, Any]) -> dict[str, Any]:
+    """The entry `training` of a result file."""
+    return {
+        **settings,
+        'num_images': run.steps * run.batch_size,
+        'precision': 'bfloat16' if multiplies_bfloat16(run.device) else 'float32',
+        'seconds': round(run.seconds),
+        **machine(run.device),
+    }
+
+
 def train(run: ResumableRun, output: Path, minutes: float | None, progress: Progress, title: str):
     """Train until the end, the time limit or a signal. The state is then in `output`.
 
@@ -107,7 +132,7 @@ def train(run: ResumableRun, output: Path, minutes: float | None, progress: Prog
     """
     earlier, started = run.seconds, time.monotonic()
     saved, logged = started, (run.step, started)
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+    writes = rank_and_world()[0] == 0
     with told_to_stop() as told:
         for _ in progress(range(run.step, run.steps), run.steps - run.step, title):
             run.train_step()

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...inference.diversity import token_diversity
 from ...inference.preprocessing import ImageReader, label_names
 from ...interrupts import iterate
+from ...processes import gather_lists, rank_and_world, reduce_sum
 from ...reporting import Progress, no_progress
 from .data import ImageFolder, open_image_folder
 
@@ -73,6 +73,22 @@ def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'v
     return data
 
 
+def tally(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sums over a batch with classes (B,): images, right, right in five, and cross-entropy, (4,)."""
+    right = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    loss = F.cross_entropy(logits, targets, reduction='sum')
+    return torch.stack([torch.ones_like(targets).sum(), right[:, 0].sum(), right.sum(), loss])
+
+
+def metrics_of(sums: torch.Tensor, num_classes: int) -> dict[str, float]:
+    """The metrics of a result file from the sums of `tally`."""
+    count, top1, top5, loss = sums.tolist()
+    metrics = {'top1': round(100 * top1 / count, 2), 'loss': round(loss / count, 4)}
+    if num_classes > 5:
+        metrics['top5'] = round(100 * top5 / count, 2)
+    return metrics
+
+
 @torch.inference_mode()
 def evaluate_classifier(
     model: torch.nn.Module,
@@ -100,46 +116,35 @@ def evaluate_classifier(
     Raises:
         ValueError: No image could be read.
     """
-    distributed = dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, world = rank_and_world()
     model = model.eval().to(device)
     batches = Batches(data, model, batch_size)
     share = torch.utils.data.Subset(batches, range(rank, len(batches), world))
     loader = torch.utils.data.DataLoader(share, batch_size=None, num_workers=workers)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, right in five, loss
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
     errors: list[str] = []
     started = time.perf_counter()
     for images, targets, failed in progress(iterate(loader), len(share), 'Evaluating'):
         errors += failed
         if images is None:
             continue
-        targets = targets.to(device)
-        logits = model(images.to(device)).double()
-        right = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-        loss = F.cross_entropy(logits, targets, reduction='sum')
-        sums += torch.stack([torch.ones_like(targets).sum(), right[:, 0].sum(), right.sum(), loss])
+        sums += tally(model(images.to(device)).double(), targets.to(device))
     compared, _ = batches.reader[data.files[:: -(-len(data.files) // COMPARED)]]
     tokens = [] if compared is None else token_diversity(model, compared.to(device))
-    if distributed:
-        dist.all_reduce(sums)
-        gathered: list[list[str]] = [[]] * world
-        dist.all_gather_object(gathered, errors)
-        errors = [error for part in gathered for error in part]
-    count, top1, top5, loss = sums.tolist()
+    reduce_sum(sums)
+    errors = gather_lists(errors)
+    count = int(sums[0])
     if not count:
         raise ValueError(f'No image under {data.root} could be read: {min(errors)}')
-    metrics = {'top1': round(100 * top1 / count, 2), 'loss': round(loss / count, 4)}
-    if model.num_classes > 5:
-        metrics['top5'] = round(100 * top5 / count, 2)
     return {
         'task': 'image-classification',
         'dataset': {
             'name': Path(data.root).resolve().parent.name,
             'type': 'imagefolder',
             'split': Path(data.root).resolve().name,
-            'num_images': int(count),
+            'num_images': count,
         },
-        'metrics': metrics,
+        'metrics': metrics_of(sums, model.num_classes),
         'tokens': [module.to_dict() for module in tokens],
         'images_per_second': round(count / (time.perf_counter() - started), 1),
         'errors': sorted(errors),

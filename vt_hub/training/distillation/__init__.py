@@ -9,6 +9,7 @@ classifier or dropped.
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -17,8 +18,8 @@ from timm.models import save_for_hf
 from ...files import written_whole
 from ...loading.source import Source
 from ...publishing import export
-from ...reporting import Progress, find_device, machine, no_progress, write_result
-from ..resumable import check_settings, multiplies_bfloat16, train
+from ...reporting import Progress, find_device, no_progress, write_result
+from ..resumable import check_settings, start_or_resume, train, training_entry
 from .data import HELD_OUT_PART, Folders
 from .networks import class_names, create_student, load_teacher, load_trunk
 from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
@@ -87,16 +88,18 @@ def distill(
     run = DistillationRun(recipe, data, student, trunk, teacher, seed, device, workers, output / 'unreadable.txt')
     for stage in reversed(recipe.stages):  # checks the names of parts before hours of training
         run.enter(stage)
-    output.mkdir(parents=True, exist_ok=True)
-    if run.rank == 0 and not (output / 'recipe.json').exists():
-        write_result(output / 'recipe.json', settings)
-    if (output / 'state.pt').exists():
-        run.load(output / 'state.pt')
+    start_or_resume(run, output, settings)
     train(run, output, minutes, progress, 'Distilling')
     if run.step < recipe.steps or run.rank > 0:
         return None
-    net = run.ema.module.eval()
-    result = {
+    result = result_of(run, settings)
+    write_result(output / 'result.json', result)
+    return save_student(run, output / 'model', result)
+
+
+def result_of(run: DistillationRun, settings: dict[str, Any]) -> dict[str, Any]:
+    """The contents of the result file of a finished run."""
+    return {
         'task': 'image-classification',
         'dataset': {
             'name': 'images that were not trained on',
@@ -106,18 +109,15 @@ def distill(
         },
         'metrics': run.evaluate(),
         'tokens': [module.to_dict() for module in run.tokens()],
-        'training': {
-            **settings,
-            'num_images': recipe.steps * recipe.batch_size,
-            'precision': 'bfloat16' if multiplies_bfloat16(device) else 'float32',
-            'seconds': round(run.seconds),
-            **machine(device),
-        },
+        'training': training_entry(run, settings),
     }
-    write_result(output / 'result.json', result)
-    model = net.fold()
-    if Source.parse(recipe.model).is_ours:
-        return export(model, output / 'model', labels=class_names(teacher), metrics=[result], prose=PROSE)
-    with written_whole(output / 'model') as folder:
-        save_for_hf(model.to(memory_format=torch.contiguous_format), folder, safe_serialization=True)
-    return output / 'model'
+
+
+def save_student(run: DistillationRun, folder: Path, result: dict[str, Any]) -> Path:
+    """Write the averaged student: a model folder, or for an architecture of another package a folder of timm."""
+    model = run.ema.module.eval().fold()
+    if Source.parse(run.recipe.model).is_ours:
+        return export(model, folder, labels=class_names(run.teacher), metrics=[result], prose=PROSE)
+    with written_whole(folder) as unfinished:
+        save_for_hf(model.to(memory_format=torch.contiguous_format), unfinished, safe_serialization=True)
+    return folder

@@ -19,6 +19,7 @@ from ...inference.diversity import TokenDiversity, token_diversity, token_figure
 from ...inference.preprocessing import data_config
 from ...network.images import read_image
 from ...network.vt_resnet import first_filters
+from ...processes import rank_and_world
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
 from .networks import Distiller, outputs, shared_parts
@@ -55,7 +56,7 @@ class DistillationRun(ResumableRun):
         torch.manual_seed(seed)
         self.recipe, self.seed, self.device = recipe, seed, device
         self.steps, self.batch_size, self.log_every = recipe.steps, recipe.batch_size, recipe.evaluate_every
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = rank_and_world()
         self.views, self.held_out, self.workers = Views(recipe, data, seed, unreadable), data.held_out, workers
         self.normalization = [constants(net, device) for net in (student, teacher)]
         self.teacher = teacher.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

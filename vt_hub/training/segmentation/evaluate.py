@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from ...files import read_json
 from ...inference.diversity import TokenDiversity, average, token_diversity
@@ -13,6 +12,7 @@ from ...interrupts import iterate
 from ...network.image_processing_vt import VTFPNImageProcessor
 from ...network.modeling_vt import VTFPNForSemanticSegmentation
 from ...network.vt_fpn import ARCHITECTURES
+from ...processes import gather_lists, rank_and_world, reduce_sum
 from ...reporting import Progress, no_progress
 from .data import IGNORE, SegmentationData
 
@@ -59,6 +59,18 @@ def fit_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
+def confusion_of(
+    model: VTFPNForSemanticSegmentation, processor: VTFPNImageProcessor, pixels: torch.Tensor, mask: np.ndarray
+) -> torch.Tensor:
+    """Segment an image (1, C, H, W), and count its labelled pixels by true class and predicted class, (C, C)."""
+    outputs = model(pixels)
+    labels = torch.as_tensor(mask, device=model.device).long()
+    predicted = processor.post_process_semantic_segmentation(outputs, [labels.shape])[0]
+    labelled, num_classes = labels != IGNORE, model.config.num_labels
+    cells = labels[labelled] * num_classes + predicted[labelled]
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def scores(confusion: torch.Tensor, classes: list[str]) -> dict[str, Any]:
     """Mean IoU, pixel accuracy and the IoU of every class, in percent.
 
@@ -85,6 +97,13 @@ def scores(confusion: torch.Tensor, classes: list[str]) -> dict[str, Any]:
             for name, value, there in zip(classes, iou, present, strict=True)
         },
     }
+
+
+def describe(data: SegmentationData, per_class_iou: dict[str, float | None], num_images: int) -> dict[str, Any]:
+    """The entry `dataset` of a result file. The split says how many classes the mean IoU is of, if not of all."""
+    scored = sum(iou is not None for iou in per_class_iou.values())
+    share = f', {scored} of {len(data.classes)} classes' if scored < len(data.classes) else ''
+    return {'name': data.name, 'type': data.name, 'split': data.split + share, 'num_images': num_images}
 
 
 def load_segmenter(folder: Path) -> VTFPNForSemanticSegmentation:
@@ -129,8 +148,7 @@ def evaluate_segmentation(
     num_classes = model.config.num_labels
     if len(data.classes) != num_classes:
         raise ValueError(f'{data.name} has {len(data.classes)} classes, but the model has {num_classes}.')
-    distributed = dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, world = rank_and_world()
     processor = VTFPNImageProcessor(model.config.pretrained_cfg)
     pairs = EvaluationPairs(data, processor, num_classes, edges, range(rank, len(data), world))
     loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=workers)
@@ -144,31 +162,17 @@ def evaluate_segmentation(
             continue
         pixels, mask = pair
         pixels = pixels.to(model.device)
-        outputs = model(pixels)
+        confusion += confusion_of(model, processor, pixels, mask)
         if len(compared) < COMPARED:
             compared.append(token_diversity(model, pixels))
-        mask = torch.as_tensor(mask, device=model.device).long()
-        predicted = processor.post_process_semantic_segmentation(outputs, [mask.shape])[0]
-        counted = mask != IGNORE
-        cells = mask[counted] * num_classes + predicted[counted]
-        confusion += torch.bincount(cells, minlength=num_classes**2).view_as(confusion)
-    if distributed:
-        dist.all_reduce(confusion)
-        gathered: list[list[str]] = [[]] * world
-        dist.all_gather_object(gathered, errors)
-        errors = [error for part in gathered for error in part]
+    reduce_sum(confusion)
+    errors = gather_lists(errors)
     if not confusion.any():
         raise ValueError(f'No labelled pixel of {data.name} could be used{": " + errors[0] if errors else "."}')
     found = scores(confusion.cpu(), data.classes)
-    scored = sum(iou is not None for iou in found['per_class_iou'].values())
     return {
         'task': 'image-segmentation',
-        'dataset': {
-            'name': data.name,
-            'type': data.name,
-            'split': data.split + f', {scored} of {num_classes} classes' * (scored < num_classes),
-            'num_images': len(data) - len(errors),
-        },
+        'dataset': describe(data, found['per_class_iou'], len(data) - len(errors)),
         **found,
         'tokens': [level.to_dict() for level in average(compared)],
         'errors': sorted(errors),

@@ -123,13 +123,18 @@ class SegmentationTrainer(Trainer):
         return metrics
 
 
+def world_size() -> int:
+    """Processes that torchrun or accelerate launch started; they may not have joined yet."""
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+
 def check_data(data: SegmentationData, absent_classes: bool, workers: int, progress: Progress):
     """Decode this process's share of the pairs, and print which pixels and classes their masks leave out.
 
     Raises:
         ValueError: Some pairs are bad (the message names the first), or the training masks lack a class.
     """
-    world = int(os.environ.get('WORLD_SIZE', 1))
+    world = world_size()
     share = range(int(os.environ.get('RANK', 0)), len(data), world)
     found = check_pairs(data, len(data.classes), share, workers)
     faults, counts = [], np.zeros(IGNORE + 1, dtype=np.int64)
@@ -227,6 +232,73 @@ def check_run(
     return settings
 
 
+def device_batch_size(recipe: SegmentationRecipe) -> int:
+    """Images in a batch of each device: the recipe's number, or this process's share of the whole batch.
+
+    Raises:
+        ValueError: The recipe's batch is not a multiple of the batches of all devices.
+    """
+    world = world_size()
+    own = max(recipe.batch_size // world, 1)
+    per_device = min(recipe.device_batch_size or own, own)
+    if recipe.batch_size % (per_device * world):
+        raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
+    return per_device
+
+
+def training_arguments(recipe: SegmentationRecipe, output: Path, seed: int, workers: int) -> TrainingArguments:
+    """The recipe in the terms of transformers' Trainer; see `device_batch_size` for the error."""
+    per_device, cuda = device_batch_size(recipe), torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        seed=seed,
+        max_steps=recipe.steps,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=recipe.batch_size // (per_device * world_size()),
+        learning_rate=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        use_cpu=not cuda,  # for bf16 on a CPU, this must be set
+        bf16=cuda and torch.cuda.is_bf16_supported() if recipe.bf16 is None else recipe.bf16,
+        dataloader_num_workers=workers,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        eval_strategy='steps',
+        eval_steps=recipe.eval_every,
+        save_steps=recipe.eval_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model='miou',
+        greater_is_better=True,
+        logging_steps=min(50, recipe.eval_every),
+        report_to='none',
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # otherwise Trainer would use all GPUs in this process
+    return arguments
+
+
+def make_trainer(
+    recipe: SegmentationRecipe,
+    model: VTFPNForSemanticSegmentation,
+    arguments: TrainingArguments,
+    train_data: SegmentationData,
+    val_data: SegmentationData,
+) -> SegmentationTrainer:
+    """The Trainer with the recipe's augmentation and optimizer."""
+    mean, std = (model.config.pretrained_cfg[key] for key in ('mean', 'std'))
+    momentum = {'momentum': recipe.momentum} if recipe.optimizer == 'sgd' else {}
+    return SegmentationTrainer(
+        recipe,
+        model=model.to(memory_format=torch.channels_last),
+        args=arguments,
+        train_dataset=TrainingPairs(train_data, recipe, mean, std),
+        eval_dataset=val_data,
+        data_collator=collate,
+        optimizer_cls_and_kwargs=(OPTIMIZERS[recipe.optimizer], {'lr': recipe.lr, **momentum}),
+    )
+
+
 def train_segmentation(
     recipe: SegmentationRecipe,
     train_data: SegmentationData,
@@ -265,51 +337,10 @@ def train_segmentation(
 
     set_seed(seed)
     model = start_model(recipe, train_data.classes)
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    own = max(recipe.batch_size // world, 1)
-    per_device = min(recipe.device_batch_size or own, own)
-    if recipe.batch_size % (per_device * world):
-        raise ValueError(f'A batch of {recipe.batch_size} images cannot be split over {world} x {per_device}.')
-    cuda = torch.cuda.is_available()
-    if recipe.sync_bn and world > 1 and cuda:  # SyncBatchNorm needs GPUs
+    if recipe.sync_bn and world_size() > 1 and torch.cuda.is_available():  # SyncBatchNorm needs GPUs
         model = convert_sync_batchnorm(model)  # timm's: torch's drops the activation of BatchNormAct2d
-    momentum = {'momentum': recipe.momentum} if recipe.optimizer == 'sgd' else {}
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        seed=seed,
-        max_steps=recipe.steps,
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=recipe.batch_size // (per_device * world),
-        learning_rate=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        use_cpu=not cuda,  # for bf16 on a CPU, this must be set
-        bf16=cuda and torch.cuda.is_bf16_supported() if recipe.bf16 is None else recipe.bf16,
-        dataloader_num_workers=workers,
-        dataloader_drop_last=True,
-        remove_unused_columns=False,
-        eval_strategy='steps',
-        eval_steps=recipe.eval_every,
-        save_steps=recipe.eval_every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model='miou',
-        greater_is_better=True,
-        logging_steps=min(50, recipe.eval_every),
-        report_to='none',
-        disable_tqdm=not sys.stderr.isatty(),
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # otherwise Trainer would use all GPUs in this process
-    mean, std = (model.config.pretrained_cfg[key] for key in ('mean', 'std'))
-    trainer = SegmentationTrainer(
-        recipe,
-        model=model.to(memory_format=torch.channels_last),
-        args=arguments,
-        train_dataset=TrainingPairs(train_data, recipe, mean, std),
-        eval_dataset=val_data,
-        data_collator=collate,
-        optimizer_cls_and_kwargs=(OPTIMIZERS[recipe.optimizer], {'lr': recipe.lr, **momentum}),
-    )
+    arguments = training_arguments(recipe, output, seed, workers)
+    trainer = make_trainer(recipe, model, arguments, train_data, val_data)
     if arguments.should_save:
         output.mkdir(parents=True, exist_ok=True)
         (output / 'recipe.json').write_text(json.dumps(settings, indent=2) + '\n')
