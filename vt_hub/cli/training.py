@@ -227,11 +227,11 @@ def shown_metrics(result: dict[str, Any]) -> str:
     """The metrics of a result file in words, and the number of images that they are of."""
     from ..publishing.card import METRICS
 
-    metrics = ', '.join(
+    metrics = [
         f'{METRICS[key][1] if key in METRICS else key.replace("_", " ")} {value}'
         for key, value in result['metrics'].items()
-    )
-    return f'{metrics}, {result["dataset"]["num_images"]} images'
+    ]
+    return ', '.join([*metrics, f'{result["dataset"]["num_images"]} images'])
 
 
 def open_segmentation(

@@ -229,6 +229,7 @@ def check_run(
     if len(train_data) < recipe.batch_size:
         raise ValueError(f'{train_data.name} has {len(train_data)} training pairs; a batch needs {recipe.batch_size}.')
     source_of(recipe)
+    device_batch_size(recipe)
     return settings
 
 
