@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor
 
-MIN_SHARPNESS, EXTRA_SHARPNESS = 1.0, 0.1  # s of a new tokenizer is the sum
+EXTRA_SHARPNESS = 0.1  # a new tokenizer has s = 1.1
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class DistinctTokenizer(Tokenizer):
         X, W = pixels(x), F.normalize(self.filters, dim=1)
         if self.token_to_filter is not None and tokens is not None:
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
-        s = MIN_SHARPNESS + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
+        s = 1 + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
         A = (X @ W.transpose(-2, -1) * (s / rms(X))).softmax(dim=1)
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
