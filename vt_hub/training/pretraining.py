@@ -21,7 +21,6 @@ from torch.optim.swa_utils import update_bn
 from ..files import written_whole
 from ..inference.diversity import TokenDiversity, token_diversity, token_figures
 from ..loading.source import Source
-from ..network.vt_layers import Projector, TransformerMixer
 from ..publishing import export
 from ..reporting import Progress, find_device, machine, no_progress, write_result
 from ..synthesis.fractals import fractal_bank
@@ -38,10 +37,6 @@ LABEL_SMOOTHING = 0.1
 MEAN = STD = (0.5, 0.5, 0.5)  # not those of natural images
 EMA_DECAY = 0.999
 RECALIBRATION = 50  # batches for the BatchNorm statistics of the averaged weights
-SOFTENED = {  # layers that produce attention logits, by module; in tokenizers these are bounded anyway
-    TransformerMixer: ('k', 'q'),
-    Projector: ('key', 'query'),
-}
 HELD_OUT_BATCHES = 16  # for the final result
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
@@ -174,14 +169,14 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def soften_attention(model: nn.Module):
-    """Scale layers that produce attention logits down to their initial spectral norm, in place.
+    """Scale the layers that a module names in `token_logits` down to their initial spectral norm, in place.
 
     Otherwise they grow until each token and pixel attends to a single token. Then a long pretraining forgets what it
     has learned (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and fine-tuning learns
     less, because the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
-        for name in SOFTENED.get(type(module), ()):
+        for name in getattr(module, 'token_logits', ()):
             weight = getattr(module, name).weight
             rows, columns = weight.shape
             new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # for values from U(-1, 1) / sqrt(columns)
