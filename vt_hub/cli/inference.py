@@ -31,7 +31,8 @@ def list_(
     from ..loading.cost import cost
     from ..loading.facts import describe_pretrained
     from ..loading.published import list_pretrained
-    from ..loading.source import list_models, task_of
+    from ..loading.source import list_models
+    from ..network.vt_fpn import is_segmenter, task_of
 
     if pretrained:
         entries = [describe_pretrained(name) for name in list_pretrained()]
@@ -40,13 +41,12 @@ def list_(
         for name in list_models():
             if name.startswith('test_'):
                 continue
-            task = task_of(name)
-            size = 224 if task == 'image-classification' else 512
+            size = 512 if is_segmenter(name) else 224
             params, macs = cost(name, size=(size, size))
             entries.append(
                 {
                     'model': name,
-                    'task': task,
+                    'task': task_of(name),
                     'params_m': round(params, 2),
                     'macs_m': round(macs),
                     'macs_at': size,
@@ -190,7 +190,7 @@ def segment(
 
     Example: vt-hub segment samples/scene.png --overlay overlay.png
     """
-    from ..inference.preprocessing import label_names
+    from ..inference.scores import label_names
     from ..inference.segment import check_mask, check_picture, draw_overlay, save_mask, save_picture
     from ..inference.segment import segment as run
     from ..loading.source import load_model

@@ -46,7 +46,7 @@ def benchmark(
 
     from ..figures import check_figure
     from ..files import check_place
-    from ..loading.source import task_of
+    from ..network.vt_fpn import is_segmenter
     from ..paper import benchmark as run
     from ..reporting import machine, write_result
 
@@ -59,9 +59,7 @@ def benchmark(
     settings = [
         run.Setting(name, batch, pixels, dtype, device, channels_last, compile_, fuse, train)
         for name in models
-        for batch, pixels in itertools.product(
-            batch_size, size or [512 if task_of(name) == 'image-segmentation' else 224]
-        )
+        for batch, pixels in itertools.product(batch_size, size or [512 if is_segmenter(name) else 224])
     ]
     rows = run.benchmark(settings, rounds, progress)
     found = {'command': shlex.join(['vt-hub', *sys.argv[1:]]), 'rows': rows, **machine(torch.device(device))}

@@ -354,7 +354,8 @@ def evaluate(
     """
     from ..files import check_place
     from ..loading.checkpoints import load_folder
-    from ..loading.source import Source, task_of
+    from ..loading.source import Source
+    from ..network.vt_fpn import task_of
     from ..processes import processes
     from ..reporting import machine, write_result
     from ..training.classification.evaluate import evaluate_classifier, open_for_model
@@ -363,7 +364,7 @@ def evaluate(
 
     folder = Source.parse(model).folder()
     network = load_folder(folder)
-    does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
+    does = task_of(network).removeprefix('image-')
     if task and task != does:
         raise ValueError(f'{model} does {does}, not {task}.')
     if does == 'classification' and (layout or classes or reduce_labels or shortest_edge or longest_edge):
@@ -427,12 +428,13 @@ def timm_(
 
     Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
     """
-    from ..loading.source import list_models, task_of
+    from ..loading.source import list_models
+    from ..network.vt_fpn import is_segmenter
     from ..training.classification.timm_scripts import find_script, runner
     from ..training.launch import run
 
     named = {argument.rpartition('=')[2].split('.')[0] for argument in context.args}
-    if others := sorted(name for name in named & set(list_models()) if task_of(name) != 'image-classification'):
+    if others := sorted(name for name in named & set(list_models()) if is_segmenter(name)):
         raise ValueError(f"{others[0]} does not classify, as timm's scripts expect; `vt-hub evaluate` measures it.")
     command = runner(find_script(f'{script}.py'), context.args)
     print(shlex.join(command), flush=True)

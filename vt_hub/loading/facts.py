@@ -6,10 +6,10 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-from ..inference.preprocessing import label_names
-from ..network.vt_fpn import VTFPN, VTDecoder
+from ..inference.scores import label_names
+from ..network.vt_fpn import VTFPN, VTDecoder, task_of
 from .published import PRETRAINED, pretrained_folder, resolve_name
-from .source import Source, list_models, load_model, task_of
+from .source import Source, list_models, load_model
 
 __all__ = ['describe', 'describe_pretrained']
 
@@ -56,7 +56,7 @@ def describe(source: str) -> dict[str, Any]:
     cfg, data = model.pretrained_cfg, timm.data.resolve_model_data_config(model)
     entry = {
         'model': cfg['architecture'],
-        'task': task_of(cfg['architecture']),
+        'task': task_of(model),
         'params_m': round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
         'tokens': token_shape(model, data['input_size']),
         'input_size': list(data['input_size']),

@@ -9,22 +9,16 @@ import timm
 import torch
 
 from ..files import read_json
-from ..network.vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .checkpoints import load_folder
 from .download import fetch
 from .published import list_pretrained, pretrained_folder, resolve_name
 
-__all__ = ['Source', 'list_models', 'load_model', 'task_of']
+__all__ = ['Source', 'list_models', 'load_model']
 
 
 def list_models() -> list[str]:
     """Names of all architectures of this package."""
     return timm.list_models(module='vt_resnet') + timm.list_models(module='vt_fpn')
-
-
-def task_of(name: str) -> str:
-    """What an architecture does, as the Hub names it: 'image-classification' or 'image-segmentation'."""
-    return 'image-segmentation' if name in VT_FPN_ARCHITECTURES else 'image-classification'
 
 
 @dataclass(frozen=True)

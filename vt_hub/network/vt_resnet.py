@@ -118,6 +118,8 @@ class VTResNetBody:
     So they all have the same state dict, without key prefixes.
     """
 
+    task = 'image-classification'  # as the Hub names it
+
     def build(
         self,
         block: str = 'basic',

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...inference.diversity import token_diversity
-from ...inference.preprocessing import ImageReader, label_names
+from ...inference.preprocessing import ImageReader
+from ...inference.scores import label_names
 from ...interrupts import iterate
 from ...reporting import Progress, no_progress
 from .data import ImageFolder, open_image_folder
