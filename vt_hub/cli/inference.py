@@ -31,7 +31,7 @@ def list_(
     from ..loading.cost import cost
     from ..loading.facts import describe_pretrained
     from ..loading.published import list_pretrained
-    from ..loading.source import list_models
+    from ..loading.source import Source, list_models
     from ..network.vt_fpn import is_segmenter, task_of
 
     if pretrained:
@@ -50,7 +50,7 @@ def list_(
                     'params_m': round(params, 2),
                     'macs_m': round(macs),
                     'macs_at': size,
-                    'pretrained': [tag for tag in list_pretrained() if tag.split('.')[0] == name],
+                    'pretrained': [tag for tag in list_pretrained() if Source.parse(tag).architecture == name],
                 }
             )
     if as_json:

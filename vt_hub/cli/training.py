@@ -428,13 +428,13 @@ def timm_(
 
     Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
     """
-    from ..loading.source import list_models
+    from ..loading.source import Source
     from ..network.vt_fpn import is_segmenter
     from ..training.classification.timm_scripts import find_script, runner
     from ..training.launch import run
 
-    named = {argument.rpartition('=')[2].split('.')[0] for argument in context.args}
-    if others := sorted(name for name in named & set(list_models()) if is_segmenter(name)):
+    sources = [Source.parse(argument.rpartition('=')[2]) for argument in context.args]
+    if others := sorted(s.architecture for s in sources if s.kind == 'model' and is_segmenter(s.architecture)):
         raise ValueError(f"{others[0]} does not classify, as timm's scripts expect; `vt-hub evaluate` measures it.")
     command = runner(find_script(f'{script}.py'), context.args)
     print(shlex.join(command), flush=True)

@@ -100,13 +100,12 @@ class Source:
         return pretrained_folder(name)
 
 
-def check_name(source: str):
-    """Raise LookupError, with the nearest names, where a name is not a model of this package."""
-    names = list_models()
-    if source.split('.')[0] not in names:
-        near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4)
+def check_name(source: Source):
+    """Raise LookupError, with the nearest names, if the source is not a model of this package."""
+    if source.kind != 'model':
+        near = difflib.get_close_matches(source.text, [*list_models(), *list_pretrained()], n=3, cutoff=0.4)
         hint = f'did you mean {" or ".join(near)}?' if near else '`vt-hub list` names the models.'
-        raise LookupError(f'There is no model or folder {source!r}; {hint}')
+        raise LookupError(f'There is no model or folder {source.text!r}; {hint}')
 
 
 def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
@@ -124,5 +123,5 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
     source = Source.parse(source)
     if source.is_folder:
         return load_folder(source.folder())
-    check_name(source.text)
+    check_name(source)
     return timm.create_model(resolve_name(source.text) if pretrained else source.text, pretrained=pretrained).eval()
