@@ -54,7 +54,7 @@ def memory(process: int) -> dict[str, float]:
 
 
 def measure(images: Path, output: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run to the end, and say what it took."""
+    """Run to the end, and measure time and memory."""
     output.unlink(missing_ok=True)
     peak = dict.fromkeys(FIGURES, 0.0)
     started = time.perf_counter()

@@ -7,7 +7,7 @@ must stay in the picture, and a digit be read. What is scored are the weights of
 images of train and of val, whole. The two models of one seed share no random numbers: their weights and the order of
 their images differ.
 
-DIR keeps data and runs of one set of arguments: a finished run is not repeated, one that was cut goes on.
+DIR keeps data and runs of one set of arguments. A finished run is not repeated, and an interrupted one is resumed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def draw(name: str, folder: Path, args: argparse.Namespace):
 
 
 def train(name: str, data_dir: Path, folder: Path, seed: int, epochs: int, size: int):
-    """Train, or go on; does nothing where the last epoch is done."""
+    """Train or resume; do nothing if the last epoch is done."""
     last = folder / 'last.pth.tar'
     if last.is_file() and read_foreign(last)[1]['epoch'] == epochs - 1:
         return

@@ -68,7 +68,7 @@ def find_fonts(group: str) -> list[Path]:
 
 @cache
 def open_font(path: Path, capitals: int) -> ImageFont.FreeTypeFont:
-    """A font of which capitals are so many pixels high."""
+    """A font at the size at which capitals are `capitals` pixels high."""
     _, top, _, bottom = ImageFont.truetype(path, 1000).getbbox('H', anchor='ls')
     return ImageFont.truetype(path, 1000 * capitals / (bottom - top))
 

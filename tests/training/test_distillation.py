@@ -378,7 +378,7 @@ def test_command(photographs, tmp_path, monkeypatch):
     arguments += ['--teacher-checkpoint', str(tmp_path / 'teacher.safetensors'), '--output', str(tmp_path / 'run')]
     invoke = CliRunner().invoke
     first = invoke(cli.app, [*arguments, '--minutes', '0'])
-    assert 'is not at its end; the same command resumes it.' in first.stdout
+    assert 'is not finished; the same command resumes it.' in first.stdout
     last = invoke(cli.app, arguments)
     assert last.stdout.strip() == str(tmp_path / 'run' / 'model')
     told = last.stderr.strip().splitlines()

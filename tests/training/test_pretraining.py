@@ -298,7 +298,7 @@ def test_command(tmp_path):
     arguments = ['pretrain', '--recipe', 'smoke', '--steps', '3', '--device', 'cpu', '--output', str(tmp_path / 'run')]
     first = run(cli.app, [*arguments, '--minutes', '0'])
     assert first.exit_code == 0
-    assert 'is not at its end; the same command resumes it.' in first.stdout
+    assert 'is not finished; the same command resumes it.' in first.stdout
     assert run(cli.app, arguments).stdout.strip() == str(tmp_path / 'run' / 'model')
     with open(tmp_path / 'run' / 'summary.csv') as file:
         assert [row['step'] for row in csv.DictReader(file)] == ['3']

@@ -15,7 +15,7 @@ def benchmark(
     models: Annotated[list[str], typer.Argument(help='VT-ResNets or VT-FPNs.', metavar='MODEL...')],
     batch_size: Annotated[list[int], typer.Option(min=1, help='Images in a batch; may be repeated.')] = [1],  # noqa: B006
     size: Annotated[
-        list[int] | None, typer.Option(min=32, help='Height and width in pixels; may be repeated. [224, VT-FPN 512]')
+        list[int] | None, typer.Option(min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.')
     ] = None,
     dtype: Annotated[
         Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Type of weights and images; in training, of autocast.')

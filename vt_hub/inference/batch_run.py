@@ -116,8 +116,8 @@ def start(folder: Path, inputs: list[str], settings: dict[str, Any]):
         for key, value in read_json(folder / 'run.json')['settings'].items():
             if settings[key] != value:
                 raise ValueError(
-                    f'{folder} is of a run with {key} {value}, not {settings[key]}; use the same, or remove the folder '
-                    f'to start over.'
+                    f'{folder} belongs to a run with {key} {value}, not {settings[key]}; use the same, or remove the '
+                    f'folder to start over.'
                 )
         return
     shutil.rmtree(folder, ignore_errors=True)

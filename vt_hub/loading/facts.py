@@ -1,4 +1,4 @@
-"""What there is to say of a model: its size, preprocessing and classes, and what its weights were measured to do."""
+"""Facts about a model: its size, preprocessing and classes, and the measured metrics of its weights."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> lis
 
 
 def describe(source: str) -> dict[str, Any]:
-    """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
+    """What `vt-hub info` prints about a model; see `load_model` for the argument."""
     published = Source.parse(source).published
     pretrained = published is not None or source not in list_models()
     model = load_model(source, pretrained=pretrained)

@@ -114,7 +114,7 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
     Args:
         source: An architecture (`vt_resnet10`), published weights (`vt_resnet10.digits`), a model folder, or a
             repository on the Hub (`hf-hub:ID`).
-        pretrained: Load weights; without, those of an architecture are random.
+        pretrained: Load weights; if False, those of an architecture are random.
 
     Raises:
         LookupError: No such model, or no weights for it.

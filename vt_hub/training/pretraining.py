@@ -41,8 +41,8 @@ HELD_OUT_BATCHES = 16  # for the final result
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
 PROSE = """\
-A {{ architecture }} pretrained on scenes of {{ num_labels }} fractals, by `vt-hub pretrain`. It starts a fine-tuning:
-its own classes are numbers of fractals and mean nothing elsewhere."""
+A {{ architecture }} pretrained on scenes of {{ num_labels }} fractals, by `vt-hub pretrain`. Fine-tune it for
+your own classes: its classes are numbered fractals and mean nothing for other images."""
 
 
 @dataclass(frozen=True)
