@@ -104,7 +104,7 @@ def classifier(
     node_rank: MachineNumber = 0,
     master_addr: Address = 'localhost',
     master_port: Port = 29500,
-    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; default: a downloaded one.")] = None,
+    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; default: found or downloaded.")] = None,
 ):
     """Train a classifier by timm's train.py, and export the best checkpoint.
 

@@ -25,7 +25,7 @@ from ..publishing import export
 from ..reporting import Progress, find_device, machine, no_progress, write_result
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
-from .recipe_files import list_recipe_files, read_recipe
+from .recipe_files import check_stages, check_values, list_recipe_files, read_recipe
 from .resumable import ResumableRun, autocast, check_settings, cosine, multiplies_bfloat16, train
 
 __all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
@@ -112,14 +112,8 @@ def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) ->
         ValueError: A key or value is not allowed in a recipe.
     """
     recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
-    counts = recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, recipe.soften_every, len(recipe.stages)
-    if min(counts) < 1:
-        raise ValueError(f'{name}: classes, instances, batch_size, steps, soften_every and stages must be 1 or more.')
-    if not 0 <= recipe.warmup_steps < recipe.steps:
-        raise ValueError(f'{name}: warmup_steps must be from 0 to {recipe.steps - 1}, not {recipe.warmup_steps}.')
-    ends = [stage.until for stage in recipe.stages]
-    if ends != sorted(ends) or ends[0] <= 0 or ends[-1] != 1:
-        raise ValueError(f'{name}: the stages end at {ends}; the ends must increase, and the last must be 1.')
+    check_values(name, recipe, ('classes', 'instances', 'batch_size', 'steps', 'soften_every'))
+    check_stages(name, recipe)
     for stage in recipe.stages:
         if stage.size < 1 or stage.size % STRIDES[-1]:
             raise ValueError(f'{name}: scenes of {stage.size} pixels do not divide into cells; use a multiple of 16.')
