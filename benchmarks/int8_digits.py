@@ -19,8 +19,9 @@ import timm
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from vt_hub.image_files import find_images
 from vt_hub.inference.preprocessing import eval_transform
-from vt_hub.network.images import find_images, read_image
+from vt_hub.network.images import read_image
 from vt_hub.publishing import export_onnx
 from vt_hub.reporting import machine, write_result
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vt_hub.network.images import read_image, walk_images
+from vt_hub.image_files import walk_images
+from vt_hub.network.images import read_image
 
 HERE = Path(__file__).parent
 SHORTER = 256

@@ -19,12 +19,12 @@ from conftest import ROOT
 from PIL import Image
 from pyarrow import parquet
 
+from vt_hub.image_files import find_images
 from vt_hub.inference import batch_run as prediction_run
 from vt_hub.inference import preprocessing
 from vt_hub.inference.batch_output import read_jsonl
 from vt_hub.inference.batch_run import Parts, Workers, predict_files, sorted_on_disk
 from vt_hub.inference.classify import predict
-from vt_hub.network.images import find_images
 
 IMAGES = 30
 fork = multiprocessing.get_context('fork')

@@ -121,10 +121,10 @@ def predict(
 
     Example: vt-hub predict photos --output results.parquet
     """
+    from ..image_files import find_images
     from ..inference.classify import predict as run
     from ..inference.scores import shown
     from ..loading.source import load_model
-    from ..network.images import find_images
 
     if output:
         predict_table(images, model, output, as_json, topk=topk, batch_size=batch_size, dtype=dtype, workers=workers)
@@ -190,11 +190,12 @@ def segment(
 
     Example: vt-hub segment samples/scene.png --overlay overlay.png
     """
+    from ..image_files import find_images
     from ..inference.scores import label_names
     from ..inference.segment import check_mask, check_picture, draw_overlay, save_mask, save_picture
     from ..inference.segment import segment as run
     from ..loading.source import load_model
-    from ..network.images import find_images, read_image
+    from ..network.images import read_image
 
     paths = find_images(images)
     targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
@@ -240,10 +241,11 @@ def explain(
     Example: vt-hub explain samples/digit_7.png --out explanation.png
     """
     from ..figures import check_figure
+    from ..image_files import find_images
     from ..inference.explain import explain as run
     from ..inference.explain import save_explanation
     from ..loading.source import load_model
-    from ..network.images import find_images, read_image
+    from ..network.images import read_image
 
     paths = find_images(images)
     if not out and not as_json:

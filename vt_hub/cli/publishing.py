@@ -42,10 +42,10 @@ def export(
 
     Example: vt-hub export output/train/run/model_best.pth.tar flowers --labels data/train
     """
+    from ..image_files import find_images
     from ..loading.checkpoints import stored_dtype
     from ..loading.conversion import load_source
     from ..loading.source import Source
-    from ..network.images import find_images
     from ..publishing import export as run
     from ..publishing import export_onnx
     from ..publishing.card import retarget

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 
 from ..files import read_json, replaced_whole, written_whole
+from ..image_files import find_images, walk_images
 from ..interrupts import iterate
-from ..network.images import find_images, walk_images
 from ..reporting import Progress, no_progress, write_result
 from .batch_output import Results, check_table, read_jsonl, table_writer
 from .classify import Classifier

@@ -121,7 +121,7 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
         ValueError: The folder's configuration or weights are damaged.
     """
     source = Source.parse(source)
-    if source.is_folder:
-        return load_folder(source.folder())
-    check_name(source)
-    return timm.create_model(resolve_name(source.text) if pretrained else source.text, pretrained=pretrained).eval()
+    if not source.is_folder:
+        check_name(source)
+        return timm.create_model(resolve_name(source.text) if pretrained else source.text, pretrained=pretrained).eval()
+    return load_folder(source.folder())
