@@ -1,8 +1,7 @@
 """int8 against fp32 in onnxruntime, on the held-out digits: python benchmarks/int8_digits.py [--json FILE].
 
-Calibrated with images of the other four fifths. Beside what `vt-hub export --int8` writes stands dynamic quantisation,
-which needs no images. Times are medians of the processor time that one image takes, the files in turn, so that the
-machine's drift cancels.
+Images of the other four fifths calibrate the int8 file. The result also has dynamic quantisation, which needs no
+images. Times are medians of the processor time per image. The files run in turn, so the machine's drift cancels.
 """
 
 import argparse

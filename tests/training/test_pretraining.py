@@ -68,6 +68,7 @@ def test_stages_follow_one_another():
     [
         ({'epochs': 3}, "'epochs' is not a setting of a pretraining recipe"),
         ({'stages': [{'until': 1, 'size': 64}]}, 'smoke: stages must be'),
+        ({'stages': ['all']}, r"smoke: stages must be .*, not \['all'\]"),
         ({'stages': [{'until': 1, 'pixels': 64}]}, "'pixels' is not a setting of a pretraining recipe; use objects"),
         ({'stages': []}, r'end at \[\]'),
         ({'classes': 0}, 'smoke: classes is 0; it must be 1 or more'),

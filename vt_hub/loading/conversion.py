@@ -34,7 +34,7 @@ class WarmStart:
     copied: list[str]  # tensors from the ResNet: the stem and layer1..layer3
     new: list[str]  # tensors that stay as initialised: stage 5 and the classifier
     unused: list[str]  # the ResNet's own last stage and classifier
-    license: str  # of the ResNet's weights, 'other' where it is not known
+    license: str  # of the ResNet's weights; 'other' if it is not known
 
     def prose(self, source: str) -> str:
         """Text for the model card."""

@@ -105,7 +105,7 @@ def as_type(value: Any, kind: Any, task: str) -> Any:
     Raises:
         TypeError: The value has another type.
     """
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(value, dict):
         return as_dataclass(value, kind, task)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
