@@ -1,8 +1,7 @@
 """int8 against fp32 in onnxruntime, on the held-out digits: python benchmarks/int8_digits.py [--json FILE].
 
-Calibrated with images of the other four fifths. Beside what `vt-hub export --int8` writes stands dynamic quantisation,
-which needs no images. Times are medians of the processor time that one image takes, the files in turn, so that the
-machine's drift cancels.
+Images of the other four fifths calibrate the int8 file. The result also has dynamic quantisation, which needs no
+images. Times are medians of the processor time per image. The files run in turn, so the machine's drift cancels.
 """
 
 import argparse
@@ -19,8 +18,9 @@ import timm
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from vt_hub.image_files import find_images
 from vt_hub.inference.preprocessing import eval_transform
-from vt_hub.network.images import find_images, read_image
+from vt_hub.network.images import read_image
 from vt_hub.publishing import export_onnx
 from vt_hub.reporting import machine, write_result
 

@@ -1,9 +1,9 @@
 """Time and memory of loading pretrained weights: python benchmarks/load_time.py [--model NAME] [--json FILE].
 
-The yardstick is reading the embedded file and copying its bytes once; the page cache holds it. Each measurement is a
-process of its own, in turn, in one thread, and takes the processor's time. Memory is the growth of the process's peak
-resident size, beside the model's own; what the process keeps afterwards is given apart, since the peak counts the pages
-of the mapped file, which the system can take back. Linux only.
+The yardstick is to read the embedded file and copy its bytes once, from the page cache. Each measurement is a process
+of its own with one thread, and takes the processor's time; the processes run in turn. Memory is the growth of the
+process's peak resident size, relative to the size of the model. The peak counts the pages of the mapped file, which the
+system can take back, so a second figure gives what the process keeps afterwards. Linux only.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """ONNX against torch for every architecture: python benchmarks/onnx_parity.py [--json FILE].
 
-Untrained networks whose normalisations have values, and all published weights. Each is exported and run by
-onnxruntime for one and for three images of three sizes, its own among them; the largest difference of any logit from
-torch's is kept.
+The networks are untrained ones whose normalisations have values, and all published weights. Each is exported, and
+onnxruntime runs it on one and on three images of three sizes, one of which is its own. The result is the largest
+difference of any logit from torch's.
 """
 
 import argparse

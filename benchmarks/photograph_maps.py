@@ -1,13 +1,13 @@
-"""Maps of a frozen ResNet-18 trunk on crops of photographs, with what its own last stage and a teacher make of them.
+"""Maps of a frozen ResNet-18 trunk on crops of photographs, with the outputs of its own last stage and of a teacher.
 
     python benchmarks/photograph_maps.py --trunk resnet18.safetensors --teacher lite2.pth --photographs DIR --out maps
 
-A VT stage can then be trained on the maps alone, hundreds of crops a second on a CPU. Each crop is a function of its
-number. One photograph in ten is held out: its crops are in `held_out`, where settings are chosen.
+A VT stage can then be trained on the maps alone, hundreds of crops a second on a CPU. A crop depends only on its
+number. One photograph in ten is held out: its crops are in `held_out`, and settings are chosen on them.
 
 DIR holds the folders `sample` (EliSchwartz/imagenet-sample-images), `imagen` (ajschumacher/imagen), `tiny`
 (seshuad/IMagenet), `imagenette` (thunderInfy/imagenette), `voc` (limyunn/ConvNeXt-Semi-Segmentation, VOC2007) and
-`nips` (dongyp13/Translation-Invariant-Attacks), all on GitHub. `nips` is never trained on.
+`nips` (dongyp13/Translation-Invariant-Attacks), all from GitHub. `nips` is never trained on.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """`vt-hub predict --output` at scale: python benchmarks/predict_scale.py --work DIR [--json FILE].
 
-Small pictures are drawn into DIR once. A quarter of them, and then all, are classified: how fast, what share of the
-cores' time was computed, from the first import to the last row, and the peak memory of the main process and of the
-largest worker, which shares most of it with the main one: all that is resident, and without what is mapped from files
-(libraries). Then a run is killed by SIGKILL half way and started again.
+The script draws small pictures into DIR once, and classifies a quarter of them, and then all. It measures the speed and
+the share of the cores' time that was used, from the first import to the last row, and the peak memory of the main
+process and of the largest worker. A worker shares most of its memory with the main process. Memory is all that is
+resident, except what is mapped from files (libraries). Then SIGKILL ends a run half way, and the run is started again.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def memory(process: int) -> dict[str, float]:
 
 
 def measure(images: Path, output: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run to the end, and say what it took."""
+    """Run to the end, and measure time and memory."""
     output.unlink(missing_ok=True)
     peak = dict.fromkeys(FIGURES, 0.0)
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Arithmetics of tokens that were compared with the two of the package; `python benchmarks/tokens.py` trains them.
 
-Each changes a new network of the paper's arithmetic in place, or one of the package's default.
+Each one changes a new network in place: one with the paper's arithmetic, or one with the package's default.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,13 +1,13 @@
 """VT-ResNet-18 against ResNet-18, from scratch: python benchmarks/vt_resnet_training.py --work DIR [--json FILE].
 
-Both are trained by the recipe `basic` of `vt-hub train classifier`, on single shapes drawn by formula and on the
-digits. The schedule keeps its shape in fewer epochs, a tenth of the learning rate after each third; batch and
-learning rate are both an eighth of the recipe's. Crops are milder than timm's default and nothing is flipped: a shape
-must stay in the picture, and a digit be read. What is scored are the weights of the last epoch, in fp32, on all
-images of train and of val, whole. The two models of one seed share no random numbers: their weights and the order of
+The recipe `basic` of `vt-hub train classifier` trains both, on single shapes drawn by formula and on the digits. The
+schedule has the same form in fewer epochs: a tenth of the learning rate after each third. Batch and learning rate are
+both an eighth of the recipe's. Crops are milder than timm's default and nothing is flipped, because a shape must stay
+in the picture and a digit must stay readable. The scores are those of the weights of the last epoch, in fp32, on all
+whole images of train and of val. The two models of one seed share no random numbers: their weights and the order of
 their images differ.
 
-DIR keeps data and runs of one set of arguments: a finished run is not repeated, one that was cut goes on.
+DIR keeps data and runs of one set of arguments. A finished run is not repeated, and an interrupted one is resumed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def draw(name: str, folder: Path, args: argparse.Namespace):
 
 
 def train(name: str, data_dir: Path, folder: Path, seed: int, epochs: int, size: int):
-    """Train, or go on; does nothing where the last epoch is done."""
+    """Train or resume; do nothing if the last epoch is done."""
     last = folder / 'last.pth.tar'
     if last.is_file() and read_foreign(last)[1]['epoch'] == epochs - 1:
         return

@@ -2,7 +2,7 @@
 
     python model_cards/tokens.py
 
-The images are those that the weights were measured on; nothing else in a result file changes.
+It uses the images that the weights were measured on, and changes nothing else in a result file.
 """
 
 import sys

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from vt_hub.cli import main as cli
 from vt_hub.files import read_json
 from vt_hub.loading.published import list_pretrained
-from vt_hub.loading.source import list_models, task_of
+from vt_hub.loading.source import list_models
+from vt_hub.network.vt_fpn import is_segmenter
 from vt_hub.paper import tables
 from vt_hub.publishing import verification as checks
 
@@ -82,7 +83,7 @@ def model_table():
     lines = ['| model | params (M) | MACs (M) | at | weights |', '|---|---:|---:|---:|---|']
     for name in list_models():
         if not name.startswith('test_'):
-            size = 512 if task_of(name) == 'image-segmentation' else 224
+            size = 512 if is_segmenter(name) else 224
             params, macs = tables.cost(name, size=(size, size))
             weights = ', '.join(f'`{tag}`' for tag in list_pretrained() if tag.split('.')[0] == name)
             lines.append(f'| `{name}` | {params:.2f} | {macs:.0f} | {size} | {weights} |')

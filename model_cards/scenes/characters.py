@@ -1,8 +1,8 @@
 """Letters and digits in free fonts on clutter.
 
-The fonts are three groups of families that have none in common. Training images are rendered with the support fonts
-alone, the images that settings are chosen by with the dev fonts, those of the results with the test fonts: no accuracy
-is measured on a font that was trained on, and none that is published on a font that a setting was chosen with.
+The fonts are three groups of families, and no family is in two groups. Training images use only the support fonts.
+Images that settings are chosen by use the dev fonts, and images of the results use the test fonts. So no accuracy is
+measured on a font that was trained on, and no published accuracy on a font that a setting was chosen with.
 """
 
 import math
@@ -68,7 +68,7 @@ def find_fonts(group: str) -> list[Path]:
 
 @cache
 def open_font(path: Path, capitals: int) -> ImageFont.FreeTypeFont:
-    """A font of which capitals are so many pixels high."""
+    """A font at the size at which capitals are `capitals` pixels high."""
     _, top, _, bottom = ImageFont.truetype(path, 1000).getbbox('H', anchor='ls')
     return ImageFont.truetype(path, 1000 * capitals / (bottom - top))
 

@@ -66,7 +66,7 @@ def interval(values: pd.Series) -> dict[str, Any]:
 
 def intervals(table: pd.DataFrame, keys: list[str]) -> list[dict[str, Any]]:
     """The accuracies of each group of rows."""
-    # a Series gives plain values: NumPy's integers, which pandas 2 has as keys, are none of JSON
+    # a Series gives plain values: JSON cannot hold NumPy's integers, which pandas 2 has as keys
     groups = ((pd.Series(key, keys, dtype=object).to_dict(), group) for key, group in table.groupby(keys))
     return [{**names, **interval(group.accuracy)} for names, group in groups]
 

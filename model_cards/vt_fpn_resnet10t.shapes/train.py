@@ -3,7 +3,7 @@
     python model_cards/vt_fpn_resnet10t.shapes/train.py run --arm vt --seed 0 --work DIR     # and the others
     python model_cards/vt_fpn_resnet10t.shapes/train.py publish --work DIR --out FOLDER
 
-VT-FPN that starts from scenes of fractals, by the same recipe; nothing of it is published but its figures:
+VT-FPN that starts from scenes of fractals, by the same recipe; only its figures are published:
 
     vt-hub synthesize scenes --out scenes --train 4000 --val 300
     vt-hub train segmenter --recipe shapes --data-dir scenes --output pretrained
@@ -11,8 +11,8 @@ VT-FPN that starts from scenes of fractals, by the same recipe; nothing of it is
     python model_cards/vt_fpn_resnet10t.shapes/train.py compare-start --work DIR
 
 Data: `vt-hub synthesize shapes`, drawn into DIR on the first run. Scenes of seed 0 train and choose the checkpoint;
-every setting of the recipe was chosen on them. Those of seed 1 are held out: they were only ever used for the result
-files. The model that is published is VT-FPN of seed 0, whatever its figure.
+every setting of the recipe was chosen on them. Those of seed 1 are held out and were used only for the result files.
+The published model is VT-FPN of seed 0, independent of its figures.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Train, evaluate and write vt_resnet10.digits: python model_cards/vt_resnet10.digits/train.py --out FOLDER.
 
 Data: scikit-learn's load_digits, 1797 grey 8 x 8 images of 13 writers, upscaled to 64 x 64. Split: a stratified fifth,
-drawn with random_state=0, is held out. With --dev the rest is split once more in the same way and the model is scored
-on that part instead: every choice in this file was made so, the held-out fifth was only ever used for the result file.
+drawn with random_state=0, is held out. With --dev the rest is split again in the same way, and the model is scored on
+that part instead. Every choice in this file was made with --dev. The held-out fifth was used only for the result file.
 """
 
 import argparse

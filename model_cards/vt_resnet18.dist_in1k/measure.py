@@ -6,8 +6,8 @@
 
 DIR holds, unpacked from GitHub, `nips` (dongyp13/Translation-Invariant-Attacks: the test set, which nothing was chosen
 on), `imagenette` (thunderInfy/imagenette: its val part chose settings and the temperature), `tiny` (seshuad/IMagenet:
-val, answers restricted to its 200 classes) and `flowers` (martinwestin/flower_classification: tulips, which none of the
-1,000 classes are).
+val, answers restricted to its 200 classes) and `flowers` (martinwestin/flower_classification: tulips, which are not one
+of the 1,000 classes).
 
 A network is a published name or model folder, or a timm model and a file of weights.
 """

@@ -1,12 +1,12 @@
-"""Make the photographs ready that vt_resnet18.dist_in1k learnt from, and list them.
+"""Prepare the photographs that vt_resnet18.dist_in1k learned from, and list them.
 
     python model_cards/vt_resnet18.dist_in1k/prepare.py --photographs DIR --out READY
 
 DIR holds one folder for each set of `sets.csv`, unpacked from the repository and commit that it names. READY gets one
-folder for each, of JPEG files with a shorter side of at most 256 pixels, called after the sha256 of the photograph, so
-that none is there twice. What looks like one of the 1,000 test photographs (`nips`, by a difference hash) is left out.
-READY/photographs.sha256 lists every file that was used, and `used.csv` beside this script how many there are in each
-set, with the sha256 of its part of that list.
+folder for each set, with JPEG files whose shorter side has at most 256 pixels. A file is named by the sha256 of its
+photograph, so no photograph is there twice. Photographs that look like one of the 1,000 test photographs (`nips`, by a
+difference hash) are left out. READY/photographs.sha256 lists every file that was used. `used.csv` beside this script
+counts them for each set, with the sha256 of the set's part of that list.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vt_hub.network.images import read_image, walk_images
+from vt_hub.image_files import walk_images
+from vt_hub.network.images import read_image
 
 HERE = Path(__file__).parent
 SHORTER = 256
@@ -34,7 +35,7 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def make_ready(path: Path, folder: Path, known: np.ndarray) -> str | None:
-    """Write a small copy; returns the photograph's sha256, or None where it is left out."""
+    """Write a small copy; returns the photograph's sha256, or None if it is left out."""
     content = path.read_bytes()
     try:
         image = read_image(path, content=content)

@@ -8,7 +8,8 @@ import torch
 import torch.nn as nn
 from torch.optim.swa_utils import update_bn
 
-from vt_hub.loading.source import list_models, task_of
+from vt_hub.loading.source import list_models
+from vt_hub.network.vt_fpn import task_of
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:

@@ -19,12 +19,12 @@ from conftest import ROOT
 from PIL import Image
 from pyarrow import parquet
 
+from vt_hub.image_files import find_images
 from vt_hub.inference import batch_run as prediction_run
 from vt_hub.inference import preprocessing
 from vt_hub.inference.batch_output import read_jsonl
 from vt_hub.inference.batch_run import Parts, Workers, predict_files, sorted_on_disk
 from vt_hub.inference.classify import predict
-from vt_hub.network.images import find_images
 
 IMAGES = 30
 fork = multiprocessing.get_context('fork')
@@ -187,7 +187,7 @@ def test_signals_leave_what_goes_on(run, folder, tmp_path, monkeypatch, kind):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Parts, 'write', lambda *_: signal.raise_signal(kind))
     code, out, err = run(*command)
-    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command resumes it.\n')
+    assert (code, out, err) == (130, '', f'{output} is not finished; the same command resumes it.\n')
     assert signal.getsignal(signal.SIGTERM) is before
     assert os.listdir(tmp_path) == ['table.jsonl.parts']
     monkeypatch.undo()
@@ -210,7 +210,7 @@ def test_a_signal_as_workers_start_is_not_lost(run, folder, tmp_path, kind):
     ARMED.append(kind)
     code, out, err = run('predict', folder, '--output', output, '--workers', 2)
     assert not ARMED
-    assert (code, out, err) == (130, '', f'{output} is not at its end; the same command resumes it.\n')
+    assert (code, out, err) == (130, '', f'{output} is not finished; the same command resumes it.\n')
 
 
 @needs_fork
@@ -275,7 +275,7 @@ def test_a_cut_run_goes_on_with_its_own_settings_only(classify, model, expected,
     output = tmp_path / 'table.jsonl'
     cut(classify, output, monkeypatch)
     before = sorted(os.listdir(f'{output}.parts'))
-    with pytest.raises(ValueError, match=r'table.jsonl.parts is of a run with topk 2, not 3; use the same, or rem'):
+    with pytest.raises(ValueError, match=r'table.jsonl.parts belongs to a run with topk 2, not 3; use the same, or'):
         classify(output, topk=3)
     with pytest.raises(ValueError, match='with dtype fp32, not bf16'):
         classify(output, dtype='bf16')

@@ -85,8 +85,8 @@ def test_every_module_and_every_level_is_measured():
 def test_the_warning_names_the_modules():
     apart, alike = TokenDiversity(0.3, 0.4, 0.5, 16), TokenDiversity(0.999, 0.001, 1.0, 16)
     assert warning_of([apart, apart]) == ''
-    assert warning_of([apart, alike]).startswith('the tokens are one in module 2 (cosine 0.999')
-    assert warning_of([alike, alike]).startswith('the tokens are one in modules 1 (')
+    assert warning_of([apart, alike]).startswith('the tokens are nearly the same in module 2 (cosine 0.999')
+    assert warning_of([alike, alike]).startswith('the tokens are nearly the same in modules 1 (')
 
 
 @pytest.mark.parametrize('distinct', [False, True])
@@ -137,7 +137,7 @@ def test_cards_say_it_and_call_a_collapse_a_limit(tmp_path):
     export(model, tmp_path / 'm', metrics=[{**result, 'tokens': [alike]}], code=False)
     card = (tmp_path / 'm' / 'README.md').read_text()
     assert '| 1 | 0.999 | 0.001 | 1.0 |' in card
-    assert 'Limit: the tokens are one in module 1' in card
+    assert 'Limit: the tokens are nearly the same in module 1' in card
 
 
 def older_folder(folder):

@@ -152,7 +152,7 @@ def test_foreign_checkpoints_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match='does not fit the model'):
         load_checkpoint(path, 'vt_resnet10')
     torch.save({'conv1.weight': torch.ones(1)}, path)
-    with pytest.raises(ValueError, match='has not the stem'):
+    with pytest.raises(ValueError, match='does not have the stem'):
         warm_start(str(path))
     torch.save(timm.create_model('vt_resnet18', num_classes=3).state_dict(), path)
     with pytest.raises(ValueError, match='is a VT-ResNet already'):

@@ -282,7 +282,7 @@ def test_missing_fonts_are_named_with_the_command_that_installs_them(monkeypatch
 
 @pytest.mark.parametrize('text', ['vt', 'vt=nothing', '=test_vt_resnet', 'vt=shuffled:test_vt_resnet'])
 def test_an_arm_must_name_a_model(text):
-    with pytest.raises(transfer.argparse.ArgumentTypeError, match='is no arm; use NAME=MODEL'):
+    with pytest.raises(transfer.argparse.ArgumentTypeError, match='is not an arm; use NAME=MODEL'):
         transfer.parse_arm(text)
 
 

@@ -9,9 +9,9 @@ import timm
 from helpers.hostile_images import write_hostile
 from pyarrow import parquet
 
+from vt_hub.image_files import find_images
 from vt_hub.inference.batch_output import read_jsonl, unicode
 from vt_hub.inference.batch_run import predict_files
-from vt_hub.network.images import find_images
 
 COUNT = 500
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vt_hub.network.images import find_images, read_image, to_channels
+from vt_hub.network.images import read_image, to_channels
 
 GRADIENT = np.tile(np.linspace(0, 1, 64), (48, 1))
 
@@ -78,30 +78,6 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, content, reason):
     assert '\n' not in str(error.value)
 
 
-def test_a_folder_is_searched_for_what_is_read_as_an_image(tmp_path):
-    for name in ('clip.mpg', 'paper.pdf', 'table.h5', '._a.png', '.thumbnails/b.png', 'c.png', 'd/e.webp', 'f.txt'):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_images([str(tmp_path)])
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ['c.png', 'd/e.webp']
-
-
-def test_find_images(tmp_path):
-    (tmp_path / 'sub').mkdir()
-    names = ['b.png', 'a.JPG', 'notes.txt', 'sub/c.webp']
-    for name in names:
-        (tmp_path / name).write_bytes(b'')
-    found = [p.relative_to(tmp_path).as_posix() for p in find_images([str(tmp_path)])]
-    assert found == ['a.JPG', 'b.png', 'sub/c.webp']
-    assert find_images([str(tmp_path / '*.png')]) == [tmp_path / 'b.png']
-    assert find_images([str(tmp_path / 'notes.txt'), 'missing.png'])[0].name == 'notes.txt'
-    nothing = [str(tmp_path / '*.gif'), str(tmp_path / 'sub')]
-    (tmp_path / 'sub' / 'c.webp').unlink()
-    assert [str(path) for path in find_images(nothing)] == nothing
-    with pytest.raises(ValueError, match='it is a folder without images'):
-        read_image(nothing[1])
-
-
 def test_dark_images_of_16_bits_stay_dark(tmp_path):
     image = Image.fromarray(np.full((9, 9), 200, np.uint16))
     assert np.asarray(read_image(save(tmp_path, image))).max() <= 1
@@ -133,29 +109,11 @@ def test_content_that_was_read_already(tmp_path):
         read_image('gone.png', content=b'')
 
 
-def test_links_that_lead_nowhere_are_found(tmp_path):
-    (tmp_path / 'folder.png').mkdir()
-    (tmp_path / 'folder.png' / 'a.png').touch()
-    (tmp_path / 'loop.png').symlink_to('loop.png')
-    (tmp_path / 'nowhere.png').symlink_to('missing')
-    (tmp_path / 'link.png').symlink_to('folder.png')
-    (tmp_path / 'folder.png' / 'back').symlink_to('..')
-    os.mkfifo(tmp_path / 'pipe.png')
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images([str(tmp_path)])]
-    assert found == ['folder.png/a.png', 'link.png/a.png', 'loop.png', 'nowhere.png']
-
-
 def test_channels(tmp_path):
     path = save(tmp_path, Image.new('RGB', (9, 9)))
     assert read_image(path, 1).mode == 'L'
     with pytest.raises(ValueError, match='A model with 2 channels'):
         read_image(path, 2)
-
-
-def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
-    path = tmp_path / 'digit[1].png'
-    path.write_bytes(b'')
-    assert find_images([str(path)]) == [path]
 
 
 def test_big_endian_tiff(tmp_path):

@@ -409,7 +409,7 @@ def test_config_names_the_architectures_it_knows():
 
 
 def test_backbones_with_buffers_that_are_not_saved(tmp_path):
-    """Position biases are computed anew: the checkpoint does not have them."""
+    """Position biases are computed again: the checkpoint does not have them."""
     torch.manual_seed(0)
     kwargs = {'backbone': 'swinv2_cr_tiny_ns_224', 'pretrained_backbone': False}
     model = vt_hub.VTFPNForSemanticSegmentation(config(model_args=kwargs)).eval()

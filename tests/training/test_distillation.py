@@ -98,13 +98,13 @@ def test_shipped_recipes_load(name):
     ('changes', 'message'),
     [
         ({'epochs': 3}, "'epochs' is not a setting of a distillation recipe"),
-        ({'steps': 0}, 'steps is 0; it must be 1 or more'),
-        ({'stages': []}, r'stages is \(\); it must be 1 or more'),
-        ({'batch_size': 7}, 'a batch of 7 cannot be mixed in pairs'),
-        ({'warmup_steps': 12}, 'warmup_steps must be from 0 to 11, not 12'),
+        ({'steps': 0}, 'smoke: steps is 0; it must be 1 or more'),
+        ({'stages': []}, r'smoke: the stages end at \[\]; the ends must increase'),
+        ({'batch_size': 7}, 'smoke: batch_size is 7; it must be even'),
+        ({'warmup_steps': 12}, 'warmup_steps is 12; it must be from 0 to 11'),
         ({'crop_scale': [0.5, 1.5]}, r'crop_scale is \(0.5, 1.5\)'),
         ({'stages': [{'until': 0.5, 'size': 64, 'free': []}]}, r'end at \[0.5\]'),
-        ({'stages': [{'until': 1, 'size': 64}]}, 'stages of a recipe must be'),
+        ({'stages': [{'until': 1, 'size': 64}]}, 'smoke: stages must be'),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -378,7 +378,7 @@ def test_command(photographs, tmp_path, monkeypatch):
     arguments += ['--teacher-checkpoint', str(tmp_path / 'teacher.safetensors'), '--output', str(tmp_path / 'run')]
     invoke = CliRunner().invoke
     first = invoke(cli.app, [*arguments, '--minutes', '0'])
-    assert 'is not at its end; the same command resumes it.' in first.stdout
+    assert 'is not finished; the same command resumes it.' in first.stdout
     last = invoke(cli.app, arguments)
     assert last.stdout.strip() == str(tmp_path / 'run' / 'model')
     told = last.stderr.strip().splitlines()

@@ -67,20 +67,21 @@ def test_stages_follow_one_another():
     ('changes', 'message'),
     [
         ({'epochs': 3}, "'epochs' is not a setting of a pretraining recipe"),
-        ({'stages': [{'until': 1, 'size': 64}]}, 'stages of a recipe must be'),
+        ({'stages': [{'until': 1, 'size': 64}]}, 'smoke: stages must be'),
+        ({'stages': ['all']}, r"smoke: stages must be .*, not \['all'\]"),
         ({'stages': [{'until': 1, 'pixels': 64}]}, "'pixels' is not a setting of a pretraining recipe; use objects"),
-        ({'stages': []}, 'must be 1 or more'),
-        ({'classes': 0}, 'must be 1 or more'),
-        ({'soften_every': 0}, 'must be 1 or more'),
-        ({'steps': 2}, 'warmup_steps must be from 0 to 1, not 2'),
-        ({'warmup_steps': -5}, 'warmup_steps must be from 0 to .*, not -5'),
+        ({'stages': []}, r'end at \[\]'),
+        ({'classes': 0}, 'smoke: classes is 0; it must be 1 or more'),
+        ({'soften_every': 0}, 'soften_every is 0; it must be 1 or more'),
+        ({'steps': 2}, 'warmup_steps is 2; it must be from 0 to 1'),
+        ({'warmup_steps': -5}, 'warmup_steps is -5; it must be from 0 to '),
         ({'stages': [STAGE | {'until': 0.5}]}, r'end at \[0.5\]'),
         ({'stages': [STAGE, STAGE | {'until': 0.5}]}, r'end at \[1.0, 0.5\]'),
         ({'stages': [STAGE | {'size': 72}]}, 'scenes of 72 pixels'),
         ({'stages': [STAGE | {'objects': [3, 1]}]}, 'are not ranges above 0'),
         ({'stages': [STAGE | {'objects': [0, 0]}]}, 'are not ranges above 0'),
         ({'stages': [STAGE | {'scale': [0, 0.9]}]}, 'are not ranges above 0'),
-        ({'lr': 'high'}, "lr of a recipe must be float, not 'high'"),
+        ({'lr': 'high'}, "smoke: lr must be float, not 'high'"),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -298,7 +299,7 @@ def test_command(tmp_path):
     arguments = ['pretrain', '--recipe', 'smoke', '--steps', '3', '--device', 'cpu', '--output', str(tmp_path / 'run')]
     first = run(cli.app, [*arguments, '--minutes', '0'])
     assert first.exit_code == 0
-    assert 'is not at its end; the same command resumes it.' in first.stdout
+    assert 'is not finished; the same command resumes it.' in first.stdout
     assert run(cli.app, arguments).stdout.strip() == str(tmp_path / 'run' / 'model')
     with open(tmp_path / 'run' / 'summary.csv') as file:
         assert [row['step'] for row in csv.DictReader(file)] == ['3']

@@ -94,17 +94,19 @@ def test_changes_and_files(tmp_path):
             {'learning_rate': 1},
             "'learning_rate' is not a setting of a segmentation recipe; use absent_classes, batch",
         ),
-        ({'optimizer': 'adam'}, r"optimizer of a recipe must be .*'sgd', 'adamw'\], not 'adam'"),
-        ({'schedule': 'linear'}, r"schedule of a recipe must be .*, not 'linear'"),
-        ({'lr': 'high'}, "lr of a recipe must be float, not 'high'"),
-        ({'steps': 2.5}, r'steps of a recipe must be int, not 2\.5'),
-        ({'steps': '1e3'}, "steps of a recipe must be int, not '1e3'"),
-        ({'input_size': 64}, r'input_size of a recipe must be tuple\[int, int\], not 64'),
-        ({'input_size': [64]}, r'input_size of a recipe must be .*, not \[64\]'),
-        ({'scale': [0.5, 'x']}, 'scale of a recipe must be'),
-        ({'model_args': 'fpn'}, "model_args of a recipe must be .*, not 'fpn'"),
-        ({'steps': 0}, 'must be 1 or more'),
-        ({'eval_every': -1}, 'must be 1 or more'),
+        ({'optimizer': 'adam'}, r"optimizer must be .*'sgd', 'adamw'\], not 'adam'"),
+        ({'schedule': 'linear'}, r"schedule must be .*, not 'linear'"),
+        ({'lr': 'high'}, "shapes: lr must be float, not 'high'"),
+        ({'steps': 2.5}, r'steps must be int, not 2\.5'),
+        ({'steps': '1e3'}, "steps must be int, not '1e3'"),
+        ({'input_size': 64}, r'input_size must be tuple\[int, int\], not 64'),
+        ({'input_size': [64]}, r'input_size must be .*, not \[64\]'),
+        ({'scale': [0.5, 'x']}, 'scale must be'),
+        ({'model_args': 'fpn'}, "model_args must be .*, not 'fpn'"),
+        ({'steps': 0}, 'shapes: steps is 0; it must be 1 or more'),
+        ({'eval_every': -1}, 'eval_every is -1; it must be 1 or more'),
+        ({'scale': [0, 1]}, r'scale is \(0.0, 1.0\); it must be above 0'),
+        ({'flip': 2}, 'flip is 2.0; it must be from 0 to 1'),
     ],
 )
 def test_wrong_settings(changes, message):
@@ -116,7 +118,7 @@ def test_wrong_recipes(tmp_path):
     with pytest.raises(LookupError, match="no segmentation recipe 'voc'; use coco_stuff, lip, shapes or a YAML file"):
         load_segmentation_recipe('voc')
     (tmp_path / 'half.yaml').write_text('model: test_vt_fpn\nlr: 0.1\n')
-    with pytest.raises(ValueError, match=r'half\.yaml is not a complete recipe: .*batch_size'):
+    with pytest.raises(ValueError, match=r'half\.yaml is not a complete recipe: it lacks .*batch_size'):
         load_segmentation_recipe(str(tmp_path / 'half.yaml'))
 
 
@@ -635,7 +637,7 @@ def test_the_first_of_many_bad_pairs_are_named(run, spoiled, tmp_path):
     [
         (['--batch_size', 16], 'tiny shapes has 8 training pairs; a batch needs 16.'),
         (['--batch_size', 4, '--device_batch_size', 3], 'A batch of 4 images cannot be split over 1 x 3.'),
-        (['--lr', 'high'], "lr of a recipe must be float, not 'high'."),
+        (['--lr', 'high'], "lr must be float, not 'high'."),
         (['--model', 'vt_fpn_vgg'], 'vt_fpn_vgg is not a segmentation model; use one of '),
         (
             ['--model', 'vt_fpn_vgg', '--model_args', '{pretrained_backbone: true}'],

@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vt_hub
+from vt_hub.image_files import find_images
 from vt_hub.loading.checkpoints import load_folder, read_foreign
-from vt_hub.network.images import find_images, read_image
+from vt_hub.network.images import read_image
 from vt_hub.publishing import verification as checks
 from vt_hub.publishing import verify
 from vt_hub.synthesis.shapes import CLASSES, write_shapes

@@ -33,7 +33,7 @@ def print_json(value: Any):
 
 
 def progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
-    """A progress bar on stderr, where that is a terminal. What is printed meanwhile goes where stdout goes."""
+    """A progress bar on stderr if that is a terminal. Lines printed meanwhile still go to stdout."""
     console = Console(stderr=True)
     columns = (TextColumn('{task.description}'), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     together = sys.stdout.isatty()  # then lines are put above the bar; a pipe or a file gets them as they are
@@ -45,7 +45,7 @@ def progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends what runs meanwhile like Ctrl-C."""
+    """Within this context, SIGTERM acts like Ctrl-C."""
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -31,7 +31,8 @@ def list_(
     from ..loading.cost import cost
     from ..loading.facts import describe_pretrained
     from ..loading.published import list_pretrained
-    from ..loading.source import list_models, task_of
+    from ..loading.source import Source, list_models
+    from ..network.vt_fpn import is_segmenter, task_of
 
     if pretrained:
         entries = [describe_pretrained(name) for name in list_pretrained()]
@@ -40,17 +41,16 @@ def list_(
         for name in list_models():
             if name.startswith('test_'):
                 continue
-            task = task_of(name)
-            size = 224 if task == 'image-classification' else 512
+            size = 512 if is_segmenter(name) else 224
             params, macs = cost(name, size=(size, size))
             entries.append(
                 {
                     'model': name,
-                    'task': task,
+                    'task': task_of(name),
                     'params_m': round(params, 2),
                     'macs_m': round(macs),
                     'macs_at': size,
-                    'pretrained': [tag for tag in list_pretrained() if tag.split('.')[0] == name],
+                    'pretrained': [tag for tag in list_pretrained() if Source.parse(tag).architecture == name],
                 }
             )
     if as_json:
@@ -106,25 +106,25 @@ def predict(
         Path | None, typer.Option(help='Write a table, .jsonl or .parquet, for any number of images.')
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help='With --output: processes that read images; without, one for each core.')
+        int | None, typer.Option(min=1, help='With --output: processes that read images; default: one per core.')
     ] = None,
-    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
 ):
     """Classify images.
 
     Images that cannot be read are named at the end, and the exit code is then 1.
 
-    With --output, worker processes read the images, a GPU computes if there is one, and a run that was cut goes on
-    where it was. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub predict ...
+    With --output, worker processes read the images, and a GPU computes if there is one. The same command resumes an
+    interrupted run. Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub predict ...
 
     Example: vt-hub predict 'samples/digit_*.png' --topk 1
 
     Example: vt-hub predict photos --output results.parquet
     """
+    from ..image_files import find_images
     from ..inference.classify import predict as run
     from ..inference.scores import shown
     from ..loading.source import load_model
-    from ..network.images import find_images
 
     if output:
         predict_table(images, model, output, as_json, topk=topk, batch_size=batch_size, dtype=dtype, workers=workers)
@@ -147,7 +147,7 @@ def predict(
 
 
 def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any):
-    """`vt-hub predict --output`; Ctrl-C and SIGTERM leave what is resumed later, and exit with 130."""
+    """`vt-hub predict --output`; Ctrl-C and SIGTERM keep what is done, to resume later, and exit with 130."""
     from ..inference.batch_run import check_run, predict_files
     from ..loading.source import load_model
     from ..processes import processes
@@ -159,7 +159,7 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
             network = load_model(model).fuse().to(device)
             counts = predict_files(network, images, output, **options, progress=progress)
     except KeyboardInterrupt:
-        print(f'{output} is not at its end; the same command resumes it.', file=sys.stderr)
+        print(f'{output} is not finished; the same command resumes it.', file=sys.stderr)
         raise typer.Exit(130) from None
     if not counts:
         return
@@ -177,12 +177,12 @@ def segment(
     images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
     model: Annotated[str, typer.Option(help='Model.tag, folder or hf-hub:ID.')] = DEFAULT_SEGMENTER,
     overlay: Annotated[
-        Path | None, typer.Option(help='Coloured picture with a legend to write; a folder for several images.')
+        Path | None, typer.Option(help='Picture with colours and a legend to write; a folder for several images.')
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help='PNG of class numbers to write; a folder for several images.')
     ] = None,
-    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
 ):
     """Name the class of every pixel of images.
 
@@ -190,11 +190,12 @@ def segment(
 
     Example: vt-hub segment samples/scene.png --overlay overlay.png
     """
-    from ..inference.preprocessing import label_names
+    from ..image_files import find_images
+    from ..inference.scores import label_names
     from ..inference.segment import check_mask, check_picture, draw_overlay, save_mask, save_picture
     from ..inference.segment import segment as run
     from ..loading.source import load_model
-    from ..network.images import find_images, read_image
+    from ..network.images import read_image
 
     paths = find_images(images)
     targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
@@ -230,20 +231,21 @@ def explain(
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
     out: Annotated[
         Path | None,
-        typer.Option(help='Picture to write, a folder for several images; without, explanation.png, none with --json.'),
+        typer.Option(help='Picture to write; a folder for several images; default: explanation.png, none with --json.'),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help='Classes to show for each image.')] = 5,
-    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
 ):
     """Show where each token looks, and what it adds to the answer.
 
     Example: vt-hub explain samples/digit_7.png --out explanation.png
     """
     from ..figures import check_figure
+    from ..image_files import find_images
     from ..inference.explain import explain as run
     from ..inference.explain import save_explanation
     from ..loading.source import load_model
-    from ..network.images import find_images, read_image
+    from ..network.images import read_image
 
     paths = find_images(images)
     if not out and not as_json:
@@ -272,9 +274,9 @@ def explain(
 
 
 def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
-    """Where the picture of each image goes: `target`, or for several images a PNG of the same name in it.
+    """Where to write the picture of each image: `target`, or for several images a PNG of the same name in it.
 
-    Where names of several folders are the same, the PNGs are in such folders, too.
+    If images of several folders have the same name, the PNGs are in folders of these names, too.
     """
     single = len(paths) == 1 and not target.is_dir()
     if not single and target.suffix.lower() in PICTURES and not target.is_dir():
@@ -285,7 +287,7 @@ def output_paths(target: Path, paths: list[Path]) -> dict[Path, Path]:
         common = os.path.commonpath([place.parent for place in places.values()])
         outputs = {path: target / place.relative_to(common).with_suffix('.png') for path, place in places.items()}
     if len(set(outputs.values())) < len(outputs):
-        raise ValueError(f'Images of the same name would overwrite each other in {target}; name them one by one.')
+        raise ValueError(f'Images of the same name would overwrite each other in {target}; process them one by one.')
     for path in {path.resolve() for path in paths} & {output.resolve() for output in outputs.values()}:
         raise ValueError(f'The image {path} would be overwritten; name another place than {target}.')
     return outputs
@@ -298,7 +300,7 @@ def demo(
     ] = [],  # noqa: B006
     host: Annotated[str, typer.Option(help='Address to listen on; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help='Port; without, the first free one from 7860.')
+        int | None, typer.Option(min=1, max=65535, help='Port; default: the first free one from 7860.')
     ] = None,
     browser: Annotated[bool, typer.Option('--browser', help='Open the page.')] = False,
 ):

@@ -78,7 +78,7 @@ app = build_app()
 
 
 def as_is_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """How names are written that need not be Unicode, and need not be in the output's encoding."""
+    """Write the bytes of a name that is not Unicode, and escape characters that the output's encoding lacks."""
     try:
         return codecs.lookup_error('surrogateescape')(error)  # the bytes that the name has on the disk
     except UnicodeError:

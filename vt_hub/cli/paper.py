@@ -15,7 +15,7 @@ def benchmark(
     models: Annotated[list[str], typer.Argument(help='VT-ResNets or VT-FPNs.', metavar='MODEL...')],
     batch_size: Annotated[list[int], typer.Option(min=1, help='Images in a batch; may be repeated.')] = [1],  # noqa: B006
     size: Annotated[
-        list[int] | None, typer.Option(min=32, help='Height and width in pixels; may be repeated. [224, VT-FPN 512]')
+        list[int] | None, typer.Option(min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.')
     ] = None,
     dtype: Annotated[
         Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Type of weights and images; in training, of autocast.')
@@ -82,9 +82,9 @@ def check_outputs(result: Path | None, csv: Path | None, plot: Path | None):
 
 def default_size(model: str) -> int:
     """Height and width in pixels at which the paper measures a model."""
-    from ..loading.source import task_of
+    from ..network.vt_fpn import is_segmenter
 
-    return 512 if task_of(model) == 'image-segmentation' else 224
+    return 512 if is_segmenter(model) else 224
 
 
 def print_speeds(rows: list[dict[str, Any]]):

@@ -8,27 +8,27 @@ import typer
 from .common import Json, print_json, print_table
 
 GROWN_PROSE = """\
-A {{ architecture }} with {{ num_labels }} classes: a smaller network inside a deeper one that computes the same, by
-`vt-hub convert --grow`. It is a start for more training, and as good as the smaller one until then."""
+A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` copied a smaller network into this deeper
+one. It computes the same as the smaller one until you train it further."""
 
 
 def export(
-    source: Annotated[str, typer.Argument(help='Training checkpoint, folder of transformers or ours, or a name.')],
+    source: Annotated[str, typer.Argument(help='Training checkpoint, folder of vt_hub or transformers, or a name.')],
     target: Annotated[
         Path, typer.Argument(help='Model folder, .onnx file or .safetensors file (for timm); must not exist.')
     ],
-    model: Annotated[str | None, typer.Option(help='Architecture, where a checkpoint does not name it.')] = None,
+    model: Annotated[str | None, typer.Option(help='Architecture, if a checkpoint does not name it.')] = None,
     weights: Annotated[Literal['ema', 'raw'], typer.Option(help='Averaged weights if there are any, or raw.')] = 'ema',
     dtype: Annotated[
         Literal['fp32', 'fp16', 'bf16'] | None,
-        typer.Option(help="What the weights are stored in; default: the folder's own, or fp32."),
+        typer.Option(help="Type of the stored weights; default: the folder's own, or fp32."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
+        Path | None, typer.Option(help='File with one class name per line, or a folder of class folders.')
     ] = None,
     result: Annotated[list[Path], typer.Option(help='Result file for the card; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
-    license_: Annotated[str | None, typer.Option('--license', help="Licence; default: the source's.")] = None,
+    license_: Annotated[str | None, typer.Option('--license', help='Licence; default: that of the source.')] = None,
     onnx: Annotated[bool, typer.Option('--onnx', help='Put onnx/model.onnx into the folder too.')] = False,
     attention: Annotated[
         bool, typer.Option('--attention', help="With ONNX: give the maps of a VT-ResNet's token attention too.")
@@ -121,7 +121,7 @@ def refuse(target: Path, **options: Any):
 
 
 def images_of(folder: Path | None) -> list[Path]:
-    from ..network.images import find_images
+    from ..image_files import find_images
 
     return find_images([str(folder)]) if folder else []
 
@@ -132,7 +132,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text('utf-8-sig')  # without the mark that some editors begin a file with
     except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is no text in UTF-8.') from error
+        raise ValueError(f'{path} is not a text in UTF-8.') from error
 
 
 def read_labels(path: Path) -> list[str]:
@@ -152,15 +152,15 @@ def read_results(paths: list[Path]) -> list[dict[str, Any]]:
     for path, result in zip(paths, results, strict=True):
         dataset = result.get('dataset')
         if not isinstance(dataset, dict) or not {'name', 'type', 'split', 'num_images'} <= dataset.keys():
-            raise ValueError(f'{path} is no result file: its dataset needs name, type, split and num_images.')
+            raise ValueError(f'{path} is not a result file: its dataset needs name, type, split and num_images.')
         if 'task' not in result or not isinstance(result.get('metrics'), dict):
-            raise ValueError(f'{path} is no result file: it needs task and metrics.')
+            raise ValueError(f'{path} is not a result file: it needs task and metrics.')
     return results
 
 
 def verify(
     source: Annotated[str, typer.Argument(help='Model folder, model.tag or hf-hub:ID.')],
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's code even if it is not vt_hub's.")] = False,
     as_json: Json = False,
 ):
     """Check that every loader gives the same answers.
@@ -184,7 +184,7 @@ def card(
     folder: Annotated[Path, typer.Argument(help='Model folder.')],
     result: Annotated[list[Path], typer.Option(help='Result file; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
-    repo: Annotated[str | None, typer.Option(help='Hub repository that the snippets are to load.')] = None,
+    repo: Annotated[str | None, typer.Option(help='Hub repository that the snippets load.')] = None,
 ):
     """Write a folder's model card again.
 
@@ -209,13 +209,13 @@ def card(
 def push(
     folder: Annotated[Path, typer.Argument(help='Model folder.')],
     repo: Annotated[
-        str | None, typer.Option(help="Repository; without, the folder's name in VT_HUB_NAMESPACE.")
+        str | None, typer.Option(help="Repository; default: the folder's name in VT_HUB_NAMESPACE.")
     ] = None,
     tag: Annotated[str, typer.Option(help='Version of the weights.')] = 'v1.0.0',
     private: Annotated[bool, typer.Option('--private', help='Make a new repository private.')] = False,
     create_pr: Annotated[bool, typer.Option('--create-pr', help='Open a pull request instead.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only verify, and say what would be published.')] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's own code even if it is not ours.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's code even if it is not vt_hub's.")] = False,
 ):
     """Verify a model folder and publish it on the Hub.
 
@@ -232,7 +232,7 @@ def push(
 
 def pull(
     source: Annotated[str, typer.Argument(help='Published weights, or a repository on the Hub.')],
-    folder: Annotated[Path, typer.Argument(help='Where to; must not exist.')],
+    folder: Annotated[Path, typer.Argument(help='Folder to write; must not exist.')],
     revision: Annotated[str | None, typer.Option(help='Branch, tag or commit.')] = None,
 ):
     """Bring a model folder from the Hub to disk.
@@ -250,11 +250,11 @@ def convert(
     source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; with --grow also a VT-ResNet.')],
     target: Annotated[Path, typer.Argument(help='Model folder to write; must not exist.')],
     grow: Annotated[
-        str | None, typer.Option(help='Deeper architecture to put the source into, so that it computes the same.')
+        str | None, typer.Option(help='Deeper architecture to copy the source into; it computes the same.')
     ] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help='Classes of the new classifier.')] = None,
     labels: Annotated[
-        Path | None, typer.Option(help='File with a class name a line, or a folder of class folders.')
+        Path | None, typer.Option(help='File with one class name per line, or a folder of class folders.')
     ] = None,
 ):
     """Start a VT-ResNet from a ResNet, or a deeper one from a smaller one.

@@ -17,24 +17,24 @@ LONGEST_EDGE = 1333  # pixels
 Task = Literal['classification', 'segmentation']
 Layout = Annotated[
     Literal['folders', 'coco-stuff', 'coco-panoptic', 'lip', 'datasets'] | None,
-    typer.Option(help='Arrangement of segmentation data; without, what a recipe says, else folders.'),
+    typer.Option(help='Arrangement of segmentation data; default: that of the recipe, or folders.'),
 ]
-Classes = Annotated[Path | None, typer.Option(help='File with a class name a line, if the data has none.')]
+Classes = Annotated[Path | None, typer.Option(help='File with one class name per line, if the data has none.')]
 ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
 Workers = Annotated[int, typer.Option(min=0, help='Processes that read images, for each device.')]
 Recipe = Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')]
 Output = Annotated[Path, typer.Option(help='Folder of the run.')]
-StartModel = Annotated[str | None, typer.Option(help="Model, weights or folder to start from, not the recipe's.")]
+StartModel = Annotated[str | None, typer.Option(help="Start model: name, weights or folder; default: the recipe's.")]
 DeviceBatchSize = Annotated[
     int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
 ]
 Resume = Annotated[bool, typer.Option('--resume', help='Resume from the last checkpoint in the folder.')]
 DryRun = Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')]
-Processes = Annotated[int, typer.Option(min=1, help='Processes on each machine, one for a GPU.')]
+Processes = Annotated[int, typer.Option(min=1, help='Processes on each machine, one per GPU.')]
 Machines = Annotated[int, typer.Option(min=1, help='Machines.')]
 MachineNumber = Annotated[int, typer.Option(min=0, help='Number of this machine.')]
 Address = Annotated[str, typer.Option(help='Address of machine 0.')]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps, not the recipe's.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps; default: the recipe's.")]
 Minutes = Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')]
 Device = Annotated[
     Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; default: the GPU if there is one.')
@@ -46,10 +46,10 @@ def shapes(
     out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
     train: Annotated[int, typer.Option(min=0, help='Images to train on.')] = 4000,
     val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
-    objects: Annotated[bool, typer.Option('--objects', help='One object an image, in class folders.')] = False,
+    objects: Annotated[bool, typer.Option('--objects', help='One object per image, in class folders.')] = False,
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of the scenes.')] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help='Processes; without, one for each core.')] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help='Processes; default: one per core.')] = None,
 ):
     """Scenes of shapes and textures with exact masks, for segmentation; or single objects, for classification.
 
@@ -65,7 +65,7 @@ def scenes(
     train: Annotated[int, typer.Option(min=1, help='Images to train on.')] = 4000,
     val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
     classes: Annotated[int, typer.Option(min=1, help='Fractals to tell apart.')] = 100,
-    objects: Annotated[bool, typer.Option('--objects', help='One fractal an image, in class folders.')] = False,
+    objects: Annotated[bool, typer.Option('--objects', help='One fractal per image, in class folders.')] = False,
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of fractals and scenes.')] = 0,
 ):
@@ -104,7 +104,7 @@ def classifier(
     node_rank: MachineNumber = 0,
     master_addr: Address = 'localhost',
     master_port: Port = 29500,
-    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; default: it is found or fetched.")] = None,
+    train_script: Annotated[Path | None, typer.Option(help="timm's train.py; default: found or downloaded.")] = None,
 ):
     """Train a classifier by timm's train.py, and export the best checkpoint.
 
@@ -137,7 +137,7 @@ def classifier(
 
 
 def run_script(job: Any, command: list[str]):
-    """Run timm's script to its end, and export; exits with the script's own code where that is not 0."""
+    """Run timm's script to its end, and export; exits with the script's own code if that is not 0."""
     from ..loading.source import Source
 
     code = job.start(command)
@@ -146,7 +146,7 @@ def run_script(job: Any, command: list[str]):
         print(f'{len(unreadable)} {images} could not be read:', *unreadable, sep='\n  ', file=sys.stderr)
     if code:
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            print(f'{job.output} is not at its end; the same command with --resume resumes it.', file=sys.stderr)
+            print(f'{job.output} is not finished; the same command with --resume resumes it.', file=sys.stderr)
         raise typer.Exit(code)
     if job.launch.node_rank > 0:
         return
@@ -202,7 +202,7 @@ def segmenter(
 
 
 def print_end(folder: Path):
-    """The folder of a finished run on stdout; what it reached, and what to do with it, around it on stderr."""
+    """Print the folder of a finished run on stdout, and its metrics and a next command on stderr."""
     from ..files import read_json
 
     path = folder.parent / 'result.json'
@@ -214,11 +214,11 @@ def print_end(folder: Path):
 
 
 def print_end_or_stop(folder: Path | None, output: Path, minutes: float | None):
-    """`print_end`, or where a run was stopped that it resumes; exits with 1 where a signal stopped it."""
+    """`print_end`, or how to resume a stopped run; exits with 1 if a signal stopped it."""
     if folder:
         print_end(folder)
         return
-    print(f'{output} is not at its end; the same command resumes it.')
+    print(f'{output} is not finished; the same command resumes it.')
     if minutes is None:
         raise typer.Exit(1)
 
@@ -261,9 +261,9 @@ def read_changes(arguments: list[str]) -> dict[str, Any]:
 
 
 def pretrain(
-    output: Annotated[Path, typer.Option(help='Folder of the run; one that was cut resumes.')],
+    output: Annotated[Path, typer.Option(help='Folder of the run; an interrupted run resumes.')],
     recipe: Recipe = 'scenes',
-    model: Annotated[str | None, typer.Option(help="timm architecture, not the recipe's.")] = None,
+    model: Annotated[str | None, typer.Option(help="timm architecture; default: the recipe's.")] = None,
     steps: Steps = None,
     minutes: Minutes = None,
     device: Device = None,
@@ -285,13 +285,13 @@ def pretrain(
 
 def distill(
     data_dir: Annotated[list[Path], typer.Option(help='Folder of images, without labels; may be repeated.')],
-    output: Annotated[Path, typer.Option(help='Folder of the run; one that was stopped resumes.')],
+    output: Annotated[Path, typer.Option(help='Folder of the run; an interrupted run resumes.')],
     recipe: Recipe = 'photographs',
     share: Annotated[
         list[float] | None, typer.Option(min=0, help="A folder's share of the views; default: its number of images.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="timm architecture or model folder, not the recipe's.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="timm model or model folder, not the recipe's.")] = None,
+    model: Annotated[str | None, typer.Option(help="timm architecture or model folder; default: the recipe's.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="timm model or model folder; default: the recipe's.")] = None,
     teacher_checkpoint: Annotated[
         Path | None, typer.Option(help="File with the teacher's weights; default: timm's own.")
     ] = None,
@@ -302,7 +302,7 @@ def distill(
     seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
     workers: Workers = 2,
 ):
-    """Teach a model what another one says of unlabelled images.
+    """Teach a model to predict what another one predicts, on unlabelled images.
 
     Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub distill ...
 
@@ -327,7 +327,7 @@ def distill(
 def evaluate(
     model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')],
     data_dir: Annotated[str, typer.Option(help='Folder of the data; for segmentation also a data set on the Hub.')],
-    task: Annotated[Task | None, typer.Option(help='What the model must do; without, what it does.')] = None,
+    task: Annotated[Task | None, typer.Option(help='What the model must do; default: what it does.')] = None,
     split: Annotated[Literal['train', 'val'], typer.Option(help='Part of the data.')] = 'val',
     batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
     layout: Layout = None,
@@ -337,7 +337,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Segment at this shorter edge instead of the model's input size.")
     ] = None,
     longest_edge: Annotated[
-        int | None, typer.Option(min=1, help='With --shortest-edge, no longer than this. [1333]')
+        int | None, typer.Option(min=1, help='With --shortest-edge: limit of the longer edge; default: 1333.')
     ] = None,
     workers: Workers = 2,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
@@ -354,7 +354,8 @@ def evaluate(
     """
     from ..files import check_place
     from ..loading.checkpoints import load_folder
-    from ..loading.source import Source, task_of
+    from ..loading.source import Source
+    from ..network.vt_fpn import task_of
     from ..processes import processes
     from ..reporting import machine
     from ..training.classification.evaluate import evaluate_classifier, open_for_model
@@ -363,7 +364,7 @@ def evaluate(
 
     folder = Source.parse(model).folder()
     network = load_folder(folder)
-    does = task_of(network.pretrained_cfg['architecture']).removeprefix('image-')
+    does = task_of(network).removeprefix('image-')
     if task and task != does:
         raise ValueError(f'{model} does {does}, not {task}.')
     if does == 'classification' and (layout or classes or reduce_labels or shortest_edge or longest_edge):
@@ -409,7 +410,7 @@ def print_scores(result: dict[str, Any]):
 
 def plot(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `vt-hub train` or of timm's train script.")],
-    out: Annotated[Path | None, typer.Option(help='Picture to write; without, RUN/plot.png.')] = None,
+    out: Annotated[Path | None, typer.Option(help='Picture to write; default: RUN/plot.png.')] = None,
 ):
     """Draw a run's loss, accuracy and learning rate.
 
@@ -434,12 +435,13 @@ def timm_(
 
     Example: vt-hub timm validate --model vt_resnet10 --pretrained --data-dir digits
     """
-    from ..loading.source import list_models, task_of
+    from ..loading.source import Source
+    from ..network.vt_fpn import is_segmenter
     from ..training.classification.timm_scripts import find_script, runner
     from ..training.launch import run
 
-    named = {argument.rpartition('=')[2].split('.')[0] for argument in context.args}
-    if others := sorted(name for name in named & set(list_models()) if task_of(name) != 'image-classification'):
+    sources = [Source.parse(argument.rpartition('=')[2]) for argument in context.args]
+    if others := sorted(s.architecture for s in sources if s.kind == 'model' and is_segmenter(s.architecture)):
         raise ValueError(f"{others[0]} does not classify, as timm's scripts expect; `vt-hub evaluate` measures it.")
     command = runner(find_script(f'{script}.py'), context.args)
     print(shlex.join(command), flush=True)

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from ..inference.explain import explain
-from ..inference.preprocessing import is_segmenter, label_names
-from ..inference.scores import shown
+from ..inference.scores import label_names, shown
 from ..inference.segment import draw_overlay, segment_image
 from ..loading.published import list_pretrained
 from ..loading.source import Source, load_model
 from ..network.images import read_image
+from ..network.vt_fpn import is_segmenter
 from ..synthesis.shapes import scene
 from .figure import token_figure
 

@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
-from ..inference.preprocessing import is_segmenter
+from ..network.vt_fpn import is_segmenter
 from .answers import classify, load_models, open_upload, segment, summary, write_samples
 
 __all__ = ['build', 'start']

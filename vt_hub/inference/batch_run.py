@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 
 from ..files import read_json, replaced_whole, written_whole
+from ..image_files import find_images, walk_images
 from ..interrupts import iterate
-from ..network.images import find_images, walk_images
 from ..processes import rank_and_world
 from ..reporting import Progress, no_progress, write_result
 from .batch_output import Results, check_table, read_jsonl, table_writer
@@ -117,8 +117,8 @@ def start(folder: Path, inputs: list[str], settings: dict[str, Any]):
         for key, value in read_json(folder / 'run.json')['settings'].items():
             if settings[key] != value:
                 raise ValueError(
-                    f'{folder} is of a run with {key} {value}, not {settings[key]}; use the same, or remove the folder '
-                    f'to start over.'
+                    f'{folder} belongs to a run with {key} {value}, not {settings[key]}; use the same, or remove the '
+                    f'folder to start over.'
                 )
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from .preprocessing import DTYPES, ImageReader, is_segmenter, label_names
-from .scores import scores_of
+from ..network.vt_fpn import is_segmenter
+from .preprocessing import DTYPES, ImageReader
+from .scores import label_names, scores_of
 
 __all__ = ['Classifier', 'predict']
 

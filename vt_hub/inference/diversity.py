@@ -100,4 +100,4 @@ def warning_of(found: Sequence[TokenDiversity]) -> str:
     alike = [f'{number} ({diversity})' for number, diversity in enumerate(found, 1) if diversity.collapsed]
     if not alike:
         return ''
-    return f'the tokens are one in {"module" if len(alike) == 1 else "modules"} {", ".join(alike)}'
+    return f'the tokens are nearly the same in {"module" if len(alike) == 1 else "modules"} {", ".join(alike)}'

@@ -16,8 +16,8 @@ from ..figures import new_figure, save_figure
 from ..network.images import to_channels
 from ..network.vt_resnet import VTResNetBody
 from .diversity import TokenDiversity, measure_module
-from .preprocessing import data_config, eval_transform, label_names
-from .scores import meaning_of, scores_of
+from .preprocessing import data_config, eval_transform
+from .scores import label_names, meaning_of, scores_of
 
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
 

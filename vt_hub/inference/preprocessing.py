@@ -1,4 +1,4 @@
-"""Turn image files into model inputs with the model's own preprocessing; names of the classes."""
+"""Turn image files into model inputs with the model's own preprocessing."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,23 +10,9 @@ from PIL import Image
 
 from ..network.images import read_image, with_channels
 
-__all__ = ['DTYPES', 'ImageReader', 'data_config', 'eval_transform', 'is_segmenter', 'label_names']
+__all__ = ['DTYPES', 'ImageReader', 'data_config', 'eval_transform']
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-def label_names(model: torch.nn.Module) -> list[str]:
-    """Class names from a model's pretrained configuration; the class numbers if it has no names."""
-    names = model.pretrained_cfg.get('label_names')
-    if names and len(names) == model.num_classes:
-        descriptions = model.pretrained_cfg.get('label_descriptions') or {}
-        return [descriptions.get(name, name) for name in names]
-    return [str(i) for i in range(model.num_classes)]
-
-
-def is_segmenter(model: torch.nn.Module) -> bool:
-    """Whether a model classifies pixels, as VT-FPN does, and not images."""
-    return hasattr(model, 'forward_maps')
 
 
 def data_config(model: torch.nn.Module, use_test_size: bool = False) -> dict[str, Any]:

@@ -1,8 +1,17 @@
-"""The meaning of a classifier's scores, as in transformers' pipeline. All code takes it from here."""
+"""The meaning of a model's outputs: names of the classes, and scores as in transformers' pipeline."""
 
 import torch
 
-__all__ = ['meaning_of', 'scores_of', 'shown']
+__all__ = ['label_names', 'meaning_of', 'scores_of', 'shown']
+
+
+def label_names(model: torch.nn.Module) -> list[str]:
+    """Class names from a model's pretrained configuration; the class numbers if it has no names."""
+    names = model.pretrained_cfg.get('label_names')
+    if names and len(names) == model.num_classes:
+        descriptions = model.pretrained_cfg.get('label_descriptions') or {}
+        return [descriptions.get(name, name) for name in names]
+    return [str(i) for i in range(model.num_classes)]
 
 
 def meaning_of(model: torch.nn.Module) -> str:

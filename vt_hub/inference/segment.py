@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ..figures import colours
 from ..files import replaced_whole
 from ..network.images import read_image, to_channels
-from .preprocessing import eval_transform, is_segmenter, label_names
+from ..network.vt_fpn import is_segmenter
+from .preprocessing import eval_transform
+from .scores import label_names
 
 __all__ = [
     'check_mask',

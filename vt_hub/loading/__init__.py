@@ -1,1 +1,1 @@
-"""Models from names, folders, files and the Hub; what there is to say of them."""
+"""Models from names, folders, files and the Hub, and facts about them."""

@@ -79,18 +79,18 @@ def read_foreign(path: str | Path, weights: str = 'ema') -> tuple[dict[str, torc
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # damaged pickles raise almost anything
         found = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
-        reason = f'it holds a {found[1]}' if found else 'it is damaged, or something else'
-        raise ValueError(f'{path} is no checkpoint of tensors and plain values: {reason}.') from error
+        reason = f'it holds a {found[1]}' if found else 'it is damaged, or it is another kind of file'
+        raise ValueError(f'{path} is not a checkpoint of tensors and plain values: {reason}.') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint.')
     keys = ['state_dict_ema'] * (weights == 'ema') + ['state_dict', 'model_state_dict', 'model']
     key = next((key for key in keys if key in checkpoint), '')
     state_dict = checkpoint.get(key, checkpoint)
     if not isinstance(state_dict, dict):
-        raise ValueError(f'{path} is no checkpoint: its {key} is a {type(state_dict).__name__}.')
+        raise ValueError(f'{path} is not a checkpoint: its {key} is a {type(state_dict).__name__}.')
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(f'{path} is no state dict: {name} is a {type(value).__name__}.')
+            raise ValueError(f'{path} is not a state dict: {name} is a {type(value).__name__}.')
     state_dict = without_wrappers(state_dict)
     facts = {k: checkpoint[k] for k in ('arch', 'epoch', 'metric') if key and k in checkpoint}
     if key and isinstance(checkpoint.get('args'), argparse.Namespace):
@@ -139,10 +139,10 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
     config = read_json(folder / 'config.json')
     for key, kind in (('architecture', str), ('num_classes', int), ('pretrained_cfg', dict), ('model_args', dict)):
         if not isinstance(config.get(key), kind):
-            raise ValueError(f'{folder / "config.json"} has no {key}; it is no model folder of ours.')
+            raise ValueError(f'{folder / "config.json"} has no {key}; it is not a model folder of vt_hub.')
     if config['architecture'] not in {**VT_RESNET_ARCHITECTURES, **VT_FPN_ARCHITECTURES}:
         raise ValueError(
-            f'{folder / "config.json"} names the architecture {config["architecture"]}, which is not ours.'
+            f'{folder / "config.json"} names the architecture {config["architecture"]}, which vt_hub does not have.'
         )
     try:
         model = timm.create_model(f'local-dir:{folder}', pretrained=False)

@@ -19,7 +19,7 @@ __all__ = ['WarmStart', 'is_vt_resnet', 'load_checkpoint', 'load_source', 'warm_
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
 WARM_START_PROSE = """\
 A {{{{ architecture }}}} whose stem and layer1..layer3 come from `{source}`. **Stage 5 and the classifier are
-untrained**: this is a start for fine-tuning and answers nothing by itself.
+untrained**: fine-tune the model before you use it.
 
 What was copied: {report}.
 """
@@ -33,7 +33,7 @@ class WarmStart:
     copied: list[str]  # tensors from the ResNet: the stem and layer1..layer3
     new: list[str]  # tensors that stay as initialised: stage 5 and the classifier
     unused: list[str]  # the ResNet's own last stage and classifier
-    license: str  # of the ResNet's weights, 'other' where it is not known
+    license: str  # of the ResNet's weights; 'other' if it is not known
 
     def prose(self, source: str) -> str:
         """Text for the model card."""
@@ -104,7 +104,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         raise ValueError(f'{source} is neither a file nor a model of timm.')
     architecture = fitting_architecture(state_dict)
     if architecture is None:
-        raise ValueError(f'{source} has not the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
+        raise ValueError(f'{source} does not have the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
     overlay = {key: cfg[key] for key in PREPROCESSING if key in cfg}
     model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **kwargs)
     copied = {k: v for k, v in state_dict.items() if is_trunk(k) and not k.startswith('layer4.')}
@@ -125,14 +125,14 @@ def load_checkpoint(
 
     Args:
         path: The file; classes and image channels are read off its tensors.
-        architecture: Architecture name; without, the one that the checkpoint names.
+        architecture: Architecture name; default: the one that the checkpoint names.
         weights: 'ema' for the averaged weights where there are any, or 'raw'.
 
     Returns:
         The model in evaluation mode, and the checkpoint's facts (see `read_foreign`).
 
     Raises:
-        ValueError: It is damaged, names no architecture of ours, or does not fit it.
+        ValueError: It is damaged, names no architecture of vt_hub, or does not fit it.
     """
     state_dict, facts = read_foreign(path, weights)
     args = facts.pop('args', {})
@@ -149,7 +149,7 @@ def load_checkpoint(
         with suppress(LookupError):
             architecture = resolve_name(architecture)
     if 'fc.weight' not in state_dict or 'conv1.weight' not in state_dict:
-        raise ValueError(f'{path} has no conv1.weight or fc.weight; it is no classifier of ours.')
+        raise ValueError(f'{path} has no conv1.weight or fc.weight; it is not a VT-ResNet with a classifier.')
     overlay |= {key: args[key] for key in PREPROCESSING if args.get(key)}
     if size := args.get('input_size') or (args.get('img_size') and (3, args['img_size'], args['img_size'])):
         overlay['input_size'] = tuple(size)

@@ -38,7 +38,7 @@ def fetch(repo_id: str, revision: str | None = None, weights_sha256: str | None 
     Args:
         repo_id: Repository, `organisation/name`.
         revision: Branch, tag or commit.
-        weights_sha256: What the weights must be, whatever the repository says.
+        weights_sha256: The sha256 that the weights must have, whatever the repository says.
 
     Raises:
         OSError: It cannot be had, or a file is damaged; damaged files do not stay in the cache.

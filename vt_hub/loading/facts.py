@@ -1,4 +1,4 @@
-"""What there is to say of a model: its size, preprocessing and classes, and what its weights were measured to do."""
+"""Facts about a model: its size, preprocessing and classes, and the measured metrics of its weights."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-from ..inference.preprocessing import label_names
-from ..network.vt_fpn import VTFPN, VTDecoder
+from ..inference.scores import label_names
+from ..network.vt_fpn import VTFPN, VTDecoder, task_of
 from .published import PRETRAINED, pretrained_folder, resolve_name
-from .source import Source, list_models, load_model, task_of
+from .source import Source, list_models, load_model
 
 __all__ = ['describe', 'describe_pretrained']
 
@@ -49,14 +49,14 @@ def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> lis
 
 
 def describe(source: str) -> dict[str, Any]:
-    """What `vt-hub info` prints of a model; see `load_model` for the argument. Without weights the structure."""
+    """What `vt-hub info` prints about a model; see `load_model` for the argument."""
     published = Source.parse(source).published
     pretrained = published is not None or source not in list_models()
     model = load_model(source, pretrained=pretrained)
     cfg, data = model.pretrained_cfg, timm.data.resolve_model_data_config(model)
     entry = {
         'model': cfg['architecture'],
-        'task': task_of(cfg['architecture']),
+        'task': task_of(model),
         'params_m': round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
         'tokens': token_shape(model, data['input_size']),
         'input_size': list(data['input_size']),

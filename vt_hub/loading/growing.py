@@ -92,8 +92,8 @@ def grow_modules(blocks: nn.ModuleList, into: nn.ModuleList):
         if asks is not None and getattr(block.tokenizer, 'token_to_filter', None) is None:
             if not hasattr(block.tokenizer, 'sharpness'):
                 raise ValueError(
-                    "By the paper's arithmetic a recurrent tokenizer has no filters of its own, so that the first VT "
-                    f'module cannot become a later one; give the deeper network vt_depth={len(blocks)}.'
+                    "In the paper's arithmetic a recurrent tokenizer has no filters of its own, so the first VT module "
+                    f'cannot become a later one; give the deeper network vt_depth={len(blocks)}.'
                 )
             nn.init.zeros_(asks.weight)
             module.load_state_dict({**block.state_dict(), 'tokenizer.token_to_filter.weight': asks.weight})

@@ -9,22 +9,16 @@ import timm
 import torch
 
 from ..files import read_json
-from ..network.vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .checkpoints import load_folder
 from .download import fetch
 from .published import list_pretrained, pretrained_folder, resolve_name
 
-__all__ = ['Source', 'list_models', 'load_model', 'task_of']
+__all__ = ['Source', 'list_models', 'load_model']
 
 
 def list_models() -> list[str]:
     """Names of all architectures of this package."""
     return timm.list_models(module='vt_resnet') + timm.list_models(module='vt_fpn')
-
-
-def task_of(name: str) -> str:
-    """What an architecture does, as the Hub names it: 'image-classification' or 'image-segmentation'."""
-    return 'image-segmentation' if name in VT_FPN_ARCHITECTURES else 'image-classification'
 
 
 @dataclass(frozen=True)
@@ -106,13 +100,12 @@ class Source:
         return pretrained_folder(name)
 
 
-def check_name(source: str):
-    """Raise LookupError, with the nearest names, where a name is not a model of this package."""
-    names = list_models()
-    if source.split('.')[0] not in names:
-        near = difflib.get_close_matches(source, [*names, *list_pretrained()], n=3, cutoff=0.4)
+def check_name(source: Source):
+    """Raise LookupError, with the nearest names, if the source is not a model of this package."""
+    if source.kind != 'model':
+        near = difflib.get_close_matches(source.text, [*list_models(), *list_pretrained()], n=3, cutoff=0.4)
         hint = f'did you mean {" or ".join(near)}?' if near else '`vt-hub list` names the models.'
-        raise LookupError(f'There is no model or folder {source!r}; {hint}')
+        raise LookupError(f'There is no model or folder {source.text!r}; {hint}')
 
 
 def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
@@ -121,7 +114,7 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
     Args:
         source: An architecture (`vt_resnet10`), published weights (`vt_resnet10.digits`), a model folder, or a
             repository on the Hub (`hf-hub:ID`).
-        pretrained: Load weights; without, those of an architecture are random.
+        pretrained: Load weights; if False, those of an architecture are random.
 
     Raises:
         LookupError: No such model, or no weights for it.
@@ -130,5 +123,5 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
     source = Source.parse(source)
     if source.is_folder:
         return load_folder(source.folder())
-    check_name(source.text)
+    check_name(source)
     return timm.create_model(resolve_name(source.text) if pretrained else source.text, pretrained=pretrained).eval()

@@ -6,7 +6,7 @@ Paper: `Visual Transformers: Token-based Image Representation and Processing for
 The baseline is the panoptic FPN, https://arxiv.org/abs/1901.02446, with the same backbone and the same semantic head.
 """
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -18,10 +18,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from .vt_fuse import fuse
 from .vt_layers import DISTINCT_TOKENIZERS, TOKENIZERS, Projector, TransformerMixer
-from .vt_resnet import register
+from .vt_resnet import VTResNet, register
 from .weights import builder_args, hub_id
 
-__all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder']
+__all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder', 'is_segmenter', 'task_of']
 
 
 class ConvBnAct(nn.Sequential):
@@ -195,6 +195,8 @@ class VTFPNBody:
         pretrained_backbone: Load timm's weights for the backbone.
     """
 
+    task = 'image-segmentation'  # as the Hub names it
+
     def build(
         self,
         backbone: str = 'resnet50',
@@ -347,6 +349,17 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
     'vt_fpn_resnet101': dict(backbone='resnet101'),
     'test_vt_fpn': dict(backbone='test_resnet', dim=16, token_dim=32, num_tokens=4, hidden_dim=16),
 }
+
+
+def task_of(model: Union[str, nn.Module]) -> str:
+    """What an architecture or a model does: 'image-classification', also of other packages, or 'image-segmentation'."""
+    network = (VTFPN if model in ARCHITECTURES else VTResNet) if isinstance(model, str) else model
+    return getattr(network, 'task', VTResNet.task)
+
+
+def is_segmenter(model: Union[str, nn.Module]) -> bool:
+    """Whether an architecture or a model classifies pixels, as VT-FPN does, and not images."""
+    return task_of(model) == VTFPN.task
 
 
 def _create_vt_fpn(variant: str, pretrained: bool = False, **kwargs: Any) -> VTFPN:

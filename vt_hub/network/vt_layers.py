@@ -1,7 +1,4 @@
-"""The modules of Visual Transformers. Each forward method computes an equation of the paper, with its symbols.
-
-Paper: `Visual Transformers: Token-based Image Representation and Processing for Computer Vision`
-    - https://arxiv.org/abs/2006.03677
+"""The modules of Visual Transformers, https://arxiv.org/abs/2006.03677. Each forward is an equation of the paper.
 
 X (B, P, C): the P = H * W pixels of a map with C channels. T (B, L, D): the L visual tokens of width D (the paper's
 CT). A: the attention between them. Training at the paper's learning rate needs three parts that its equations lack:
@@ -18,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor
 
-MIN_SHARPNESS, EXTRA_SHARPNESS = 1.0, 0.1  # s of a new tokenizer is the sum
+EXTRA_SHARPNESS = 0.1  # a new tokenizer has s = 1.1
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -46,10 +43,9 @@ class Tokenizer(nn.Module):
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, device=None, dtype=None):
-        dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.scale, self.grid = dim**-0.5, token_grid(num_tokens)
-        self.proj = nn.Identity() if token_dim == dim else nn.Linear(dim, token_dim, bias=False, **dd)
+        self.proj = nn.Identity() if token_dim == dim else nn.Linear(dim, token_dim, False, device, dtype)
 
 
 class FilterTokenizer(Tokenizer):
@@ -102,7 +98,7 @@ class DistinctTokenizer(Tokenizer):
         X, W = pixels(x), F.normalize(self.filters, dim=1)
         if self.token_to_filter is not None and tokens is not None:
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
-        s = MIN_SHARPNESS + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
+        s = 1 + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
         A = (X @ W.transpose(-2, -1) * (s / rms(X))).softmax(dim=1)
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
@@ -151,6 +147,8 @@ class TransformerMixer(nn.Module):
     attention branch has a learned scale per channel that starts small; without it, one step makes the tokens alike.
     """
 
+    token_logits = ('k', 'q')  # layers whose product is the logits of the softmax over tokens
+
     def __init__(self, token_dim: int, num_tokens: int, gated: bool, drop_path: float = 0.0, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -187,6 +185,8 @@ class GraphMixer(nn.Module):
 
 class Projector(nn.Module):
     """Equation 5 (section 3.3): X_out = X + BN(softmax_L((X W_Q)(T W_K)^T / sqrt(D)) (T W_V)); W_V where C != CT."""
+
+    token_logits = ('key', 'query')
 
     def __init__(self, dim: int, token_dim: int, drop_path: float = 0.0, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}

@@ -142,6 +142,8 @@ class VTResNetBody:
             'multi_label_classification' or 'regression'. It does not change the logits.
     """
 
+    task = 'image-classification'  # as the Hub names it
+
     def build(
         self,
         block: str = 'basic',

@@ -27,7 +27,8 @@ from torch import nn
 from ..figures import new_figure, save_figure
 from ..files import replaced_whole
 from ..inference.preprocessing import DTYPES
-from ..loading.source import list_models, task_of
+from ..loading.source import list_models
+from ..network.vt_fpn import is_segmenter
 from ..network.vt_fuse import fuse
 from ..reporting import Progress, find_device, no_progress
 
@@ -75,7 +76,7 @@ class Setting:
 
 def build(setting: Setting) -> dict[str, nn.Module]:
     """The networks to run in turn, with random weights: 'vt' first."""
-    if task_of(setting.model) == 'image-segmentation':
+    if is_segmenter(setting.model):
         networks = {'vt': timm.create_model(setting.model), 'fpn': timm.create_model(setting.model, decoder='fpn')}
     else:
         networks = {'vt': timm.create_model(setting.model)}

@@ -51,14 +51,14 @@ class Row:
 
 
 RATIOS = (
-    'Table 1 does not follow from Tables 2 and 8, R50 in total apart (contradiction 4), and its stage-5 MACs are fewer '
-    'than 16 tokens can cost (contradiction 5).'
+    'Except for R50 in total, Table 1 does not follow from Tables 2 and 8 (contradiction 4). Its stage-5 MACs are '
+    'fewer than 16 tokens can cost (contradiction 5).'
 )
-MIXED = "Rows with the figures of Table 3's clustering model are computed with it (contradiction 2)."
-FLOPS_RISE = 'The paper has the FLOPs rise without the recurrent tokenizer (contradiction 10).'
-NO_MIXER = 'Without the transformer the paper keeps about 0.9 M parameters more than the layers it names hold.'
-PROJECTORS = 'The paper prices two projectors below twice one (contradiction 11).'
-OTHER_R34 = 'Table 8 prices another VT-R34 than Tables 2 to 7 (contradiction 3).'
+MIXED = "The rows that repeat the figures of Table 3's clustering model are computed with that model (contradiction 2)."
+FLOPS_RISE = 'In the paper, the FLOPs rise when the recurrent tokenizer is removed (contradiction 10).'
+NO_MIXER = "Without the transformer, the paper's count has about 0.9 M parameters more than the layers that it names."
+PROJECTORS = "In the paper's counts, two projectors cost less than twice one projector (contradiction 11)."
+OTHER_R34 = 'The VT-R34 of Table 8 is not the VT-R34 of Tables 2 to 7 (contradiction 3).'
 
 
 def _table1() -> list[Row]:
@@ -235,26 +235,27 @@ def segmentation_cells(row: dict[str, Any]) -> list[str]:
 
 SEGMENTATION_HEADER = ['row', 'decoder', 'computed', 'diff', 'total', 'timm', 'diff', 'stride in 1x1', 'diff']
 CONTRADICTIONS = """\
-1. The map of VT-R18 and VT-R34 has 256 channels in section 4 and 512 in Table 11. The counts say 512.
-2. VT-R34 has four costs: 3236 M / 19.2 M (Table 8), 3246 M / 21.9 M (Table 4), 3280 M / 21.9 M (Tables 2, 3, 7) and
-   3299 M / 21.8 M (Tables 3, 5, 6). VT-R18 has 1569, 1570, 1579 and 1580 M. Table 6's 16-token rows and Table 5's R34
-   Transformer row carry the figures of Table 3's clustering model.
-3. Table 8's VT-R34 is another network than Table 2's (2.7 M parameters fewer); no text says which.
-4. Table 1's ratios do not follow from Tables 2 and 8, except for R50: R18's parameters are 0.91 in Table 1 and 1.00 in
-   Table 2; R101's stage 5 saves 6.9x FLOPs in Table 1 and 5.9x in Table 8.
-5. Stage 5 of VT-R50 and VT-R101 costs 133 and 138 M MACs with 11.8 and 12.9 M parameters in Table 8. Every weight is
-   applied to at least 16 tokens, so it cannot cost fewer than 189 and 207 M. Table 11 makes the two stages identical.
-6. Table 2's caption says 224 M fewer FLOPs for R18, its rows and the text 244 M. The gains of R18 and R34 are swapped
-   in the caption and in section 5.2.
-7. Section 3 uses one width C for maps and tokens, section 4 and Table 11 use C and CT: the maps between them are
-   written nowhere, but their cost shows in Tables 4, 5 and 7.
-8. Equations 3 and 4 with C x C weights at CT = 1024 cost 4.19 M parameters per module; Table 5 leaves 1.57 M.
-9. Table 3's pooling rows need pooling in every module; the text has recurrent tokenizers in the later ones.
-10. Table 4 has FLOPs rise by 17 and 89 M when the recurrent tokenizer is removed; a product is dropped, so they fall.
-11. Table 7 prices one projector at 71 M MACs and 2.3 M parameters (R18), two at 121 M and 4.5 M (R34).
-12. Section 4 places stage 5 "before stage-5 max pooling"; ResNet has no max pooling there.
-13. The FLOP reduction of stage 5 is 6.9x in the abstract's sense and in Table 1, 5.9x by Table 8; that of the FPN is
-    6.4x, 6.48x or 6.5x.
+1. Section 4 gives the map of VT-R18 and VT-R34 256 channels, and Table 11 gives it 512. The counts fit 512.
+2. VT-R34 has four different costs: 3236 M / 19.2 M (Table 8), 3246 M / 21.9 M (Table 4), 3280 M / 21.9 M (Tables 2, 3
+   and 7) and 3299 M / 21.8 M (Tables 3, 5 and 6). VT-R18 has 1569, 1570, 1579 and 1580 M. The 16-token rows of Table 6
+   and the R34 Transformer row of Table 5 repeat the figures of the clustering model in Table 3.
+3. The VT-R34 of Table 8 has 2.7 M parameters fewer than that of Table 2. The paper does not say which network it is.
+4. The ratios of Table 1 do not follow from Tables 2 and 8, except for R50. The ratio of R18's parameters is 0.91 in
+   Table 1 and 1.00 in Table 2. Stage 5 of R101 saves 6.9x FLOPs in Table 1 and 5.9x in Table 8.
+5. In Table 8, stage 5 of VT-R50 and VT-R101 costs 133 and 138 M MACs with 11.8 and 12.9 M parameters. Every weight is
+   applied to at least 16 tokens, so the stage costs at least 189 and 207 M. In Table 11 the two stages are identical.
+6. The caption of Table 2 says 224 M fewer FLOPs for R18; its rows and the text say 244 M. The caption and section 5.2
+   swap the gains of R18 and R34.
+7. Section 3 uses one width C for maps and tokens. Section 4 and Table 11 use two widths, C and CT. The paper does not
+   mention the layers between these widths, but Tables 4, 5 and 7 include their cost.
+8. With C x C weights at CT = 1024, equations 3 and 4 cost 4.19 M parameters per module. Table 5 leaves 1.57 M for them.
+9. The pooling rows of Table 3 need pooling in every module. In the text, the later modules have recurrent tokenizers.
+10. In Table 4 the FLOPs rise by 17 and 89 M when the recurrent tokenizer is removed. They must fall, because a product
+    is removed.
+11. In Table 7 one projector costs 71 M MACs and 2.3 M parameters (R18), but two cost 121 M and 4.5 M (R34).
+12. Section 4 places stage 5 "before stage-5 max pooling", but ResNet does not have max pooling there.
+13. Stage 5 needs 6.9x fewer FLOPs according to the abstract and Table 1, but 5.9x according to Table 8. For the FPN the
+    factor is 6.4x, 6.48x or 6.5x.
 14. Listing 1 (appendix C) takes a minimum without keeping its dimension, divides by the size of empty clusters and
     builds an N x C x P x L tensor.
 """
@@ -286,16 +287,17 @@ HEADER = ['row', 'params', 'computed', 'diff', 'MACs', 'computed', 'diff']
 
 
 def markdown() -> str:
-    """docs/paper_fidelity.md: all tables, with a reason for each row that misses by more than 4 % or 3.5 %."""
+    """docs/paper_fidelity.md: all tables, with a reason for each row that differs by more than 4 % or 3.5 %."""
     table = rows()
     missed = [row for row in table if abs(row.params_difference) > 4 or abs(row.macs_difference) > 3.5]
     lines = [
         '# Fidelity to the paper',
         '',
-        'Written by `vt-hub tables --markdown`; do not edit. Parameters and multiply-accumulates (MACs) in millions,',
-        "at 224 x 224, of this package's models beside the paper's figures (its FLOPs are MACs); Table 1 has ratios.",
-        f'{len(table) - len(missed)} of {len(table)} rows agree within 4 % in parameters and 3.5 % in MACs;',
-        'the others are marked and explained.',
+        '`vt-hub tables --markdown` writes this page; do not edit it. It compares the models of this package with the',
+        "paper's figures: parameters and multiply-accumulates (MACs) in millions, at 224 x 224. What the paper calls",
+        'FLOPs are MACs. Table 1 has ratios.',
+        f'{len(table) - len(missed)} of {len(table)} rows agree within 4 % in parameters and 3.5 % in MACs.',
+        'The others are marked as missed, and a note gives the reason.',
     ]
     for number in dict.fromkeys(row.table for row in table):
         lines += ['', f'## Table {number}', '', '| ' + ' | '.join(HEADER) + ' |', '|---|' + '---:|' * (len(HEADER) - 1)]
@@ -312,9 +314,10 @@ def markdown() -> str:
         '',
         '## Tables 9 and 10',
         '',
-        'G MACs of the pyramid decoder (with laterals, without semantic head) and of the whole network, at 800 x 1216',
-        "with 54 classes and at 473 x 473 with 20. The paper's totals are of a ResNet with the stride in the first",
-        "1x1 convolution of a block; timm's has it in the 3x3. Both are shown; the package uses timm's.",
+        'G MACs of the pyramid decoder (with laterals, without semantic head) and of the whole network: Table 9 at',
+        "800 x 1216 with 54 classes, Table 10 at 473 x 473 with 20. The paper's totals are those of a ResNet with the",
+        "stride in the first 1x1 convolution of a block. timm's ResNet has it in the 3x3 convolution. The table shows",
+        "both; the package uses timm's.",
         '',
         '| table | ' + ' | '.join(SEGMENTATION_HEADER) + ' |',
         '|---|---|' + '---:|' * (len(SEGMENTATION_HEADER) - 1),

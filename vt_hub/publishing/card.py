@@ -64,7 +64,7 @@ import vt_hub
 model = timm.create_model('{{ source }}', pretrained=True).eval()
 ```
 
-In transformers; without vt_hub, `trust_remote_code` runs the code that is in the folder, which `vt-hub pull` brings:
+In transformers. Without vt_hub, `trust_remote_code` runs the code in the folder, which `vt-hub pull` downloads:
 
 ```python
 from transformers import pipeline

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..files import written_whole
 from ..loading.download import fetch, hub_reason
 from ..loading.published import EMBEDDED, PRETRAINED, VERSION, pretrained_folder, resolve_name
+from ..loading.source import Source
 from ..network.checksums import read_checksums
 from ..network.weights import hub_id
 from .card import retarget
@@ -145,9 +146,9 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
-    source = source.removeprefix('hf-hub:')
-    if '/' in source:
-        cached = fetch(source, revision)
+    repo = Source.parse(source).repo or ('/' in source and source)
+    if repo:
+        cached = fetch(repo, revision)
     else:
         name = resolve_name(source)
         published = revision in (None, VERSION)

@@ -21,12 +21,11 @@ from .. import network
 from ..files import replaced_whole, written_whole
 from ..inference.preprocessing import DTYPES
 from ..loading.checkpoints import find_not_finite, load_folder
-from ..loading.source import task_of
 from ..network.checksums import file_sha256
 from ..network.configuration_vt import VTConfig
 from ..network.images import with_channels
 from ..network.modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
-from ..network.vt_fpn import VTFPN
+from ..network.vt_fpn import VTFPN, task_of
 from ..network.vt_resnet import VTResNet
 from . import hubconf_folder
 from .card import build_card, retarget

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from ..files import read_json
 from ..inference.diversity import TokenDiversity, token_diversity, warning_of
-from ..inference.preprocessing import eval_transform, label_names
-from ..inference.scores import scores_of
+from ..inference.preprocessing import eval_transform
+from ..inference.scores import label_names, scores_of
 from ..loading.checkpoints import load_folder
 from ..loading.source import Source
 from ..network.checksums import check_folder, read_checksums
 from ..network.images import to_channels
+from ..network.vt_fpn import is_segmenter, task_of
 from ..synthesis.shapes import scene
 from .model_folder import code_files, with_code
 from .onnx_file import ONNX_FILE, open_onnx
@@ -127,7 +128,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     with _no_progress_bars():
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
         if _pixels(folder).shape[1] in (1, 3):  # image files have 1 or 3 channels
-            check('pipeline', lambda: _segments(folder) if found['logits'].ndim == 4 else _classifies(folder))
+            check('pipeline', lambda: _pipeline(folder))
     if check('code', lambda: _code(folder, trust_remote_code)):
         with tempfile.TemporaryDirectory() as tmp:
             copy = with_code(folder, Path(tmp) / folder.resolve().name)
@@ -232,23 +233,24 @@ def _transformers(folder: Path) -> torch.Tensor:
         return model(_pixels(folder)).logits
 
 
-def _timm_logits(folder: Path) -> tuple[torch.nn.Module, Image.Image, torch.Tensor]:
-    """The folder's model, an image, and its logits with timm's own transform."""
+def _pipeline(folder: Path) -> str:
+    """Compare the pipeline's answer for an image with the logits from timm's own transform."""
+    from transformers import pipeline
+
     model = load_folder(folder)
     image = Image.effect_noise((157, 123), 100).convert('L' if model.in_chans == 1 else 'RGB')
     with torch.inference_mode():
-        return model, image, model(eval_transform(model)(image)[None])
+        logits = model(eval_transform(model)(image)[None])
+    answer = pipeline(task_of(model), model=str(folder))
+    return (_segments if is_segmenter(model) else _classifies)(model, image, logits, answer)
 
 
-def _segments(folder: Path) -> str:
+def _segments(model: torch.nn.Module, image: Image.Image, logits: torch.Tensor, answer: Callable[..., Any]) -> str:
     """Compare the pipeline's masks with the largest logit at every pixel."""
-    from transformers import pipeline
-
-    model, image, logits = _timm_logits(folder)
     logits = F.interpolate(logits, size=(image.height, image.width), mode='bilinear', align_corners=False)
     expected = logits[0].argmax(0)
     labels = label_names(model)
-    results = pipeline('image-segmentation', model=str(folder))(image)
+    results = answer(image)
     for result in results:
         mask = torch.from_numpy(np.array(result['mask'])) > 0
         classes = [i for i, label in enumerate(labels) if label == result['label']]  # names may repeat
@@ -259,13 +261,10 @@ def _segments(folder: Path) -> str:
     return f'{len(results)} masks match the logits'
 
 
-def _classifies(folder: Path) -> str:
-    """Compare the pipeline's labels and scores for an image with those from timm's own transform."""
-    from transformers import pipeline
-
-    model, image, logits = _timm_logits(folder)
+def _classifies(model: torch.nn.Module, image: Image.Image, logits: torch.Tensor, answer: Callable[..., Any]) -> str:
+    """Compare the pipeline's labels and scores with those of the logits."""
     expected = sorted(zip(label_names(model), scores_of(model, logits)[0].tolist(), strict=True))
-    results = pipeline('image-classification', model=str(folder))(image, top_k=model.num_classes)
+    results = answer(image, top_k=model.num_classes)
     found = sorted((result['label'], result['score']) for result in results)
     for (label, score), (other, known) in zip(found, expected, strict=True):
         if label != other or abs(score - known) >= 1e-6:

@@ -21,12 +21,11 @@ from torch.optim.swa_utils import update_bn
 from ..files import written_whole
 from ..inference.diversity import TokenDiversity, token_diversity, token_figures
 from ..loading.source import Source
-from ..network.vt_layers import Projector, TransformerMixer
 from ..publishing import export
 from ..reporting import Progress, find_device, no_progress, write_result
 from ..synthesis.fractals import fractal_bank
 from ..synthesis.scenes import HELD_OUT_FIRST, compose_scenes
-from .recipe_files import list_recipe_files, read_recipe
+from .recipe_files import check_stages, check_values, list_recipe_files, read_recipe
 from .resumable import ResumableRun, autocast, check_settings, cosine, start_or_resume, train, training_entry
 
 __all__ = ['PretrainingRecipe', 'Stage', 'list_pretraining_recipes', 'load_pretraining_recipe', 'pretrain']
@@ -38,16 +37,12 @@ LABEL_SMOOTHING = 0.1
 MEAN = STD = (0.5, 0.5, 0.5)  # not those of natural images
 EMA_DECAY = 0.999
 RECALIBRATION = 50  # batches for the BatchNorm statistics of the averaged weights
-SOFTENED = {  # layers that produce attention logits, by module; in tokenizers these are bounded anyway
-    TransformerMixer: ('k', 'q'),
-    Projector: ('key', 'query'),
-}
 HELD_OUT_BATCHES = 16  # for the final result
 HELD_OUT = {'name': 'scenes of fractals', 'type': 'vt_hub.synthesis.scenes', 'split': 'scenes that were not trained on'}
 LOG_EVERY = 50  # steps
 PROSE = """\
-A {{ architecture }} pretrained on scenes of {{ num_labels }} fractals, by `vt-hub pretrain`. It starts a fine-tuning:
-its own classes are numbers of fractals and mean nothing elsewhere."""
+A {{ architecture }} pretrained on scenes of {{ num_labels }} fractals, by `vt-hub pretrain`. Fine-tune it for
+your own classes: its classes are numbered fractals and mean nothing for other images."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +112,8 @@ def load_pretraining_recipe(name: str, changes: dict[str, Any] | None = None) ->
         ValueError: A key or value is not allowed in a recipe.
     """
     recipe = read_recipe(PretrainingRecipe, 'pretraining', name, changes)
-    counts = recipe.classes, recipe.instances, recipe.batch_size, recipe.steps, recipe.soften_every, len(recipe.stages)
-    if min(counts) < 1:
-        raise ValueError(f'{name}: classes, instances, batch_size, steps, soften_every and stages must be 1 or more.')
-    if not 0 <= recipe.warmup_steps < recipe.steps:
-        raise ValueError(f'{name}: warmup_steps must be from 0 to {recipe.steps - 1}, not {recipe.warmup_steps}.')
-    ends = [stage.until for stage in recipe.stages]
-    if ends != sorted(ends) or ends[0] <= 0 or ends[-1] != 1:
-        raise ValueError(f'{name}: the stages end at {ends}; the ends must increase, and the last must be 1.')
+    check_values(name, recipe, ('classes', 'instances', 'batch_size', 'steps', 'soften_every'))
+    check_stages(name, recipe)
     for stage in recipe.stages:
         if stage.size < 1 or stage.size % STRIDES[-1]:
             raise ValueError(f'{name}: scenes of {stage.size} pixels do not divide into cells; use a multiple of 16.')
@@ -174,14 +163,14 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def soften_attention(model: nn.Module):
-    """Scale layers that produce attention logits down to their initial spectral norm, in place.
+    """Scale the layers that a module names in `token_logits` down to their initial spectral norm, in place.
 
     Otherwise they grow until each token and pixel attends to a single token. Then a long pretraining forgets what it
     has learned (attention entropy collapse, Zhai et al. 2023, https://arxiv.org/abs/2303.06296), and fine-tuning learns
     less, because the gradients of such softmaxes are far larger.
     """
     for module in model.modules():
-        for name in SOFTENED.get(type(module), ()):
+        for name in getattr(module, 'token_logits', ()):
             weight = getattr(module, name).weight
             rows, columns = weight.shape
             new = (rows**0.5 + columns**0.5) / (3 * columns) ** 0.5  # for values from U(-1, 1) / sqrt(columns)

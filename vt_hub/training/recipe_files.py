@@ -1,13 +1,14 @@
-"""Read recipes from YAML files into dataclasses."""
+"""Read recipes from YAML files into dataclasses, and check them."""
 
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from inspect import formatannotation
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-__all__ = ['RECIPES', 'list_recipe_files', 'read_mapping', 'read_recipe']
+__all__ = ['RECIPES', 'check_stages', 'check_values', 'list_recipe_files', 'read_mapping', 'read_recipe']
 
 RECIPES = Path(__file__).parent / 'recipes'
 Recipe = TypeVar('Recipe')
@@ -44,14 +45,47 @@ def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any
     if not path.is_file():
         known = ', '.join(list_recipe_files(task))
         raise LookupError(f'There is no {task} recipe {name!r}; use {known} or a YAML file.')
+    values = {**read_mapping(path), **(changes or {})}
     try:
-        return as_dataclass({**read_mapping(path), **(changes or {})}, kind, task)
+        return as_dataclass(values, kind, task)
     except TypeError as error:
-        raise ValueError(f'{path} is not a complete recipe: {error}.') from error
+        raise ValueError(f'{name} is not a complete recipe: {error}.') from error
+    except ValueError as error:
+        raise ValueError(f'{name}: {error}') from error
+
+
+def check_values(name: str, recipe: Any, counts: Sequence[str], *rules: tuple[str, bool, str]):
+    """Raise ValueError if a setting of a recipe is wrong.
+
+    Args:
+        name: Name of the recipe.
+        recipe: The recipe.
+        counts: Settings that must be 1 or more.
+        rules: Further rules: a setting, whether it is right, and what is allowed.
+    """
+    for key, right, allowed in [*((key, getattr(recipe, key) >= 1, '1 or more') for key in counts), *rules]:
+        if not right:
+            raise ValueError(f'{name}: {key} is {getattr(recipe, key)!r}; it must be {allowed}.')
+
+
+def check_stages(name: str, recipe: Any):
+    """Raise ValueError if the warm-up or the stages of a recipe do not fit its steps."""
+    warmup = ('warmup_steps', 0 <= recipe.warmup_steps < recipe.steps, f'from 0 to {recipe.steps - 1}')
+    check_values(name, recipe, [], warmup)
+    ends = [stage.until for stage in recipe.stages]
+    if not ends or ends != sorted(ends) or ends[0] <= 0 or ends[-1] != 1:
+        raise ValueError(f'{name}: the stages end at {ends}; the ends must increase, and the last must be 1.')
 
 
 def as_dataclass(values: dict[str, Any], kind: type[Recipe], task: str) -> Recipe:
+    """A recipe, or a part of one, from the values of a YAML file.
+
+    Raises:
+        TypeError: Values are missing.
+        ValueError: A key or value is not allowed.
+    """
     known = {field.name: field.type for field in fields(kind)}
+    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
     values = dict(values)
     for key, value in values.items():
         if key not in known:
@@ -59,7 +93,9 @@ def as_dataclass(values: dict[str, Any], kind: type[Recipe], task: str) -> Recip
         try:
             values[key] = as_type(value, known[key], task)
         except TypeError as error:
-            raise ValueError(f'{key} of a recipe must be {formatannotation(known[key])}, not {value!r}.') from error
+            raise ValueError(f'{key} must be {formatannotation(known[key])}, not {value!r}.') from error
+    if missing := [key for key in needed if key not in values]:
+        raise TypeError(f'it lacks {", ".join(missing)}')
     return kind(**values)
 
 
@@ -69,7 +105,7 @@ def as_type(value: Any, kind: Any, task: str) -> Any:
     Raises:
         TypeError: The value has another type.
     """
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(value, dict):
         return as_dataclass(value, kind, task)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.utils.misc import natural_key
 
-from ...network.images import is_image_name, walk_files, walk_images
+from ...image_files import is_image_name, walk_files, walk_images
 
 __all__ = ['ImageFolder', 'class_names', 'find_images_and_targets', 'open_image_folder']
 

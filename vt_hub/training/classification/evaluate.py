@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...inference.diversity import token_diversity
-from ...inference.preprocessing import ImageReader, label_names
+from ...inference.preprocessing import ImageReader
+from ...inference.scores import label_names
 from ...interrupts import iterate
 from ...processes import gather_lists, rank_and_world, reduce_sum
 from ...reporting import Progress, no_progress

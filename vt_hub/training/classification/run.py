@@ -17,8 +17,9 @@ from ...files import read_json, replaced_whole
 from ...loading.checkpoints import load_folder, read_foreign
 from ...loading.conversion import load_checkpoint
 from ...loading.published import resolve_name
-from ...loading.source import Source, task_of
+from ...loading.source import Source
 from ...network.images import with_channels
+from ...network.vt_fpn import is_segmenter
 from ...publishing import export, verify
 from ...reporting import Progress, find_device, machine, no_progress, write_result
 from ..launch import Launch, run
@@ -154,7 +155,7 @@ class TrainingRun:
         if source.kind == 'folder':
             load_folder(source.path)
         elif source.kind == 'model':
-            if task_of(source.architecture) != 'image-classification':
+            if is_segmenter(source.architecture):
                 raise ValueError(f'{model} does not classify; a recipe for segmentation trains it.')
             if self.value('pretrained'):
                 resolve_name(model)

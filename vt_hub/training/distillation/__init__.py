@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 PROSE = """\
-A {{ architecture }} with {{ num_labels }} classes that learnt from images without labels what another network says of
-them, by `vt-hub distill`."""
+A {{ architecture }} with {{ num_labels }} classes. `vt-hub distill` taught it, on images without labels, what another
+network predicts."""
 
 
 def distill(

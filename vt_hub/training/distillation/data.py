@@ -14,7 +14,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset
 
-from ...network.images import read_image, walk_images
+from ...image_files import walk_images
+from ...network.images import read_image
 from .recipe import DistillationRecipe
 
 __all__ = ['HELD_OUT_PART', 'Folders', 'Views', 'start_worker']

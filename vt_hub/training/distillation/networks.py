@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ...inference.preprocessing import label_names
+from ...inference.scores import label_names
 from ...loading.checkpoints import load_into, read_foreign
 from ...loading.download import hub_reason
 from ...loading.source import Source, load_model

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..recipe_files import list_recipe_files, read_recipe
+from ..recipe_files import check_stages, check_values, list_recipe_files, read_recipe
 
 __all__ = ['DistillationRecipe', 'Stage', 'list_distillation_recipes', 'load_distillation_recipe']
 
@@ -95,17 +95,12 @@ def load_distillation_recipe(name: str, changes: dict[str, Any] | None = None) -
         ValueError: A key or value is not allowed in a recipe.
     """
     recipe = read_recipe(DistillationRecipe, 'distillation', name, changes)
-    for key in ('batch_size', 'calibration_steps', 'steps', 'evaluate_every', 'input_size', 'stages'):
-        value = getattr(recipe, key)
-        if (len(value) if key == 'stages' else value) < 1:
-            raise ValueError(f'{name}: {key} is {value!r}; it must be 1 or more.')
-    if recipe.batch_size % 2:
-        raise ValueError(f'{name}: a batch of {recipe.batch_size} cannot be mixed in pairs; use an even number.')
-    if not 0 <= recipe.warmup_steps < recipe.steps:
-        raise ValueError(f'{name}: warmup_steps must be from 0 to {recipe.steps - 1}, not {recipe.warmup_steps}.')
-    if not 0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 1:
-        raise ValueError(f'{name}: crop_scale is {recipe.crop_scale}; it must be an increasing range within 0 to 1.')
-    ends = [stage.until for stage in recipe.stages]
-    if ends != sorted(ends) or ends[0] <= 0 or ends[-1] != 1:
-        raise ValueError(f'{name}: the stages end at {ends}; the ends must increase, and the last must be 1.')
+    check_values(
+        name,
+        recipe,
+        ('batch_size', 'calibration_steps', 'steps', 'evaluate_every', 'input_size'),
+        ('batch_size', recipe.batch_size % 2 == 0, 'even, since images are mixed in pairs'),
+        ('crop_scale', 0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 1, 'an increasing range within 0 to 1'),
+    )
+    check_stages(name, recipe)
     return recipe

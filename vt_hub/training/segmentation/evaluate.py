@@ -11,7 +11,7 @@ from ...inference.diversity import TokenDiversity, average, token_diversity
 from ...interrupts import iterate
 from ...network.image_processing_vt import VTFPNImageProcessor
 from ...network.modeling_vt import VTFPNForSemanticSegmentation
-from ...network.vt_fpn import ARCHITECTURES
+from ...network.vt_fpn import is_segmenter
 from ...processes import gather_lists, rank_and_world, reduce_sum
 from ...reporting import Progress, no_progress
 from .data import IGNORE, SegmentationData
@@ -113,7 +113,7 @@ def load_segmenter(folder: Path) -> VTFPNForSemanticSegmentation:
         ValueError: The model does not segment.
     """
     architecture = read_json(folder / 'config.json').get('architecture')
-    if architecture not in ARCHITECTURES:
+    if not is_segmenter(architecture):
         raise ValueError(f'{folder} holds a {architecture}, which does not segment.')
     return VTFPNForSemanticSegmentation.from_pretrained(folder)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..recipe_files import list_recipe_files, read_recipe
+from ..recipe_files import check_values, list_recipe_files, read_recipe
 
 __all__ = ['SegmentationRecipe', 'list_segmentation_recipes', 'load_segmentation_recipe']
 
@@ -99,10 +99,14 @@ def load_segmentation_recipe(name: str, changes: dict[str, Any] | None = None) -
         ValueError: A key or value is not allowed in a recipe.
     """
     recipe = read_recipe(SegmentationRecipe, 'segmentation', name, changes)
-    if min(recipe.batch_size, recipe.steps, recipe.eval_every) < 1:
-        raise ValueError(f'{name}: batch_size, steps and eval_every must be 1 or more.')
-    if min(recipe.input_size) < 1 or min(recipe.scale) <= 0 or (recipe.device_batch_size or 1) < 1:
-        raise ValueError(f'{name}: input_size and device_batch_size must be 1 or more, and scale above 0.')
-    if not 0 <= recipe.flip <= 1 or recipe.warmup_steps < 0:
-        raise ValueError(f'{name}: flip must be from 0 to 1, and warmup_steps 0 or more.')
+    check_values(
+        name,
+        recipe,
+        ('batch_size', 'steps', 'eval_every'),
+        ('input_size', min(recipe.input_size) >= 1, '1 or more'),
+        ('device_batch_size', (recipe.device_batch_size or 1) >= 1, '1 or more'),
+        ('scale', min(recipe.scale) > 0, 'above 0'),
+        ('flip', 0 <= recipe.flip <= 1, 'from 0 to 1'),
+        ('warmup_steps', recipe.warmup_steps >= 0, '0 or more'),
+    )
     return recipe

@@ -21,7 +21,7 @@ from ...files import read_json
 from ...loading.published import list_pretrained
 from ...loading.source import Source
 from ...network.modeling_vt import VTFPNForSemanticSegmentation
-from ...network.vt_fpn import ARCHITECTURES
+from ...network.vt_fpn import ARCHITECTURES, is_segmenter
 from ...publishing import export
 from ...publishing.model_folder import config_of
 from ...reporting import Progress, machine, no_progress, write_result
@@ -169,7 +169,7 @@ def source_of(recipe: SegmentationRecipe) -> Source:
         ValueError: It is not a segmentation model.
     """
     source = Source.parse(recipe.model)
-    if source.architecture not in ARCHITECTURES:
+    if not is_segmenter(source.architecture):
         raise ValueError(f'{recipe.model} is not a segmentation model; use one of {", ".join(ARCHITECTURES)}.')
     return source
 
