@@ -209,8 +209,9 @@ def naive_transformer(T, mixer):
     U = naive_layer_norm(T, mixer.norm1)
     K, Q, F1, F2 = map(linear, (mixer.k, mixer.q, mixer.fc1, mixer.fc2))
     scores = (U @ K) @ (U @ Q).t() / math.sqrt(K.shape[1])
-    T = T + torch.tensor([softmax(row.tolist()) for row in scores]) @ U * getattr(mixer.gate, 'gamma', 1)
-    return T + (naive_layer_norm(T, mixer.norm2) @ F1).clamp_min(0) @ F2
+    gate1, gate2 = (getattr(gate, 'gamma', 1) for gate in (mixer.gate1, mixer.gate2))
+    T = T + torch.tensor([softmax(row.tolist()) for row in scores]) @ U * gate1
+    return T + (naive_layer_norm(T, mixer.norm2) @ F1).clamp_min(0) @ F2 * gate2
 
 
 def naive_mixer(T, mixer):

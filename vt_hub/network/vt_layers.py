@@ -143,8 +143,8 @@ class ClusterTokenizer(Tokenizer):
 class TransformerMixer(nn.Module):
     """Equations 3 and 4 (section 3.2): T' = T + softmax_L((T K)(T Q)^T / sqrt(D/2)) T, T_out = T' + relu(T' F1) F2.
 
-    Pre-norm: each branch reads LN(T). There is one head, no value matrix, and inner widths are D/2. With `gated`, the
-    attention branch has a learned scale per channel that starts small; without it, one step makes the tokens alike.
+    Pre-norm: each branch reads LN(T). There is one head, no value matrix, and inner widths are D/2. With `gated`, each
+    branch has a learned scale per channel that starts small; without it, what tokens have in common drowns the rest.
     """
 
     token_logits = ('k', 'q')  # layers whose product is the logits of the softmax over tokens
@@ -156,7 +156,7 @@ class TransformerMixer(nn.Module):
         self.norm1 = nn.LayerNorm(token_dim, **dd)
         self.k = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
         self.q = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
-        self.gate = LayerScale(token_dim, 0.1, **dd) if gated else nn.Identity()
+        self.gate1, self.gate2 = (LayerScale(token_dim, 0.1, **dd) if gated else nn.Identity() for _ in range(2))
         self.norm2 = nn.LayerNorm(token_dim, **dd)
         self.fc1 = nn.Linear(token_dim, hidden_dim, bias=False, **dd)
         self.fc2 = nn.Linear(hidden_dim, token_dim, bias=False, **dd)
@@ -166,8 +166,8 @@ class TransformerMixer(nn.Module):
         """Tokens (B, L, D) to tokens (B, L, D)."""
         U = self.norm1(T)
         A = (self.k(U) @ self.q(U).transpose(1, 2) * self.scale).softmax(dim=2)
-        T = T + self.drop_path(self.gate(A @ U))
-        return T + self.drop_path(self.fc2(F.relu(self.fc1(self.norm2(T)))))
+        T = T + self.drop_path(self.gate1(A @ U))
+        return T + self.drop_path(self.gate2(self.fc2(F.relu(self.fc1(self.norm2(T))))))
 
 
 class GraphMixer(nn.Module):
