@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.layers import LayerScale
 from torch.nn.utils import parametrize
 
 from vt_hub.network.vt_layers import (
-    DistinctTokenizer,
     FilterTokenizer,
     Projector,
     RecurrentTokenizer,
     TransformerMixer,
-    pixels,
 )
 
 Part = tuple[nn.Module, str, nn.Module]
@@ -64,55 +63,10 @@ def sigma(model: nn.Module):
                 parametrize.register_parametrization(layer, 'weight', Sigma(layer.weight))
 
 
-class PixelNormTokenizer(DistinctTokenizer):
-    """Logits s LN(x) w / |w| with s = 1 at the start, filters from W_A and from what tokens differ by."""
-
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        X, W = pixels(x), self.filters
-        if self.token_to_filter is not None:
-            W = W + self.token_to_filter(tokens - tokens.mean(dim=1, keepdim=True))
-        W = self.sharpness * F.normalize(W, dim=-1)
-        A = (F.layer_norm(X, X.shape[2:]) @ W.transpose(-2, -1)).softmax(dim=1).transpose(1, 2)
-        return self.proj(A @ X), A
-
-
-class CentredTokenizer(DistinctTokenizer):
-    """Filters from W_A and from what tokens differ by; logits of a new filter deviate by s = 0.5 over the image."""
-
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        X, W = pixels(x), self.filters
-        if self.token_to_filter is not None:
-            W = W + self.token_to_filter(tokens - tokens.mean(dim=1, keepdim=True))
-        std = X.var(dim=1, keepdim=True, correction=0).mean(dim=2, keepdim=True).clamp(min=1e-5).sqrt()
-        A = (X @ F.normalize(W, dim=-1).transpose(-2, -1) * (self.sharpness / std)).softmax(dim=1).transpose(1, 2)
-        return self.proj(A @ X), A
-
-
-def centred(model: nn.Module):
-    """See `CentredTokenizer`."""
-    for _, _, tokenizer in parts(model, DistinctTokenizer):
-        tokenizer.__class__ = CentredTokenizer
-        nn.init.constant_(tokenizer.sharpness, 0.5)
-
-
-def norm(model: nn.Module):
-    """See `PixelNormTokenizer`."""
-    for _, _, tokenizer in parts(model, DistinctTokenizer):
-        tokenizer.__class__ = PixelNormTokenizer
-    sharp(model)
-
-
-def sharp(model: nn.Module):
-    """The default with s = 1 at the start."""
-    for _, _, tokenizer in parts(model, DistinctTokenizer):
-        nn.init.ones_(tokenizer.sharpness)
-
-
 def ungated(model: nn.Module):
-    """The default without the gate of the mixer."""
-    for parent, name, _ in parts(model, nn.Module):
-        if name == 'gate':
-            setattr(parent, name, nn.Identity())
+    """The default without the gates of the mixer."""
+    for parent, name, _ in parts(model, LayerScale):
+        setattr(parent, name, nn.Identity())
 
 
 VARIANTS: dict[str, Callable[[nn.Module], None] | None] = {
@@ -120,9 +74,6 @@ VARIANTS: dict[str, Callable[[nn.Module], None] | None] = {
     'distinct': None,
     'unit': unit,
     'sigma': sigma,
-    'norm': norm,
-    'centred': centred,
-    'sharp': sharp,
     'ungated': ungated,
 }
 OF_THE_PAPER = ('paper', 'unit', 'sigma')  # the others start from the default
