@@ -288,8 +288,6 @@ TOKEN_VARIANTS = {
     'distinct': '`distinct_tokens`',
     'unit': "the paper's, logits of unit variance",
     'sigma': 'sigma-reparametrised',
-    'norm': 'pixels and filters normalised',
-    'centred': 'filters from what tokens differ by',
 }
 
 
