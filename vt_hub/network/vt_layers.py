@@ -2,8 +2,7 @@
 
 X (B, P, C): the P = H * W pixels of a map with C channels. T (B, L, D): the L visual tokens of width D (the paper's
 CT). A: the attention between them. Training at the paper's learning rate needs three parts that its equations lack:
-1/sqrt(width) scales in the softmaxes, LayerNorms on the tokens and a BatchNorm on the projected map. Even with these,
-all tokens of an image become nearly the same. `distinct_tokens` prevents this; see docs/architecture.md.
+1/sqrt(width) scales, LayerNorms on the tokens and a BatchNorm on the map; docs/architecture.md has `distinct_tokens`.
 """
 
 from functools import partial
@@ -25,7 +24,7 @@ def pixels(x: Tensor) -> Tensor:
 
 def deviation(X: Tensor) -> Tensor:
     """Standard deviation of the pixels (B, P, C) of each image, one number for all channels, (B, 1, 1)."""
-    lengths = torch.linalg.vector_norm(X - X.mean(dim=1, keepdim=True), dim=2, keepdim=True)  # X.var(1) is slow
+    lengths = torch.linalg.vector_norm(X - X.mean(dim=1, keepdim=True), dim=2, keepdim=True)
     return (lengths.square().mean(dim=1, keepdim=True) / X.shape[2]).clamp(min=1e-6).sqrt()
 
 
