@@ -106,6 +106,18 @@ def test_remote_code_that_computes_something_else_is_found(folder):
     assert 'differ from those through timm' in found['remote code']
 
 
+def test_trusted_code_may_round_differently(folder):
+    """As that of another version does, which sums in another order."""
+    change(
+        folder / 'vt_resnet.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.mean(dim=1) * (1 + 1e-6)')
+    )
+    write_checksums(folder)
+    found = {check.name: check for check in verify(folder, trust_remote_code=True)}
+    assert all(check.passed for check in found.values())
+    assert found['remote code'].detail.endswith('of timm')
+    assert found['code'].detail == "not this package's, trusted"
+
+
 def test_a_fixture_of_nan_is_found(folder, quick):
     stored = load_file(folder / 'fixture.safetensors')
     stored['logits'].fill_(float('nan'))
