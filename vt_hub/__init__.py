@@ -5,22 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 from .registration import register_all
 
-if TYPE_CHECKING:
-    from .inference.diversity import token_diversity
-    from .inference.explain import explain
-    from .loading.published import list_pretrained, pretrained_folder
-    from .loading.source import list_models, load_model
-    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
-    from .network.image_processing_vt import VTFPNImageProcessor, VTResNetImageProcessor
-    from .network.modeling_vt import (
-        VTFPNForSemanticSegmentation,
-        VTResNetBackbone,
-        VTResNetForImageClassification,
-        VTResNetModel,
-    )
-    from .network.vt_fpn import VTFPN
-    from .network.vt_resnet import VTResNet
-    from .publishing import export, export_onnx, pull, push, verify
+if TYPE_CHECKING:  # `as` tells type checkers that a name is public
+    from .inference.diversity import token_diversity as token_diversity
+    from .inference.explain import explain as explain
+    from .loading.published import list_pretrained as list_pretrained
+    from .loading.published import pretrained_folder as pretrained_folder
+    from .loading.source import list_models as list_models
+    from .loading.source import load_model as load_model
+    from .network.configuration_vt import VTFPNConfig as VTFPNConfig
+    from .network.configuration_vt import VTResNetConfig as VTResNetConfig
+    from .network.image_processing_vt import VTFPNImageProcessor as VTFPNImageProcessor
+    from .network.image_processing_vt import VTResNetImageProcessor as VTResNetImageProcessor
+    from .network.modeling_vt import VTFPNForSemanticSegmentation as VTFPNForSemanticSegmentation
+    from .network.modeling_vt import VTResNetBackbone as VTResNetBackbone
+    from .network.modeling_vt import VTResNetForImageClassification as VTResNetForImageClassification
+    from .network.modeling_vt import VTResNetModel as VTResNetModel
+    from .network.vt_fpn import VTFPN as VTFPN
+    from .network.vt_resnet import VTResNet as VTResNet
+    from .publishing import export as export
+    from .publishing import export_onnx as export_onnx
+    from .publishing import pull as pull
+    from .publishing import push as push
+    from .publishing import verify as verify
 
 __version__ = '0.1.0'
 

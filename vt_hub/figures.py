@@ -42,13 +42,13 @@ def formats() -> set[str]:
     return new_figure().canvas.get_supported_filetypes().keys() - {'pgf', 'raw', 'rgba'}  # for TeX, and raw bytes
 
 
-def check_figure(path: str | Path):
+def check_figure(path: str | Path) -> None:
     """Raise ValueError if matplotlib cannot write this file type, ModuleNotFoundError if matplotlib is missing."""
     if Path(path).suffix[1:].lower() not in formats():
         raise ValueError(f'{path} does not end in a supported picture extension, such as .png, .svg or .pdf.')
 
 
-def save_figure(figure: Any, path: str | Path):
+def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure; the extension sets the format. An older file is replaced once the new one is complete."""
     check_figure(path)
     with replaced_whole(path) as unfinished:

@@ -36,7 +36,7 @@ def resolved(path: str | Path) -> Path:
     return path
 
 
-def check_place(path: Path):
+def check_place(path: Path) -> None:
     """Raise OSError if a file cannot be written here. Call it before long work whose result goes there."""
     path = resolved(path)
     folder = next(parent for parent in path.parents if parent.exists())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 __all__ = ['iterate']
 
 
-def iterate(loader: DataLoader) -> Iterator[Any]:
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     """Iterate over a loader. An interrupt while its workers start is raised after they have started."""
     with held_interrupts():
         batches = iter(loader)

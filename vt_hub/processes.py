@@ -38,7 +38,7 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def reduce_sum(values: torch.Tensor):
+def reduce_sum(values: torch.Tensor) -> None:
     """Add the values of all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)

@@ -3,8 +3,10 @@
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 __all__ = ['register_all']
 
@@ -15,14 +17,14 @@ def _find_published(name: str) -> Path:
     return pretrained_folder(name)
 
 
-def _register_networks():
+def _register_networks() -> None:
     from .network import vt_fpn, vt_resnet  # noqa: F401  importing registers them
     from .network.weights import find_published_with
 
     find_published_with(_find_published)
 
 
-def _register_configs():
+def _register_configs() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from .network.configuration_vt import VTFPNConfig, VTResNetConfig
@@ -31,7 +33,7 @@ def _register_configs():
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
-def _register_models():
+def _register_models() -> None:
     from transformers.models.auto import modeling_auto as auto
 
     from .network.configuration_vt import VTFPNConfig, VTResNetConfig
@@ -51,14 +53,14 @@ def _register_models():
     auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES['vt_fpn'] = 'VTFPNForSemanticSegmentation'
 
 
-def _register_image_processors():
+def _register_image_processors() -> None:
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from .network.configuration_vt import VTFPNConfig, VTResNetConfig
     from .network.image_processing_vt import VTFPNImageProcessor, VTResNetImageProcessor
 
     for config, processor in ((VTResNetConfig, VTResNetImageProcessor), (VTFPNConfig, VTFPNImageProcessor)):
-        classes = {'pil': processor, 'torchvision': processor}
+        classes: dict[str, type] = {'pil': processor, 'torchvision': processor}
         AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
 
 
@@ -68,24 +70,27 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def __init__(self, callbacks: dict[str, Callable[[], None]]):
         self.callbacks = callbacks
 
-    def find_spec(self, name, path, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name not in self.callbacks:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None:
             return None
-        run = spec.loader.exec_module
+        loader: Any = spec.loader
+        run = loader.exec_module
 
-        def exec_module(module):
+        def exec_module(module: ModuleType) -> None:
             run(module)
             if callback := self.callbacks.pop(name, None):
                 callback()
 
-        spec.loader.exec_module = exec_module
+        loader.exec_module = exec_module
         return spec
 
 
-def register_all():
+def register_all() -> None:
     """Register the models: now with modules that are already imported, with the others after their import."""
     auto = 'transformers.models.auto'
     waiting = {}

@@ -143,6 +143,14 @@ def test_a_new_repository_gets_one_commit_with_the_whole_folder_and_a_tag(hub, t
     assert list((tmp_path / 'tmp').iterdir()) == []
 
 
+def test_timm_loads_what_was_pushed(hub, tiny):
+    vt_hub.push(tiny, 'v1.0.0', repo_id=REPO)
+    model = timm.create_model(f'hf-hub:{REPO}', pretrained=True).eval()
+    images = torch.rand(1, 3, 96, 96)
+    with torch.inference_mode():
+        assert torch.equal(model(images), load_folder(tiny)(images))
+
+
 def test_the_folder_names_the_repository_of_the_namespace(hub, tiny):
     vt_hub.push(tiny, 'v1.0.0')
     assert list(hub.repos) == ['org/flowers']

@@ -17,7 +17,7 @@ __all__ = ['Json', 'print_json', 'print_table', 'progress', 'report_failed', 'si
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
 
-def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()):
+def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()) -> None:
     """An aligned table; cut to the width of a terminal only, never in a pipe or file."""
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style='bold', show_header=any(columns))
@@ -28,7 +28,7 @@ def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iter
     console.print(table)
 
 
-def print_json(value: Any):
+def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
@@ -53,7 +53,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, terminate)
 
 
-def report_failed(failed: list[str], total: int):
+def report_failed(failed: list[str], total: int) -> None:
     """Name the images that failed, if any, and end with exit code 1."""
     if failed:
         print(f'{len(failed)} of {total} images failed:', *failed, sep='\n  ', file=sys.stderr)

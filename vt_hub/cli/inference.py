@@ -21,7 +21,7 @@ LONGEST_RUN = timedelta(days=30)  # processes that have done their share wait fo
 def list_(
     pretrained: Annotated[bool, typer.Option('--pretrained', help='Published weights instead of models.')] = False,
     as_json: Json = False,
-):
+) -> None:
     """List the models or, with --pretrained, the published weights.
 
     Weights come with size, licence, sha256 and measured metrics.
@@ -76,7 +76,9 @@ def format_metric(metric: dict[str, Any]) -> str:
     return f'{metric["name"]} {metric["value"]:g} on {metric["dataset"]}'
 
 
-def info(model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')], as_json: Json = False):
+def info(
+    model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')], as_json: Json = False
+) -> None:
     """Describe a model: size, input, classes, weights, licence.
 
     Example: vt-hub info vt_resnet10.digits
@@ -109,7 +111,7 @@ def predict(
         int | None, typer.Option(min=1, help='With --output: processes that read images; default: one per core.')
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
-):
+) -> None:
     """Classify images.
 
     Images that cannot be read are named at the end, and the exit code is then 1.
@@ -146,7 +148,7 @@ def predict(
     report_failed(failed, len(paths))
 
 
-def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any):
+def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any) -> None:
     """`vt-hub predict --output`; Ctrl-C and SIGTERM keep what is done, to resume later, and exit with 130."""
     from ..inference.batch_run import check_run, predict_files
     from ..loading.source import load_model
@@ -183,7 +185,7 @@ def segment(
         Path | None, typer.Option(help='PNG of class numbers to write; a folder for several images.')
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
-):
+) -> None:
     """Name the class of every pixel of images.
 
     Images that cannot be read are named at the end, and the exit code is then 1.
@@ -204,7 +206,7 @@ def segment(
         for path in written[0] & written[1]:
             raise ValueError(f'Overlay and mask would overwrite each other in {path.name}; name two places.')
     for option, check in ((overlay, check_picture), (mask, check_mask)):
-        for target in targets.get(option, {}).values():
+        for target in targets[option].values() if option else ():
             check(target)
     network = load_model(model)
     labels = label_names(network)
@@ -235,7 +237,7 @@ def explain(
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help='Classes to show for each image.')] = 5,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
-):
+) -> None:
     """Show where each token looks, and what it adds to the answer.
 
     Example: vt-hub explain samples/digit_7.png --out explanation.png
@@ -303,7 +305,7 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help='Port; default: the first free one from 7860.')
     ] = None,
     browser: Annotated[bool, typer.Option('--browser', help='Open the page.')] = False,
-):
+) -> None:
     """Serve a page that answers for images.
 
     It shows classes, where the tokens look, and overlays. Stop it with Ctrl-C.

@@ -1,6 +1,7 @@
 """The command `vt-hub`."""
 
 import codecs
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ import typer
 
 from . import inference, paper, publishing, training
 
-MENU = {  # panels of the help, and the functions that are commands
+MENU: dict[str, tuple[Callable[..., None], ...]] = {  # panels of the help, and the functions that are commands
     'Use models': (
         inference.list_,
         inference.info,
@@ -30,7 +31,7 @@ MENU = {  # panels of the help, and the functions that are commands
         publishing.pull,
     ),
 }
-GROUPS = {  # commands of two words, in the panel Train
+GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {  # commands of two words, in the panel Train
     'train': ('Train a model, and export it.', (training.classifier, training.segmenter)),
     'synthesize': ('Draw data by formula.', (training.shapes, training.scenes)),
 }
@@ -39,7 +40,7 @@ TAKE_OTHERS = (training.classifier, training.segmenter, training.timm_)
 SAID = (FloatingPointError, LookupError, ModuleNotFoundError, OSError, ValueError)  # raised with a sentence
 
 
-def print_version(wanted: bool):
+def print_version(wanted: bool) -> None:
     if wanted:
         from .. import __version__
 
@@ -51,11 +52,11 @@ def options(
     version: Annotated[
         bool, typer.Option('--version', help='Print the version.', callback=print_version, is_eager=True)
     ] = False,
-):
+) -> None:
     """Visual Transformers: use, train, measure and publish the models."""
 
 
-def add(app: typer.Typer, functions: Iterable[Callable[..., None]], panel: str | None = None):
+def add(app: typer.Typer, functions: Iterable[Callable[..., None]], panel: str | None = None) -> None:
     for function in functions:
         settings = OTHERS if function in TAKE_OTHERS else None
         app.command(function.__name__.rstrip('_'), rich_help_panel=panel, context_settings=settings)(function)
@@ -85,13 +86,14 @@ def as_is_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
         return codecs.lookup_error('backslashreplace')(error)
 
 
-def main():
+def main() -> None:
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
     if not sys.stderr.isatty():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')  # transformers asks the Hub client, too
     codecs.register_error('as_is_or_escaped', as_is_or_escaped)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors='as_is_or_escaped')
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='as_is_or_escaped')
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe has gone; leave nothing for the interpreter to flush
@@ -100,12 +102,13 @@ def main():
     except Exception as error:
         if os.environ.get('VT_HUB_DEBUG') == '1':
             raise
+        sentence = str(error)
         if isinstance(error, OSError) and error.filename is not None:  # Python's own
-            error = f'Cannot use {error.filename}: {error.strerror}.'
+            sentence = f'Cannot use {error.filename}: {error.strerror}.'
         elif not isinstance(error, SAID) or isinstance(error, (IndexError, KeyError)):
-            text = ': '.join(filter(None, (type(error).__name__, str(error).rstrip('.'))))
-            error = f'{text}. VT_HUB_DEBUG=1 shows where.'
-        print(f'error: {error}', file=sys.stderr)
+            text = ': '.join(filter(None, (type(error).__name__, sentence.rstrip('.'))))
+            sentence = f'{text}. VT_HUB_DEBUG=1 shows where.'
+        print(f'error: {sentence}', file=sys.stderr)
         sys.exit(1)
 
 

@@ -33,7 +33,7 @@ def benchmark(
     csv: Annotated[Path | None, typer.Option(help='CSV file to write.')] = None,
     plot: Annotated[Path | None, typer.Option(help='Picture to write.')] = None,
     as_json: Json = False,
-):
+) -> None:
     """Measure speed and memory beside the ResNet or the FPN.
 
     VT-ResNets run beside timm's ResNet and the trunk alone, VT-FPNs beside the panoptic FPN.
@@ -69,7 +69,7 @@ def benchmark(
         print_speeds(rows)
 
 
-def check_outputs(result: Path | None, csv: Path | None, plot: Path | None):
+def check_outputs(result: Path | None, csv: Path | None, plot: Path | None) -> None:
     """Raise an error for a file that cannot be written, before anything is measured."""
     from ..figures import check_figure
     from ..files import check_place
@@ -87,7 +87,7 @@ def default_size(model: str) -> int:
     return 512 if is_segmenter(model) else 224
 
 
-def print_speeds(rows: list[dict[str, Any]]):
+def print_speeds(rows: list[dict[str, Any]]) -> None:
     """A table with a line for each network of each setting."""
     from ..paper.benchmark import NAMES
 
@@ -106,7 +106,7 @@ def print_speeds(rows: list[dict[str, Any]]):
 def tables(
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option('--markdown', help='Print the page docs/paper_fidelity.md.')] = False,
-):
+) -> None:
     """Recompute the paper's tables beside its figures.
 
     Parameters and FLOPs of Tables 1 to 11.

@@ -37,7 +37,7 @@ def export(
         Path | None, typer.Option(help='Quantise the .onnx file, calibrated with the images of this folder.')
     ] = None,
     opset: Annotated[int | None, typer.Option(help='Opset of the .onnx file, 17 or higher; default: 18.')] = None,
-):
+) -> None:
     """Write a model folder, an ONNX file or a plain file of weights.
 
     timm, transformers and torch.hub load the folder, onnxruntime the .onnx file, timm the .safetensors file.
@@ -53,7 +53,7 @@ def export(
     for_onnx = {'int8': int8, 'opset': opset}
     if target.suffix == '.onnx':
         refuse(target, dtype=dtype, **for_folder)
-        options = {'calibration': images_of(int8)} | ({'opset': opset} if opset is not None else {})
+        options: dict[str, Any] = {'calibration': images_of(int8)} | ({'opset': opset} if opset is not None else {})
         print(export_onnx(load_source(source, model, weights)[0], target, attention, **options))
     elif target.suffix == '.safetensors':
         refuse(target, attention=attention, **for_folder, **for_onnx)
@@ -111,7 +111,7 @@ def origin_of(source: str, facts: dict[str, Any]) -> str:
     return f'These are the weights of {published}.' if published else ''
 
 
-def refuse(target: Path, **options: Any):
+def refuse(target: Path, **options: Any) -> None:
     """Refuse options that mean nothing for a target."""
     given = [f'--{name}' for name, value in options.items() if value not in (None, [], False)]
     if given:
@@ -162,7 +162,7 @@ def verify(
     source: Annotated[str, typer.Argument(help='Model folder, model.tag or hf-hub:ID.')],
     trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's code even if it is not vt_hub's.")] = False,
     as_json: Json = False,
-):
+) -> None:
     """Check that every loader gives the same answers.
 
     The exit code is 1 on any difference.
@@ -185,7 +185,7 @@ def card(
     result: Annotated[list[Path], typer.Option(help='Result file; may be repeated.')] = [],  # noqa: B006
     prose: Annotated[Path | None, typer.Option(help='Text of the card, a Jinja template.')] = None,
     repo: Annotated[str | None, typer.Option(help='Hub repository that the snippets load.')] = None,
-):
+) -> None:
     """Write a folder's model card again.
 
     The text comes from your file and result files; with --repo alone, only what the card loads changes.
@@ -216,7 +216,7 @@ def push(
     create_pr: Annotated[bool, typer.Option('--create-pr', help='Open a pull request instead.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only verify, and say what would be published.')] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the folder's code even if it is not vt_hub's.")] = False,
-):
+) -> None:
     """Verify a model folder and publish it on the Hub.
 
     It makes one commit and a tag, and prints the address.
@@ -234,7 +234,7 @@ def pull(
     source: Annotated[str, typer.Argument(help='Published weights, or a repository on the Hub.')],
     folder: Annotated[Path, typer.Argument(help='Folder to write; must not exist.')],
     revision: Annotated[str | None, typer.Option(help='Branch, tag or commit.')] = None,
-):
+) -> None:
     """Bring a model folder from the Hub to disk.
 
     Every file is checked; offline it comes from the cache.
@@ -256,7 +256,7 @@ def convert(
     labels: Annotated[
         Path | None, typer.Option(help='File with one class name per line, or a folder of class folders.')
     ] = None,
-):
+) -> None:
     """Start a VT-ResNet from a ResNet, or a deeper one from a smaller one.
 
     A VT-ResNet starts from a ResNet's stem..layer3. With --grow, a deeper network computes what a smaller one does.
@@ -271,8 +271,8 @@ def convert(
     if grow and is_vt_resnet(source):
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a VT-ResNet keeps its classes.')
-        model = grown(load_source(source)[0], grow)
-        print(run(model, target, labels=names, prose=GROWN_PROSE, origin=f'It computes what {Path(source).name} does.'))
+        origin = f'It computes what {Path(source).name} does.'
+        print(run(grown(load_source(source)[0], grow), target, labels=names, prose=GROWN_PROSE, origin=origin))
         return
     classes = num_classes or (len(names) if names else None)
     start = warm_start(source, **({'num_classes': classes} if classes else {}))

@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .common import print_json, print_table, progress, report_failed
+
+if TYPE_CHECKING:
+    from ..training.segmentation.data import SegmentationData
+    from ..training.segmentation.recipe import SegmentationRecipe
 
 LONGEST_EDGE = 1333  # pixels
 Task = Literal['classification', 'segmentation']
@@ -50,7 +54,7 @@ def shapes(
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of the scenes.')] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help='Processes; default: one per core.')] = None,
-):
+) -> None:
     """Scenes of shapes and textures with exact masks, for segmentation; or single objects, for classification.
 
     Example: vt-hub synthesize shapes --out shapes
@@ -68,7 +72,7 @@ def scenes(
     objects: Annotated[bool, typer.Option('--objects', help='One fractal per image, in class folders.')] = False,
     size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of fractals and scenes.')] = 0,
-):
+) -> None:
     """Scenes of coloured fractals with exact masks, for segmentation; or single fractals, for classification.
 
     Example: vt-hub synthesize scenes --out scenes
@@ -78,7 +82,7 @@ def scenes(
     draw(write_scenes(out, train, val, seed, size, classes, objects), train + val, out)
 
 
-def draw(written: Iterable[Path], total: int, out: Path):
+def draw(written: Iterable[Path], total: int, out: Path) -> None:
     """Run a writer to its end, and say how fast it was."""
     started = time.perf_counter()
     count = sum(1 for _ in progress(written, total, 'Drawing'))
@@ -105,7 +109,7 @@ def classifier(
     master_addr: Address = 'localhost',
     master_port: Port = 29500,
     train_script: Annotated[Path | None, typer.Option(help="timm's train.py; default: found or downloaded.")] = None,
-):
+) -> None:
     """Train a classifier by timm's train.py, and export the best checkpoint.
 
     The model folder is OUTPUT/model. Any further argument goes to timm's script, and overrides the recipe.
@@ -136,7 +140,7 @@ def classifier(
         run_script(job, command)
 
 
-def run_script(job: Any, command: list[str]):
+def run_script(job: Any, command: list[str]) -> None:
     """Run timm's script to its end, and export; exits with the script's own code if that is not 0."""
     from ..loading.source import Source
 
@@ -175,7 +179,7 @@ def segmenter(
     layout: Layout = None,
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
-):
+) -> None:
     """Train VT-FPN or the panoptic FPN by transformers' Trainer, and export it.
 
     The model folder is OUTPUT/model. Further arguments change the recipe: --steps 2000 --lr 0.01.
@@ -201,7 +205,7 @@ def segmenter(
         raise typer.Exit(code)
 
 
-def print_end(folder: Path):
+def print_end(folder: Path) -> None:
     """Print the folder of a finished run on stdout, and its metrics and a next command on stderr."""
     from ..files import read_json
 
@@ -213,7 +217,7 @@ def print_end(folder: Path):
         print(f'next: vt-hub predict IMAGE --model {shlex.quote(str(folder))}', file=sys.stderr)
 
 
-def print_end_or_stop(folder: Path | None, output: Path, minutes: float | None):
+def print_end_or_stop(folder: Path | None, output: Path, minutes: float | None) -> None:
     """`print_end`, or how to resume a stopped run; exits with 1 if a signal stopped it."""
     if folder:
         print_end(folder)
@@ -236,14 +240,14 @@ def shown_metrics(result: dict[str, Any]) -> str:
 
 def open_segmentation(
     recipe: str, data_dir: str, extra: list[str], layout: str | None, classes: Path | None, reduce_labels: bool
-) -> tuple[Any, Any, Any]:
+) -> 'tuple[SegmentationRecipe, SegmentationData, SegmentationData]':
     """The recipe, the data to train on and those to validate on."""
     from ..training.segmentation.data import open_data
     from ..training.segmentation.recipe import load_segmentation_recipe
 
     settings = load_segmentation_recipe(recipe, read_changes(extra) | ({'layout': layout} if layout else {}))
-    data = (open_data(data_dir, split, settings.layout, classes, reduce_labels) for split in ('train', 'val'))
-    return settings, *data
+    train, val = (open_data(data_dir, split, settings.layout, classes, reduce_labels) for split in ('train', 'val'))
+    return settings, train, val
 
 
 def read_changes(arguments: list[str]) -> dict[str, Any]:
@@ -268,7 +272,7 @@ def pretrain(
     minutes: Minutes = None,
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
-):
+) -> None:
     """Pretrain a model on generated scenes of fractals.
 
     Scenes are composed as they are needed: no data is read or written.
@@ -301,7 +305,7 @@ def distill(
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
     workers: Workers = 2,
-):
+) -> None:
     """Teach a model to predict what another one predicts, on unlabelled images.
 
     Under torchrun every process takes a share: torchrun --nproc-per-node 8 -m vt_hub distill ...
@@ -342,7 +346,7 @@ def evaluate(
     workers: Workers = 2,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the result.')] = False,
-):
+) -> None:
     """Measure a model on labelled images.
 
     With --result it writes the file that a model card reads.
@@ -375,17 +379,17 @@ def evaluate(
         check_place(result)
     with processes() as (rank, device):
         if does == 'classification':
-            data = open_for_model(network, data_dir, split)
-            found = evaluate_classifier(network, data, device, batch_size, workers, progress)
+            images = open_for_model(network, data_dir, split)
+            found = evaluate_classifier(network, images, device, batch_size, workers, progress)
         else:
-            data = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
+            pairs = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
             edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
-            found = evaluate_segmentation(load_segmenter(folder).to(device), data, edges, workers, progress)
+            found = evaluate_segmentation(load_segmenter(folder).to(device), pairs, edges, workers, progress)
     if rank == 0:
         report({**found, 'model': model, **machine(device)}, result, as_json)
 
 
-def report(found: dict[str, Any], path: Path | None, as_json: bool):
+def report(found: dict[str, Any], path: Path | None, as_json: bool) -> None:
     """Write and print the result of an evaluation; exits with 1 where images failed."""
     from ..reporting import write_result
 
@@ -398,7 +402,7 @@ def report(found: dict[str, Any], path: Path | None, as_json: bool):
     report_failed(found['errors'], found['dataset']['num_images'] + len(found['errors']))
 
 
-def print_scores(result: dict[str, Any]):
+def print_scores(result: dict[str, Any]) -> None:
     """The IoU of each class, the metrics, and the token diversity of each module, where a result has them."""
     if 'per_class_iou' in result:
         shown = {name: '-' if iou is None else iou for name, iou in result['per_class_iou'].items()}
@@ -411,7 +415,7 @@ def print_scores(result: dict[str, Any]):
 def plot(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `vt-hub train` or of timm's train script.")],
     out: Annotated[Path | None, typer.Option(help='Picture to write; default: RUN/plot.png.')] = None,
-):
+) -> None:
     """Draw a run's loss, accuracy and learning rate.
 
     Example: vt-hub plot run
@@ -428,7 +432,7 @@ def timm_(
     script: Annotated[
         Literal['validate', 'inference', 'benchmark', 'onnx_export'], typer.Argument(help='Name of the script.')
     ],
-):
+) -> None:
     """Run one of timm's other scripts with our models.
 
     Its own help: vt-hub timm validate -- --help

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ..inference.explain import explain
@@ -13,7 +12,7 @@ from ..inference.segment import draw_overlay, segment_image
 from ..loading.published import list_pretrained
 from ..loading.source import Source, load_model
 from ..network.images import read_image
-from ..network.vt_fpn import is_segmenter
+from ..network.vt_fpn import VTFPN, Network, is_segmenter
 from ..synthesis.shapes import scene
 from .figure import token_figure
 
@@ -27,7 +26,7 @@ SAMPLED_TAGS = ('digits', 'shapes')  # other weights are a start for fine-tuning
 SCENES = (2026, [0, 4, 5, 11])  # seed and numbers; the published weights never saw this seed
 
 
-def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
+def load_models(sources: Sequence[str] = ()) -> dict[str, Network]:
     """Load the demo's models, by their shown names.
 
     Args:
@@ -38,7 +37,7 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
         LookupError: There is no such model, or it has no weights.
     """
     sources = sources or [name for name in list_pretrained() if name.split('.')[1] in SAMPLED_TAGS]
-    models = {}
+    models: dict[str, Network] = {}
     for source in sources:
         parsed = Source.parse(source)
         name = parsed.path.resolve().name if parsed.kind == 'folder' else parsed.repo or parsed.text
@@ -48,7 +47,7 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, torch.nn.Module]:
     return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # classifiers come first
 
 
-def summary(model: torch.nn.Module) -> str:
+def summary(model: Network) -> str:
     """One line on what a model can answer: one of its classes, for any image."""
     labels = label_names(model)
     some = ', '.join(labels[:SHOWN]) + (f' and {len(labels) - SHOWN} more' if len(labels) > SHOWN else '')
@@ -59,7 +58,7 @@ def summary(model: torch.nn.Module) -> str:
 def write_samples(folder: Path) -> dict[str, list[Path]]:
     """Write sample images to a folder. Returns the samples for each tag of published weights."""
     digits = sorted((Path(__file__).parent / 'samples').glob('*.png'))
-    samples = {'digits': [Path(shutil.copy(path, folder)) for path in digits], 'shapes': []}
+    samples: dict[str, list[Path]] = {'digits': [Path(shutil.copy(path, folder)) for path in digits], 'shapes': []}
     seed, numbers = SCENES
     for number in numbers:
         path = folder / f'scene_{number}.png'
@@ -83,7 +82,7 @@ def open_upload(path: str | Path, channels: int) -> Image.Image:
     return image
 
 
-def classify(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float] | str, str]:
+def classify(model: Network, path: str | Path) -> tuple[dict[str, float] | str, str]:
     """The most likely classes of an image file with their scores, and the figure of the tokens as HTML."""
     explanation = explain(model, open_upload(path, model.in_chans), TOPK)
     scores: dict[str, float] | str = {found['label']: found['score'] for found in reversed(explanation.predictions)}
@@ -92,7 +91,7 @@ def classify(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float]
     return scores, token_figure(explanation)
 
 
-def segment(model: torch.nn.Module, path: str | Path) -> tuple[dict[str, float], Image.Image]:
+def segment(model: VTFPN, path: str | Path) -> tuple[dict[str, float], Image.Image]:
     """The classes of an image file with their shares of the pixels, and the overlay with its legend."""
     image = open_upload(path, model.in_chans)
     image.thumbnail((MAX_SIDE, MAX_SIDE))

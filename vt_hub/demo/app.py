@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
+from PIL import Image
 
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'  # read when Gradio is imported
 try:
@@ -16,7 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
-from ..network.vt_fpn import is_segmenter
+from ..network.vt_fpn import VTFPN, Network, is_segmenter
 from .answers import classify, load_models, open_upload, segment, summary, write_samples
 
 __all__ = ['build', 'start']
@@ -47,7 +48,7 @@ class Replies:
         samples: Sample images for each tag of published weights.
     """
 
-    def __init__(self, models: dict[str, torch.nn.Module], samples: dict[str, list[Path]]):
+    def __init__(self, models: dict[str, Network], samples: dict[str, list[Path]]):
         self.models = models
         self.samples = samples
         self.all_samples = [path for paths in samples.values() for path in paths]
@@ -56,23 +57,26 @@ class Replies:
     def samples_of(self, model: str) -> list[Path]:
         return self.samples.get(model.split('.')[-1], self.all_samples)
 
-    def answer(self, model: str, image: str | None):
+    def answer(
+        self, model: str, image: str | None
+    ) -> tuple[dict[str, float] | str | None, str | None, Image.Image | None]:
         """The scores, and the figure of the tokens or the overlay."""
         if not image:
             return None, None, None
         with errors_shown():
-            if is_segmenter(self.models[model]):
-                shares, overlay = segment(self.models[model], image)
+            network = self.models[model]
+            if isinstance(network, VTFPN):
+                shares, overlay = segment(network, image)
                 return shares, None, overlay
-            return *classify(self.models[model], image), None
+            return *classify(network, image), None
 
-    def check(self, model: str, image: str | None):
+    def check(self, model: str, image: str | None) -> None:
         """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
         with errors_shown():
             if image:
                 open_upload(image, self.models[model].in_chans)
 
-    def change_model(self, model: str, image: str | None):
+    def change_model(self, model: str, image: str | None) -> tuple[Any, ...]:
         """Update the page for the chosen model. A shown sample is replaced by one that the model can read."""
         own, segments = self.samples_of(model), is_segmenter(self.models[model])
         sample = not image or Path(image).name in self.sample_names
@@ -105,7 +109,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 model = gr.Dropdown(list(models), label='Model', elem_id='model')
-                sent = {'type': 'filepath', 'sources': ['upload', 'clipboard']}
+                sent: dict[str, Any] = {'type': 'filepath', 'sources': ['upload', 'clipboard']}
                 image = only_uploads(gr.Image(label='Image', height=240, buttons=[], elem_id='image', **sent))
                 columns = [gr.Image(render=False)]
                 gallery = gr.Dataset(components=columns, samples=[], type='index', label='Samples', elem_id='samples')
@@ -115,10 +119,14 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 figure = gr.HTML(label='Tokens', show_label=True, container=True, padding=True, elem_id='tokens')
                 overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
         parts = [about, gallery, image, scores, figure, overlay]
-        answered = {'fn': replies.answer, 'inputs': [model, image], 'outputs': [scores, figure, overlay]}
+        answered: dict[str, Any] = {
+            'fn': replies.answer,
+            'inputs': [model, image],
+            'outputs': [scores, figure, overlay],
+        }
         answered['concurrency_id'] = 'answer'  # one after the other, including clearing
-        waits = {'trigger_mode': 'always_last'}  # answer actions that arrive during an earlier one
-        private = {'api_visibility': 'private', **waits}
+        waits: dict[str, Any] = {'trigger_mode': 'always_last'}  # answer actions that arrive during an earlier one
+        private: dict[str, Any] = {'api_visibility': 'private', **waits}
         uploaded = image.upload(replies.check, [model, image], None, **private)
         uploaded.success(**answered, **waits, api_name='answer')
         uploaded.failure(lambda: 4 * [None], None, [image, scores, figure, overlay], **private)
@@ -145,15 +153,16 @@ def only_uploads(image: gr.Image) -> gr.Image:
     The methods of this one component are replaced, since Gradio writes a file beside the module of a subclass. Events
     must not return an update of it, such as `gr.Image(...)` or `gr.skip()`: Gradio would restore its own methods.
     """
-    move = image.async_move_resource_to_block_cache
+    component: Any = image
+    move = component.async_move_resource_to_block_cache
 
-    async def move_file(path):
+    async def move_file(path: Any) -> Any:
         if path and '://' in str(path):
             raise gr.Error('Send the image itself; addresses are not fetched.', print_exception=False)
         return await move(path)
 
-    image.async_move_resource_to_block_cache = move_file
-    image.preprocess = lambda sent: sent and sent.path
+    component.async_move_resource_to_block_cache = move_file
+    component.preprocess = lambda sent: sent and sent.path
     return image
 
 
@@ -199,7 +208,7 @@ def start(app: gr.Blocks, host: str | None = None, port: int | None = None, open
     return url
 
 
-def reach_loopback_directly():
+def reach_loopback_directly() -> None:
     """Do not use a proxy for this machine: Gradio checks that its own address answers."""
     for name in ('no_proxy', 'NO_PROXY'):
         hosts = [host for host in os.environ.get(name, '').split(',') if host]

@@ -45,7 +45,7 @@ def to_table(results: Results) -> 'pyarrow.Table':
     }
     rows = []
     for result in results:
-        row = {'image': unicode(result['image'])}
+        row: dict[str, Any] = {'image': unicode(result['image'])}
         if 'error' in result:
             row['error'] = unicode(result['error'])
         else:
@@ -74,12 +74,12 @@ def parquet_writer(path: Path) -> Iterator[Callable[[Results], Any]]:
 
     tables = []
 
-    def write(results: Results):
+    def write(results: Results) -> None:
         tables.append(to_table(results))
         if len(tables) == TABLES_IN_GROUP:
             flush()
 
-    def flush():
+    def flush() -> None:
         file.write_table(pa.concat_tables(tables))
         tables.clear()
 
@@ -92,7 +92,7 @@ def parquet_writer(path: Path) -> Iterator[Callable[[Results], Any]]:
 WRITERS = {'.jsonl': jsonl_writer, '.parquet': parquet_writer}
 
 
-def check_table(path: Path):
+def check_table(path: Path) -> None:
     """Raise ValueError for an unknown file extension, ModuleNotFoundError if pyarrow is needed but missing."""
     if path.suffix not in WRITERS:
         raise ValueError(f'{path} does not end in a supported table extension: {" or ".join(WRITERS)}.')

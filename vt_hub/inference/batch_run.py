@@ -27,6 +27,7 @@ import torch.distributed as dist
 from ..files import read_json, replaced_whole, written_whole
 from ..image_files import find_images, walk_images
 from ..interrupts import iterate
+from ..network.vt_fpn import Network
 from ..processes import rank_and_world
 from ..reporting import Progress, no_progress, write_result
 from .batch_output import Results, check_table, read_jsonl, table_writer
@@ -49,7 +50,7 @@ def parts_folder(output: Path) -> Path:
     return Path(f'{output}.parts')
 
 
-def check_run(inputs: Iterable[str], output: Path):
+def check_run(inputs: Iterable[str], output: Path) -> None:
     """Check the inputs and the output before a model is loaded.
 
     Raises:
@@ -100,7 +101,7 @@ def list_images(inputs: Iterable[str], folder: Path) -> Iterator[str]:
         yield from paths
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: Network) -> str:
     """sha256 of everything that a model's predictions depend on: weights, preprocessing, labels."""
     config = timm.data.resolve_model_data_config(model)
     config |= {'labels': model.pretrained_cfg.get('label_names'), 'scores': meaning_of(model)}
@@ -111,7 +112,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def start(folder: Path, inputs: list[str], settings: dict[str, Any]):
+def start(folder: Path, inputs: list[str], settings: dict[str, Any]) -> None:
     """List the images of a new run, or check that an interrupted run had the same settings."""
     if (folder / 'run.json').exists():
         for key, value in read_json(folder / 'run.json')['settings'].items():
@@ -164,7 +165,7 @@ class Parts:
     def count_batches(self, parts: Iterable[int]) -> int:
         return sum(-(-self.size(part) // self.batch_size) for part in parts)
 
-    def write(self, part: int, results: Results):
+    def write(self, part: int, results: Results) -> None:
         with replaced_whole(self.path(part)) as unfinished, table_writer(unfinished) as write:
             write(results)
 
@@ -187,7 +188,7 @@ class Parts:
                 write(results)
         return failed
 
-    def remove(self):
+    def remove(self) -> None:
         (self.folder / 'run.json').unlink()  # if killed after this, no run is left to resume
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -211,7 +212,7 @@ class Workers:
         for batch in iterate(loader):
             yield self.classifier.classify(*batch) if self.on_gpu else batch
 
-    def run(self, parts: Parts, todo: Iterable[int], progress: Progress):
+    def run(self, parts: Parts, todo: Iterable[int], progress: Progress) -> None:
         """Classify and write parts. Files that crash the process that reads them are reported as unreadable."""
         todo = deque(todo)
         while todo:
@@ -268,7 +269,7 @@ def is_death(error: RuntimeError) -> bool:
     return str(error).startswith('DataLoader worker')
 
 
-def prepare(model: torch.nn.Module, inputs: list[str], output: Path, **settings: Any) -> list[int]:
+def prepare(model: Network, inputs: list[str], output: Path, **settings: Any) -> list[int]:
     """Start the run of an output, or go back to the one that was interrupted. Returns the parts that are missing.
 
     Errors are those of `predict_files`.
@@ -283,7 +284,7 @@ def prepare(model: torch.nn.Module, inputs: list[str], output: Path, **settings:
 
 
 def predict_files(
-    model: torch.nn.Module,
+    model: Network,
     inputs: Iterable[str],
     output: str | Path,
     topk: int = 5,

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from ..network.vt_fpn import is_segmenter
+from ..network.vt_fpn import Network, is_segmenter
 from .preprocessing import DTYPES, ImageReader
 from .scores import label_names, scores_of
 
 __all__ = ['Classifier', 'predict']
 
 
-class Classifier(torch.utils.data.Dataset):
+class Classifier(torch.utils.data.Dataset[list[dict[str, Any]]]):
     """A model with its preprocessing. The index is a list of paths; the result is what `predict` yields for them.
 
     Args:
@@ -27,7 +27,7 @@ class Classifier(torch.utils.data.Dataset):
         ValueError: The model does not classify.
     """
 
-    def __init__(self, model: torch.nn.Module, topk: int = 5, dtype: str = 'fp32'):
+    def __init__(self, model: Network, topk: int = 5, dtype: str = 'fp32'):
         if is_segmenter(model):
             raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
         if model.num_classes < 1:
@@ -64,7 +64,7 @@ class Classifier(torch.utils.data.Dataset):
 
 
 def predict(
-    model: torch.nn.Module,
+    model: Network,
     paths: Sequence[Path],
     topk: int = 5,
     batch_size: int = 16,
@@ -87,6 +87,6 @@ def predict(
         ValueError: The model does not classify.
     """
     classifier = Classifier(model, topk, dtype)
-    paths = iter(paths)
-    while batch := list(islice(paths, batch_size)):
+    rest = iter(paths)
+    while batch := list(islice(rest, batch_size)):
         yield from classifier[batch]

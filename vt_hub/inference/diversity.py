@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from ..network.vt_fpn import VTDecoder
+from ..network.vt_fpn import VTDecoder, VTFPNBody
 from ..network.vt_resnet import VTResNetBody
 
 __all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
@@ -69,7 +69,7 @@ def token_diversity(model: torch.nn.Module, images: torch.Tensor) -> list[TokenD
     """
     if isinstance(model, VTResNetBody):
         _, tokens, attention = model.vt.forward_tokens(model.forward_trunk(images))
-    elif isinstance(getattr(model, 'decoder', None), VTDecoder):
+    elif isinstance(model, VTFPNBody) and isinstance(model.decoder, VTDecoder):
         _, together, attention = model.decoder.forward_tokens(model.forward_features(images))
         tokens = list(together.split(model.decoder.num_tokens, dim=1))
     else:

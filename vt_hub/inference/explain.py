@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from ..figures import new_figure, save_figure
 from ..network.images import to_channels
-from ..network.vt_resnet import VTResNetBody
+from ..network.vt_resnet import VTResNet
 from .diversity import TokenDiversity, measure_module
 from .preprocessing import data_config, eval_transform
 from .scores import label_names, meaning_of, scores_of
@@ -72,7 +73,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     Raises:
         ValueError: The model is not a VT-ResNet with a classifier.
     """
-    if not isinstance(model, VTResNetBody) or model.num_classes == 0 or model.pruned:
+    if not isinstance(model, VTResNet) or not isinstance(model.fc, nn.Linear) or model.pruned:
         raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
     config = data_config(model)
     pixels, weight = eval_transform(model)(to_channels(image, model.in_chans)), model.fc.weight
@@ -82,8 +83,8 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
     trunk = model.forward_trunk(pixels[None].to(weight.device, weight.dtype))
     _, tokens, attns = model.vt.forward_tokens(trunk)
     diversity = [measure_module(T, attn) for T, attn in zip(tokens, attns, strict=True)]
-    tokens = tokens[-1]
-    logits = model.forward_head(tokens)[0].float().cpu()
+    last = tokens[-1]
+    logits = model.forward_head(last)[0].float().cpu()
     scores, classes = scores_of(model, logits).topk(min(topk, model.num_classes))
     labels = label_names(model)
     return Explanation(
@@ -93,7 +94,7 @@ def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explan
             for score, c in zip(scores.tolist(), classes.tolist(), strict=True)
         ],
         attention=[attn[0].unflatten(1, trunk.shape[-2:]).float().cpu() for attn in attns],
-        contributions=weight.float().cpu()[classes] @ tokens[0].float().cpu().T / tokens.shape[1],
+        contributions=weight.float().cpu()[classes] @ last[0].float().cpu().T / last.shape[1],
         biases=model.fc.bias.float().cpu()[classes],
         diversity=diversity,
         meaning=meaning_of(model),
@@ -163,6 +164,6 @@ def draw_explanation(explanation: Explanation) -> Any:
     return figure
 
 
-def save_explanation(explanation: Explanation, path: str | Path):
+def save_explanation(explanation: Explanation, path: str | Path) -> None:
     """Draw an explanation into a file; see `save_figure`."""
     save_figure(draw_explanation(explanation), path)

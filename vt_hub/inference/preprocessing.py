@@ -9,18 +9,20 @@ import torch
 from PIL import Image
 
 from ..network.images import read_image, with_channels
+from ..network.vt_fpn import Network
 
 __all__ = ['DTYPES', 'ImageReader', 'data_config', 'eval_transform']
 
+Read = tuple[torch.Tensor | None, list[dict[str, Any]]]  # see ImageReader.read
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-def data_config(model: torch.nn.Module, use_test_size: bool = False) -> dict[str, Any]:
+def data_config(model: Network, use_test_size: bool = False) -> dict[str, Any]:
     """timm's preprocessing configuration of a model; see `eval_transform` for the arguments."""
     return with_channels(timm.data.resolve_model_data_config(model, use_test_size=use_test_size), model.in_chans)
 
 
-def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Callable[[Image.Image], torch.Tensor]:
+def eval_transform(model: Network, use_test_size: bool = False) -> Callable[[Image.Image], torch.Tensor]:
     """timm's transform for evaluation, from an image to a tensor (C, H, W) for the model.
 
     Args:
@@ -30,7 +32,7 @@ def eval_transform(model: torch.nn.Module, use_test_size: bool = False) -> Calla
     return timm.data.create_transform(**data_config(model, use_test_size), is_training=False)
 
 
-class ImageReader(torch.utils.data.Dataset):
+class ImageReader(torch.utils.data.Dataset[Read]):
     """Reads image files with a model's own preprocessing. The index is a list of paths, for DataLoader workers.
 
     Args:
@@ -38,16 +40,14 @@ class ImageReader(torch.utils.data.Dataset):
         use_test_size: Use the model's `test_input_size`, if it has one.
     """
 
-    def __init__(self, model: torch.nn.Module, use_test_size: bool = False):
+    def __init__(self, model: Network, use_test_size: bool = False):
         self.channels = model.in_chans
         self.transform = eval_transform(model, use_test_size)
 
-    def __getitem__(self, paths: Sequence[Path | str]) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
+    def __getitem__(self, paths: Sequence[Path | str]) -> Read:
         return self.read(paths, [None] * len(paths))
 
-    def read(
-        self, paths: Sequence[Path | str], contents: Sequence[bytes | None]
-    ) -> tuple[torch.Tensor | None, list[dict[str, Any]]]:
+    def read(self, paths: Sequence[Path | str], contents: Sequence[bytes | None]) -> Read:
         """Read some files, or use their contents if given.
 
         Returns:

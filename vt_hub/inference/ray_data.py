@@ -38,5 +38,5 @@ class Classify:
 
     def __call__(self, batch: 'dict[str, np.ndarray | list[Any]]') -> 'pyarrow.Table':
         paths = [str(path) for path in batch['path']]
-        contents = batch.get('bytes', [None] * len(paths))
+        contents = list(batch.get('bytes', [None] * len(paths)))
         return to_table(self.classifier.classify(*self.classifier.reader.read(paths, contents)))

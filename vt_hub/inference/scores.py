@@ -2,10 +2,12 @@
 
 import torch
 
+from ..network.vt_fpn import Network
+
 __all__ = ['label_names', 'meaning_of', 'scores_of', 'shown']
 
 
-def label_names(model: torch.nn.Module) -> list[str]:
+def label_names(model: Network) -> list[str]:
     """Class names from a model's pretrained configuration; the class numbers if it has no names."""
     names = model.pretrained_cfg.get('label_names')
     if names and len(names) == model.num_classes:
@@ -14,7 +16,7 @@ def label_names(model: torch.nn.Module) -> list[str]:
     return [str(i) for i in range(model.num_classes)]
 
 
-def meaning_of(model: torch.nn.Module) -> str:
+def meaning_of(model: Network) -> str:
     """'probability' of one class among all, 'presence' of each class by itself, or 'value', a number for regression.
 
     It depends on the model's `problem_type`, from its folder's `config.json`. A model with one output gives a presence.
@@ -25,7 +27,7 @@ def meaning_of(model: torch.nn.Module) -> str:
     return 'presence' if problem == 'multi_label_classification' or model.num_classes == 1 else 'probability'
 
 
-def scores_of(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
+def scores_of(model: Network, logits: torch.Tensor) -> torch.Tensor:
     """Scores (..., num_classes) of a model's logits: their softmax, their sigmoid, or the logits themselves."""
     logits = logits.float()
     meaning = meaning_of(model)
@@ -34,6 +36,6 @@ def scores_of(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
     return logits.sigmoid() if meaning == 'presence' else logits.softmax(dim=-1)
 
 
-def shown(model: torch.nn.Module, score: float) -> str:
+def shown(model: Network, score: float) -> str:
     """A score as text for people."""
     return f'{score:.4g}' if meaning_of(model) == 'value' else f'{100 * score:.1f} %'

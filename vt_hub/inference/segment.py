@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..figures import colours
 from ..files import replaced_whole
 from ..network.images import read_image, to_channels
-from ..network.vt_fpn import is_segmenter
+from ..network.vt_fpn import VTFPN, Network
 from .preprocessing import eval_transform
 from .scores import label_names
 
@@ -46,7 +46,7 @@ def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def segment_image(model: VTFPN, image: Image.Image) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Predict the class of every pixel of an image.
 
     Args:
@@ -70,7 +70,7 @@ def segment_image(model: torch.nn.Module, image: Image.Image) -> tuple[np.ndarra
     return mask, [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
 
 
-def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def segment(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Segment image files in order.
 
     Args:
@@ -84,7 +84,7 @@ def segment(model: torch.nn.Module, paths: Sequence[Path]) -> Iterator[dict[str,
     Raises:
         ValueError: The model does not segment.
     """
-    if not is_segmenter(model):
+    if not isinstance(model, VTFPN):
         raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
     for path in paths:
         try:
@@ -127,26 +127,26 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
     return sheet
 
 
-def check_picture(path: Path):
+def check_picture(path: Path) -> None:
     """Raise ValueError if the name does not end in a picture extension that can be written."""
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f'{path} does not end in a supported picture extension, such as .png.')
 
 
-def check_mask(path: Path):
+def check_mask(path: Path) -> None:
     """Raise ValueError if the name does not end in .png."""
     if path.suffix.lower() != '.png':
         raise ValueError(f'{path} is not a PNG; only that format keeps the values of a mask.')
 
 
-def save_picture(picture: Image.Image, path: Path):
+def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture. An older one is replaced once the new one is complete."""
     check_picture(path)
     with replaced_whole(path) as unfinished:
         picture.save(unfinished)
 
 
-def save_mask(mask: np.ndarray, num_classes: int, path: Path):
+def save_mask(mask: np.ndarray, num_classes: int, path: Path) -> None:
     """Write a mask as an indexed PNG: the values are the classes, the palette holds their colours."""
     check_mask(path)
     picture = Image.fromarray(mask).convert('P')

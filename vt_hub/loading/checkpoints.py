@@ -3,7 +3,7 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -12,11 +12,24 @@ from safetensors.torch import load_file
 
 from ..files import read_json
 from ..network.vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
+from ..network.vt_fpn import VTFPN, Network
 from ..network.vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
+from ..network.vt_resnet import VTResNet
 
 WRAPPERS = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')  # of DDP, torch.compile, Lightning, and habit
 
-__all__ = ['load_folder', 'load_into', 'read_foreign', 'read_safetensors', 'stored_dtype']
+__all__ = [
+    'TimmModel',
+    'create_network',
+    'load_folder',
+    'load_into',
+    'read_foreign',
+    'read_safetensors',
+    'stored_dtype',
+]
+
+TimmModel = Any  # a model of timm's own: none of its classes has what all of them have, such as pretrained_cfg
+Model = TypeVar('Model', bound=torch.nn.Module)
 
 
 def find_not_finite(state_dict: dict[str, torch.Tensor]) -> str | None:
@@ -105,7 +118,7 @@ def without_wrappers(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return state_dict
 
 
-def load_into(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], path: str | Path) -> torch.nn.Module:
+def load_into(model: Model, state_dict: dict[str, torch.Tensor], path: str | Path) -> Model:
     """Load a state dict that must fit the model exactly; otherwise the model is left as it was.
 
     Raises:
@@ -126,7 +139,19 @@ def load_into(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], path:
     return model
 
 
-def load_folder(folder: str | Path) -> torch.nn.Module:
+def create_network(name: str, **kwargs: Any) -> Network:
+    """`timm.create_model` for the networks of this package.
+
+    Raises:
+        ValueError: It is one of another package.
+    """
+    model = timm.create_model(name, **kwargs)
+    if not isinstance(model, (VTResNet, VTFPN)):
+        raise ValueError(f'{name} is a {type(model).__name__}, not a VT-ResNet or VT-FPN.')
+    return model
+
+
+def load_folder(folder: str | Path) -> Network:
     """The timm model of a model folder, in evaluation mode; the weights must fit it exactly.
 
     Args:
@@ -145,7 +170,7 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
             f'{folder / "config.json"} names the architecture {config["architecture"]}, which vt_hub does not have.'
         )
     try:
-        model = timm.create_model(f'local-dir:{folder}', pretrained=False)
+        model = create_network(f'local-dir:{folder}', pretrained=False)
     except TypeError as error:
         raise ValueError(f'{folder / "config.json"} has a key that timm does not know: {error}.') from error
     path, state_dict = read_weights(folder)

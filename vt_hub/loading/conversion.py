@@ -9,7 +9,8 @@ import timm
 import torch
 
 from ..files import read_json
-from .checkpoints import load_into, read_foreign
+from ..network.vt_fpn import Network
+from .checkpoints import TimmModel, create_network, load_into, read_foreign
 from .download import hub_reason
 from .published import resolve_name
 from .source import Source, list_models, load_model
@@ -29,7 +30,7 @@ What was copied: {report}.
 class WarmStart:
     """A VT-ResNet whose trunk comes from a ResNet, and what came from where."""
 
-    model: torch.nn.Module
+    model: Network
     copied: list[str]  # tensors from the ResNet: the stem and layer1..layer3
     new: list[str]  # tensors that stay as initialised: stage 5 and the classifier
     unused: list[str]  # the ResNet's own last stage and classifier
@@ -96,7 +97,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         state_dict, _ = read_foreign(source)
     elif timm.is_model(source):
         try:
-            resnet = timm.create_model(source, pretrained=True)
+            resnet: TimmModel = timm.create_model(source, pretrained=True)
         except OSError as error:
             raise OSError(f'Cannot download {source}: {hub_reason(error)}.') from error
         state_dict, cfg = resnet.state_dict(), resnet.pretrained_cfg
@@ -106,7 +107,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
     if architecture is None:
         raise ValueError(f'{source} does not have the stem, layer1, layer2 and layer3 of a ResNet-18, 34, 50 or 101.')
     overlay = {key: cfg[key] for key in PREPROCESSING if key in cfg}
-    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **kwargs)
+    model = create_network(architecture, pretrained_cfg_overlay=overlay, **kwargs)
     copied = {k: v for k, v in state_dict.items() if is_trunk(k) and not k.startswith('layer4.')}
     model.load_state_dict(copied, strict=False)
     return WarmStart(
@@ -120,7 +121,7 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
 
 def load_checkpoint(
     path: str | Path, architecture: str | None = None, weights: str = 'ema'
-) -> tuple[torch.nn.Module, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """The model of a checkpoint of timm's train script, or of a bare state dict.
 
     Args:
@@ -158,13 +159,11 @@ def load_checkpoint(
         'in_chans': state_dict['conv1.weight'].shape[1],
         'distinct_tokens': any(key.endswith('.sharpness') for key in state_dict),
     }
-    model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
+    model = create_network(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
     return load_into(model, state_dict, path).eval(), facts
 
 
-def load_source(
-    source: str, architecture: str | None = None, weights: str = 'ema'
-) -> tuple[torch.nn.Module, dict[str, Any]]:
+def load_source(source: str, architecture: str | None = None, weights: str = 'ema') -> tuple[Network, dict[str, Any]]:
     """A model from a folder (ours, or a checkpoint of transformers), a checkpoint file, or a published name.
 
     See `load_checkpoint` for the arguments, which matter for files only, and for what is returned.

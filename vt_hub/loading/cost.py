@@ -26,7 +26,7 @@ def cost(model_name: str, stage: str = '', size: tuple[int, int] = (224, 224), *
 
 
 @cache
-def _cost(model_name: str, stage: str, size: tuple[int, int], args: tuple) -> tuple[float, float]:
+def _cost(model_name: str, stage: str, size: tuple[int, int], args: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
     with torch.device('meta'):
         # in training mode: the equations as they stand, a little more than inference needs
         model = timm.create_model(model_name, device='meta', **dict(args)).train()

@@ -7,7 +7,8 @@ import torch
 from huggingface_hub import ModelCard
 
 from ..inference.scores import label_names
-from ..network.vt_fpn import VTFPN, VTDecoder, task_of
+from ..network.vt_fpn import Network, VTDecoder, task_of
+from ..network.vt_resnet import VTResNet
 from .published import PRETRAINED, pretrained_folder, resolve_name
 from .source import Source, list_models, load_model
 
@@ -38,14 +39,15 @@ def describe_pretrained(name: str) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def token_shape(model: torch.nn.Module, input_size: tuple[int, int, int]) -> list[int] | None:
+def token_shape(model: Network, input_size: tuple[int, int, int]) -> list[int] | None:
     """Number and width of a model's visual tokens; None for the panoptic FPN, which has none."""
-    features = model.forward_features(torch.zeros(1, *input_size))
-    if isinstance(model, VTFPN):
-        if not isinstance(model.decoder, VTDecoder):
-            return None
-        features = model.decoder.forward_tokens(features)[1]
-    return list(features.shape[1:])
+    images = torch.zeros(1, *input_size)
+    if isinstance(model, VTResNet):
+        return list(model.forward_features(images).shape[1:])
+    if not isinstance(model.decoder, VTDecoder):
+        return None
+    _, tokens, _ = model.decoder.forward_tokens(model.forward_features(images))
+    return list(tokens.shape[1:])
 
 
 def describe(source: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ KEPT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'license', 'la
 
 
 @torch.no_grad()
-def grow(source: nn.Module, architecture: str, **kwargs: Any) -> nn.Module:
+def grow(source: nn.Module, architecture: str, **kwargs: Any) -> VTResNet:
     """A deeper VT-ResNet that computes what a VT-ResNet does, or whose trunk computes what that of a ResNet does.
 
     It has the source's preprocessing, licence and names of classes.
@@ -47,7 +47,7 @@ def grow(source: nn.Module, architecture: str, **kwargs: Any) -> nn.Module:
     model = timm.create_model(architecture, pretrained_cfg_overlay=overlay, **kwargs)
     if not isinstance(model, VTResNet):
         raise ValueError(f'{architecture} is not a VT-ResNet.')
-    model.to(source.conv1.weight.dtype)
+    model.to(next(source.parameters()).dtype)
     copy(source.conv1, model.conv1, 'The stem')
     copy(source.bn1, model.bn1, 'The stem')
     for name in STAGES:
@@ -59,7 +59,7 @@ def grow(source: nn.Module, architecture: str, **kwargs: Any) -> nn.Module:
     return model.eval()
 
 
-def copy(part: nn.Module, into: nn.Module, what: str):
+def copy(part: nn.Module, into: nn.Module, what: str) -> None:
     """Load one module's values into another one of the same structure."""
     shapes, wanted = ({key: value.shape for key, value in net.state_dict().items()} for net in (part, into))
     if shapes != wanted:
@@ -67,7 +67,7 @@ def copy(part: nn.Module, into: nn.Module, what: str):
     into.load_state_dict(part.state_dict())
 
 
-def grow_stage(blocks: nn.Sequential, into: nn.Sequential, name: str):
+def grow_stage(blocks: nn.Sequential, into: nn.Sequential, name: str) -> None:
     """Copy the blocks of a stage, and make the others identities."""
     if len(blocks) > len(into):
         raise ValueError(f'{name} of the source has {len(blocks)} blocks, more than {len(into)}.')
@@ -75,10 +75,10 @@ def grow_stage(blocks: nn.Sequential, into: nn.Sequential, name: str):
         if number < len(blocks):
             copy(blocks[number], block, f'Block {number + 1} of {name}')
         else:
-            silence(block.bn3 if hasattr(block, 'bn3') else block.bn2)
+            silence(block.get_submodule('bn3' if hasattr(block, 'bn3') else 'bn2'))
 
 
-def grow_modules(blocks: nn.ModuleList, into: nn.ModuleList):
+def grow_modules(blocks: nn.ModuleList, into: nn.ModuleList) -> None:
     """Copy VT modules to the end of a stage, and let the map pass through those before them."""
     new = len(into) - len(blocks)
     if new < 0:
@@ -86,7 +86,7 @@ def grow_modules(blocks: nn.ModuleList, into: nn.ModuleList):
     for module in into[:new]:
         if module.projector is None:
             raise ValueError('Without projectors a new VT module cannot pass the map on.')
-        silence(module.projector.norm)
+        silence(module.get_submodule('projector.norm'))
     for module, block in zip(into[new:], blocks, strict=True):
         asks = getattr(module.tokenizer, 'token_to_filter', None)
         if asks is not None and getattr(block.tokenizer, 'token_to_filter', None) is None:
@@ -101,6 +101,7 @@ def grow_modules(blocks: nn.ModuleList, into: nn.ModuleList):
             copy(block, module, 'A VT module')
 
 
-def silence(norm: nn.Module):
-    nn.init.zeros_(norm.weight)
-    nn.init.zeros_(norm.bias)
+def silence(norm: nn.Module) -> None:
+    """Set the scale and the shift of a norm to 0."""
+    for value in norm.parameters():
+        nn.init.zeros_(value)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import timm
-import torch
 
 from ..files import read_json
-from .checkpoints import load_folder
+from ..network.vt_fpn import Network
+from .checkpoints import create_network, load_folder
 from .download import fetch
 from .published import list_pretrained, pretrained_folder, resolve_name
 
@@ -100,7 +100,7 @@ class Source:
         return pretrained_folder(name)
 
 
-def check_name(source: Source):
+def check_name(source: Source) -> None:
     """Raise LookupError, with the nearest names, if the source is not a model of this package."""
     if source.kind != 'model':
         near = difflib.get_close_matches(source.text, [*list_models(), *list_pretrained()], n=3, cutoff=0.4)
@@ -108,7 +108,7 @@ def check_name(source: Source):
         raise LookupError(f'There is no model or folder {source.text!r}; {hint}')
 
 
-def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
+def load_model(source: str | Path, pretrained: bool = True) -> Network:
     """Load a model in evaluation mode.
 
     Args:
@@ -120,8 +120,8 @@ def load_model(source: str | Path, pretrained: bool = True) -> torch.nn.Module:
         LookupError: No such model, or no weights for it.
         ValueError: The folder's configuration or weights are damaged.
     """
-    source = Source.parse(source)
-    if source.is_folder:
-        return load_folder(source.folder())
-    check_name(source)
-    return timm.create_model(resolve_name(source.text) if pretrained else source.text, pretrained=pretrained).eval()
+    parsed = Source.parse(source)
+    if parsed.is_folder:
+        return load_folder(parsed.folder())
+    check_name(parsed)
+    return create_network(resolve_name(parsed.text) if pretrained else parsed.text, pretrained=pretrained).eval()

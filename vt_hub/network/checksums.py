@@ -51,7 +51,7 @@ def find_damage(folder: Path, weights_sha256: str | None = None) -> dict[Path, s
     return damage
 
 
-def check_folder(folder: Path, weights_sha256: str | None = None):
+def check_folder(folder: Path, weights_sha256: str | None = None) -> None:
     """Raise OSError with the first message of `find_damage`, if there is one."""
     for sentence in find_damage(folder, weights_sha256).values():
         raise OSError(sentence)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
+from timm.models import DefaultCfg
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -46,16 +47,22 @@ class VTConfig(PreTrainedConfig):
     first number. Each save writes the labels that timm needs.
     """
 
-    network = None  # the class whose `build` takes the arguments
+    network: ClassVar[type[VTResNetBody] | type[VTFPNBody]]  # its `build` takes the arguments
 
-    known_architectures = {}  # arguments of each architecture's `build`
-    default_cfgs = {}  # timm's
+    known_architectures: ClassVar[dict[str, dict[str, Any]]] = {}  # arguments of each architecture's `build`
+    default_cfgs: ClassVar[dict[str, DefaultCfg]] = {}
 
     architecture: str = ''
-    model_args: dict[str, Any] | None = None
-    pretrained_cfg: dict[str, Any] | None = None
+    if TYPE_CHECKING:  # as `__post_init__` leaves them
+        id2label: dict[int, str] = {}
+        num_labels: int = 2
+        model_args: dict[str, Any] = {}
+        pretrained_cfg: dict[str, Any] = {}
+    else:
+        model_args: dict[str, Any] | None = None
+        pretrained_cfg: dict[str, Any] | None = None
 
-    def __setattr__(self, name: str, value: Any):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name == 'id2label' and value is not None:
             value = labels_by_number(value)
         elif name == 'label2id' and value is not None and self.id2label is not None:
@@ -68,13 +75,13 @@ class VTConfig(PreTrainedConfig):
             self.label2id = {}
 
     @classmethod
-    def check_places(cls, keys: Iterable[str]):
+    def check_places(cls, keys: Iterable[str]) -> None:
         """Raise ValueError if a network argument is given as a configuration argument."""
         for key in keys:
             if key in signature(cls.network.build).parameters and not (key in DERIVED or hasattr(cls, key)):
                 raise ValueError(f"{key} is an argument of the network; write model_args={{'{key}': ...}}.")
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.check_places(kwargs)
         if self.architecture not in self.known_architectures:
             raise ValueError(
@@ -84,7 +91,7 @@ class VTConfig(PreTrainedConfig):
         label_names, descriptions = kwargs.get('label_names'), kwargs.get('label_descriptions') or {}
         if self.id2label is None and 'num_labels' not in kwargs:
             if label_names:
-                self.id2label = [descriptions.get(name, name) for name in label_names]
+                self.id2label = dict(enumerate(descriptions.get(name, name) for name in label_names))
             elif kwargs.get('num_classes'):
                 kwargs['num_labels'] = kwargs['num_classes']
         for key in DERIVED:
@@ -100,9 +107,9 @@ class VTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         cls.check_places(kwargs)
-        labels = {key: kwargs.pop(key) for key in ('id2label', 'label2id') if key in kwargs}
+        labels: dict[str, Any] = {key: kwargs.pop(key) for key in ('id2label', 'label2id') if key in kwargs}
         return super().from_dict({**config_dict, 'model_args': saved_args(config_dict), **labels}, **kwargs)
 
     @property
@@ -164,7 +171,7 @@ class VTResNetConfig(BackboneConfigMixin, VTConfig):
     def build_args(self) -> dict[str, Any]:
         return {**super().build_args, 'problem_type': self.problem_type}
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.stage_names = ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
         self.set_output_features_output_indices(
             out_indices=kwargs.pop('out_indices', None), out_features=kwargs.pop('out_features', None)

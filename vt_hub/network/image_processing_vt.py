@@ -1,5 +1,6 @@
 """Image processors of VT-ResNet and VT-FPN"""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ RESAMPLINGS = {
 ALWAYS = ('do_resize', 'do_center_crop', 'do_rescale', 'do_normalize', 'do_convert_rgb')  # steps that always run
 FILED = ('image_processor_type', 'feature_extractor_type', 'processor_class', 'auto_map')  # saved beside the options
 # loading options that pipelines and AutoImageProcessor pass on
-LOADING = ('dtype', 'torch_dtype', 'trust_remote_code', 'code_revision', 'use_fast', 'backend', '_commit_hash')
-LOADING += ('_from_auto', '_from_pipeline')
+LOADING = (
+    'dtype', 'torch_dtype', 'trust_remote_code', 'code_revision', 'use_fast', 'backend', '_commit_hash', '_from_auto',
+    '_from_pipeline',
+)  # fmt: skip
 Size = int | tuple[int, int] | dict[str, int] | None
 
 
-def check_options(options: dict[str, Any]):
+def check_options(options: dict[str, Any]) -> None:
     """Raise ValueError for options that the transform does not support, but accept those that ask for what it does."""
     for key, value in options.items():
         if value is None or key in FILED or (key in ALWAYS and value):
@@ -135,7 +138,9 @@ class VTResNetImageProcessor(BaseImageProcessor):
         return cfg
 
     @classmethod
-    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Settings of a separately saved processor, or else those in the model's config.json."""
         try:
             found = super().get_image_processor_dict(pretrained_model_name_or_path, **dict(kwargs))
@@ -144,11 +149,11 @@ class VTResNetImageProcessor(BaseImageProcessor):
         except OSError:
             pass
         kwargs['image_processor_filename'] = 'config.json'
-        found, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        return {'pretrained_cfg': found.get('pretrained_cfg')}, kwargs
+        config, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        return {'pretrained_cfg': config.get('pretrained_cfg')}, kwargs
 
     @classmethod
-    def from_dict(cls, image_processor_dict, **kwargs):
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Pass each option to the transform or refuse it; transformers would set unknown ones as attributes."""
         unused = kwargs.pop('return_unused_kwargs', False)
         options = {key: value for key, value in kwargs.items() if key not in LOADING}
@@ -186,7 +191,7 @@ class VTResNetImageProcessor(BaseImageProcessor):
         cfg = self._override(self.pretrained_cfg, size, crop_pct, image_mean, image_std, resample)
         return self._transform(self._read(images, input_data_format), cfg, device, return_tensors)
 
-    def _read(self, images: ImageInput, input_data_format: str | None) -> list[Image.Image]:
+    def _read(self, images: Any, input_data_format: str | None) -> list[Image.Image]:
         """Upright images in the mode that the model reads."""
         channels = self.pretrained_cfg['input_size'][0]
         layout = str(getattr(input_data_format, 'value', input_data_format))
@@ -240,7 +245,7 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         super().__init__({**(pretrained_cfg or {}), 'crop_pct': 1.0, 'crop_mode': 'squash'}, size, **kwargs)
         self.do_reduce_labels = do_reduce_labels
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]  # transformers' segmentation processors take the maps second, too
         self,
         images: ImageInput,
         segmentation_maps: Any = None,
@@ -287,8 +292,8 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
                         f'An image of {image.width} x {image.height} pixels came with a segmentation map of '
                         f'{label_map.shape[1]} x {label_map.shape[0]}; images are turned by their EXIF orientation.'
                     )
-                label_map = Image.fromarray(reduce_labels(label_map) if reduce else label_map)
-                resized = label_map.resize((width, height), Image.Resampling.NEAREST)
+                picture = Image.fromarray(reduce_labels(label_map) if reduce else label_map)
+                resized = picture.resize((width, height), Image.Resampling.NEAREST)
                 labels.append(np.array(resized, dtype=np.int64))
             batch['labels'] = BatchFeature({'labels': labels}, tensor_type=return_tensors)['labels']
             if return_tensors == 'pt':
@@ -312,8 +317,8 @@ class VTFPNImageProcessor(VTResNetImageProcessor):
         if len(target_sizes) != len(logits):
             raise ValueError(f'{len(logits)} images were segmented, but {len(target_sizes)} target sizes were given.')
         label_maps = []
-        for one, size in zip(logits, target_sizes, strict=True):
-            size = tuple(map(int, size))
+        for one, (height, width) in zip(logits, target_sizes, strict=True):
+            size = int(height), int(width)
             resized = F.interpolate(one[None].float(), size=size, mode='bilinear', align_corners=False)
             label_maps.append(resized[0].argmax(0))
         return label_maps
@@ -339,7 +344,7 @@ def is_single_map(maps: Any) -> bool:
     return hasattr(maps, 'ndim') and (maps.ndim == 2 or (maps.ndim == 3 and maps.shape[-1] == 1))
 
 
-def check_range(array: np.ndarray, what: str):
+def check_range(array: np.ndarray, what: str) -> None:
     """Raise ValueError if an array has values outside 0..255."""
     if array.dtype != np.uint8 and array.size and not 0 <= array.min() <= array.max() <= 255:  # or NaN
         raise ValueError(f'{what} has values from {array.min()} to {array.max()}, not from 0 to 255.')

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ['check_size', 'read_image', 'to_channels', 'upright', 'with_channels']
 
@@ -23,7 +23,7 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def check_size(image: Image.Image):
+def check_size(image: Image.Image) -> None:
     """Raise ValueError for an image with more pixels than Pillow's limit. Pillow itself refuses only twice as many."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
@@ -47,7 +47,8 @@ def to_channels(image: Image.Image, channels: int = 3) -> Image.Image:
     if image.mode.startswith(('I', 'F')):  # convert() would clip these to 0..255
         sixteen_bits = image.mode.startswith('I;16')
         image = image.convert('I') if sixteen_bits else image  # I;16B supports few conversions
-        low, high = image.getextrema()
+        extrema: Any = image.getextrema()  # of one channel: two numbers
+        low, high = extrema
         full = 65535.0 if sixteen_bits or high > 255 else 255.0
         if image.mode == 'F' and low >= 0 and high <= 1:
             full = 1.0
@@ -91,7 +92,7 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
             return to_channels(image, channels)
     except Exception as error:  # a hostile file makes Pillow's decoders raise almost any error
         reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             size = Path(path).stat().st_size if content is None else len(content)
             reason = 'it is not an image' if size else 'it is empty'
         raise ValueError(f'Cannot read {path} as an image: {reason.rstrip(".")}.') from error

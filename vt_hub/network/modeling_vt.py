@@ -1,6 +1,7 @@
 """PyTorch models for transformers: the networks of vt_resnet.py and vt_fpn.py with transformers' base class."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,21 +36,31 @@ __all__ = [
 class VTPreTrainedModel(PreTrainedModel):
     """Base of the models. The state dict is the timm model's, and weights are never silently random."""
 
+    if TYPE_CHECKING:
+        to = nn.Module.to  # type: ignore[assignment]  # transformers' wrapper asks for `self` twice
+
     base_model_prefix = ''
     main_input_name = 'pixel_values'
-    input_modalities = ('image',)
+    input_modalities = ['image']
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ['BasicBlock', 'Bottleneck', 'VTModule', 'VTDecoder', 'SemanticHead']
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
         """transformers' method, but only the classifier may be silently random.
 
         Raises:
             ValueError: The checkpoint lacks weights of the network, or has values that are not finite.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing = set(info['missing_keys']) - {name for name, *_ in info['mismatched_keys']}
         if not any('For' in name for name in model.config.architectures or []):
             missing -= {'fc.weight', 'fc.bias'}  # a new classifier on a checkpoint that never had one
@@ -68,14 +79,14 @@ class VTPreTrainedModel(PreTrainedModel):
         for value in model.parameters():
             if value.device.type == 'cpu' and value.data_ptr() % 64:
                 value.data = value.data.clone()  # mapped from the file; unaligned, some CPUs round differently
-        return (model, info) if output_loading_info else model
+        return loaded if output_loading_info else model
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         self.gradient_checkpointing = enable  # what is_gradient_checkpointing reads
         self.set_grad_checkpointing(enable)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """torch's default initialisation, with functions that do not change loaded tensors."""
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
@@ -92,29 +103,33 @@ class VTPreTrainedModel(PreTrainedModel):
             if getattr(module, 'zero_init', False):
                 init.zeros_(module.weight)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> Any:
         return None  # pixels have no embedding table
 
 
 class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
     """Base of the VT-ResNet models: builds, initialises and runs them."""
 
-    config_class = VTResNetConfig
+    config_class: type[VTResNetConfig] = VTResNetConfig
+    if TYPE_CHECKING:
+        config: VTResNetConfig
 
-    def build_from(self, config: VTResNetConfig, num_classes: int):
+    def build_from(self, config: VTResNetConfig, num_classes: int) -> None:
         self.build(**config.build_args, num_classes=num_classes)
         for module in self.modules():
             if hasattr(module, 'zero_init_last'):  # marks the norm, since _init_weights sees leaf modules only
                 (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):  # as timm's ResNet
             init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         else:
             super()._init_weights(module)
 
-    def encode(self, pixel_values: torch.Tensor, output_hidden_states: bool | None, output_attentions: bool | None):
+    def encode(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None, output_attentions: bool | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
         """Tokens (B, L, D) and, if requested, the maps after stem and stages and each module's token attention."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -177,7 +192,7 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
         self.build_from(config, num_classes=config.num_labels)
         self.post_init()
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         self.num_labels = self.config.num_labels = num_classes
 
@@ -206,7 +221,7 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
 
-class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
+class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):  # type: ignore[misc]  # BackboneMixin sets num_features to None
     """VT-ResNet as a backbone: returns the maps after the stages in `config.out_features`, without unneeded layers."""
 
     has_attentions = False
@@ -220,7 +235,9 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Any):
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Any
+    ) -> BackboneOutput:
         """
         Args:
             pixel_values: Images, (B, channels, H, W).
@@ -247,7 +264,9 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):
 class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
     """VT-FPN, or the panoptic FPN baseline, for semantic segmentation."""
 
-    config_class = VTFPNConfig
+    config_class: type[VTFPNConfig] = VTFPNConfig
+    if TYPE_CHECKING:
+        config: VTFPNConfig
 
     def __init__(self, config: VTFPNConfig):
         super().__init__(config)
@@ -258,13 +277,13 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if not getattr(module, 'of_backbone', False):  # timm has initialised or loaded the backbone
             super()._init_weights(module)
         elif hasattr(module, 'init_non_persistent_buffers'):  # checkpoints do not hold these
             module.init_non_persistent_buffers()
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None):
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         self.num_labels = self.config.num_labels = num_classes
 

@@ -6,7 +6,7 @@ Paper: `Visual Transformers: Token-based Image Representation and Processing for
 The baseline is the panoptic FPN, https://arxiv.org/abs/1901.02446, with the same backbone and the same semantic head.
 """
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Self, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -18,10 +18,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 
 from .vt_fuse import fuse
 from .vt_layers import DISTINCT_TOKENIZERS, TOKENIZERS, Projector, TransformerMixer
-from .vt_resnet import VTResNet, register
+from .vt_resnet import Body, Task, VTResNet, register
 from .weights import builder_args, hub_id
 
-__all__ = ['VTFPN', 'SemanticHead', 'TopDownDecoder', 'VTDecoder', 'is_segmenter', 'task_of']
+__all__ = ['VTFPN', 'Network', 'SemanticHead', 'TopDownDecoder', 'VTDecoder', 'is_segmenter', 'task_of']
 
 
 class ConvBnAct(nn.Sequential):
@@ -177,7 +177,7 @@ class SemanticHead(nn.Module):
         return self.predictor(upsampled(coarse, maps[0]).add_(parts[0]))
 
 
-class VTFPNBody:
+class VTFPNBody(Body):
     """The network, without a base class; `VTResNetBody` says why.
 
     Args:
@@ -195,7 +195,7 @@ class VTFPNBody:
         pretrained_backbone: Load timm's weights for the backbone.
     """
 
-    task = 'image-segmentation'  # as the Hub names it
+    task: ClassVar[Task] = 'image-segmentation'  # as the Hub names it
 
     def build(
         self,
@@ -226,7 +226,7 @@ class VTFPNBody:
         self.in_chans = in_chans
         self.distinct_tokens = distinct_tokens
         self.num_features = self.head_hidden_size = hidden_dim
-        self.backbone = timm.create_model(
+        self.backbone: Any = timm.create_model(  # one of timm's three wrappers
             backbone, pretrained=pretrained_backbone, features_only=True, in_chans=in_chans, **dd
         )
         reductions = self.backbone.feature_info.reduction()
@@ -248,8 +248,8 @@ class VTFPNBody:
         """Recompute the backbone's activations in the backward pass."""
         getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)  # a getter wraps the model
 
-    @torch.jit.ignore
-    def fuse(self) -> nn.Module:
+    @torch.jit.unused  # unlike ignore, it keeps the types
+    def fuse(self) -> Self:
         """Make the network cheaper for inference, in place; see `vt_fuse.fuse`. Returns it."""
         return fuse(self)
 
@@ -265,7 +265,7 @@ class VTFPNBody:
         maps = self.backbone(x)
         return [maps[i] for i in self.levels]
 
-    @torch.jit.ignore
+    @torch.jit.unused  # unlike ignore, it keeps the types
     def forward_maps(
         self, maps: List[torch.Tensor], attention: bool = False
     ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
@@ -283,6 +283,9 @@ class VTFPNBody:
 class VTFPN(VTFPNBody, nn.Module):
     """VT-FPN in timm; the arguments are those of `VTFPNBody`."""
 
+    if TYPE_CHECKING:
+        pretrained_cfg: Dict[str, Any]  # timm's builder sets it
+
     def __init__(self, **kwargs: Any):
         super().__init__()
         self.build(**kwargs)
@@ -298,6 +301,9 @@ class VTFPN(VTFPNBody, nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes, H / 4, W / 4), rounded up."""
         return self.head(self.decoder(self.forward_features(x)))
+
+
+Network = Union[VTResNet, VTFPN]  # what timm makes of this package's names
 
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:
@@ -351,7 +357,7 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
 }
 
 
-def task_of(model: Union[str, nn.Module]) -> str:
+def task_of(model: Union[str, nn.Module]) -> Task:
     """What an architecture or a model does: 'image-classification', also of other packages, or 'image-segmentation'."""
     network = (VTFPN if model in ARCHITECTURES else VTResNet) if isinstance(model, str) else model
     return getattr(network, 'task', VTResNet.task)

@@ -5,7 +5,7 @@ map; using weights as left factors for few tokens; computing K and Q in one prod
 """
 
 from itertools import pairwise
-from typing import Iterator, Tuple
+from typing import Iterator, Tuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -18,6 +18,7 @@ from .vt_layers import Projector, pixels
 __all__ = ['fuse']
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+Model = TypeVar('Model', bound=nn.Module)
 
 
 def ordered_leaves(module: nn.Module) -> Iterator[Tuple[nn.Module, str, nn.Module]]:
@@ -34,7 +35,7 @@ def runs_in_order(module: nn.Module) -> bool:
     return isinstance(module, (nn.Sequential, BasicBlock, Bottleneck, ResNet, FeatureDictNet)) or hasattr(module, 'vt')
 
 
-def fuse_convolutions(module: nn.Module):
+def fuse_convolutions(module: nn.Module) -> None:
     """Fold each BatchNorm into the convolution before it."""
     for (parent, name, conv), (norm_parent, norm_name, norm) in pairwise(list(ordered_leaves(module))):
         if isinstance(conv, nn.Conv2d) and type(norm) in NORMS:
@@ -60,7 +61,7 @@ class FusedProjector(nn.Module):
         super().__init__()
         query, key, norm = projector.query.weight, projector.key.weight, projector.norm
         wide = torch.promote_types(query.dtype, torch.float32)
-        self.key = nn.Linear(*key.shape, bias=False, device='meta')
+        self.key = nn.Linear(key.shape[0], key.shape[1], bias=False, device='meta')
         self.key.weight = nn.Parameter((query.to(wide) @ key.to(wide) * projector.scale).to(query.dtype))
         if isinstance(projector.value, nn.Linear):
             self.value: nn.Module = fuse_linear_bn_eval(projector.value, norm)
@@ -76,7 +77,7 @@ class FusedProjector(nn.Module):
 
 
 @torch.no_grad()
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: Model) -> Model:
     """Make a network cheaper for inference, in place. Its outputs stay the same up to rounding.
 
     Norms are folded in ResNets (timm's and this package's), in VT-FPN and in every Sequential. Other modules may run

@@ -208,7 +208,7 @@ class Projector(nn.Module):
 TOKENIZERS: Dict[str, Callable[..., Any]] = dict(
     filter=FilterTokenizer, recurrent=RecurrentTokenizer, pooling=PoolingTokenizer, cluster=ClusterTokenizer
 )
-DISTINCT_TOKENIZERS = dict(TOKENIZERS, filter=DistinctTokenizer, recurrent=partial(DistinctTokenizer, recurrent=True))
+DISTINCT_TOKENIZERS = TOKENIZERS | dict(filter=DistinctTokenizer, recurrent=partial(DistinctTokenizer, recurrent=True))
 TOKEN_MIXERS: Dict[str, Callable[..., Any]] = dict(transformer=TransformerMixer, graph=GraphMixer, none=nn.Identity)
 
 

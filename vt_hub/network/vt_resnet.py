@@ -9,7 +9,21 @@ classifier reads the mean of the last tokens. The map after the last projector i
 """
 
 import warnings
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    List,
+    Literal,
+    Mapping,
+    Optional,
+    Self,
+    Tuple,
+    Type,
+    Union,
+)
 
 import torch
 import torch.nn as nn
@@ -33,7 +47,14 @@ from .weights import builder_args, hub_id
 
 __all__ = ['VTResNet']
 
-BLOCKS = {'basic': BasicBlock, 'bottleneck': Bottleneck}
+BLOCKS: Dict[str, Union[Type[BasicBlock], Type[Bottleneck]]] = {'basic': BasicBlock, 'bottleneck': Bottleneck}
+
+Task = Literal['image-classification', 'image-segmentation']
+
+if TYPE_CHECKING:
+    Body = nn.Module  # what every class is that inherits from a body
+else:
+    Body = object
 
 
 class VTStage(nn.Module):
@@ -111,7 +132,7 @@ class VTStage(nn.Module):
         return self.forward_tokens(x)[0]
 
 
-class VTResNetBody:
+class VTResNetBody(Body):
     """The network, without a base class.
 
     It is not an nn.Module: the timm model and the transformers models inherit from it and from their own base classes.
@@ -142,7 +163,7 @@ class VTResNetBody:
             'multi_label_classification' or 'regression'. It does not change the logits.
     """
 
-    task = 'image-classification'  # as the Hub names it
+    task: ClassVar[Task] = 'image-classification'  # as the Hub names it
 
     def build(
         self,
@@ -220,12 +241,11 @@ class VTResNetBody:
         self.conv1 = nn.Conv2d(in_chans, stem_chs, kernel_size=7, stride=2, padding=3, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(stem_chs, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         stages, feature_info = make_blocks(
             (BLOCKS[block],) * 3, channels, layers, stem_chs, drop_path_rate=drop_path_rate, **dd
         )
-        for name, stage in stages:
-            self.add_module(name, stage)
+        self.layer1, self.layer2, self.layer3 = (stage for _, stage in stages)
         self.feature_info = [dict(num_chs=stem_chs, reduction=2, module='act1'), *feature_info]
         return feature_info[-1]['num_chs']
 
@@ -243,8 +263,8 @@ class VTResNetBody:
         self.grad_checkpointing = enable
         self.vt.set_grad_checkpointing(enable)
 
-    @torch.jit.ignore
-    def fuse(self) -> nn.Module:
+    @torch.jit.unused  # unlike ignore, it keeps the types
+    def fuse(self) -> Self:
         """Make the network cheaper for inference, in place; see `vt_fuse.fuse`. Returns it."""
         return fuse(self)
 
@@ -275,7 +295,7 @@ class VTResNetBody:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
-    @torch.jit.ignore
+    @torch.jit.unused  # unlike ignore, it keeps the types
     def token_attention(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Where each visual token looks (Figures 5 and 7).
 
@@ -365,6 +385,9 @@ class VTResNetBody:
 
 class VTResNet(VTResNetBody, nn.Module):
     """VT-ResNet in timm; the arguments are those of `VTResNetBody`."""
+
+    if TYPE_CHECKING:
+        pretrained_cfg: Dict[str, Any]  # timm's builder sets it
 
     def __init__(self, **kwargs: Any):
         super().__init__()
@@ -468,13 +491,13 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTResNetBody.build;
 }
 
 
-def first_filters(state_dict: Dict[str, torch.Tensor], num_tokens: int) -> Dict[str, torch.Tensor]:
+def first_filters(state_dict: Mapping[str, torch.Tensor], num_tokens: int) -> Dict[str, torch.Tensor]:
     """Keep only the filters of the first `num_tokens` tokens. Weights with fewer tokens stay unchanged."""
     names = ('tokenizer.filters', 'tokenizer.filters.weight')
     return {key: value[:num_tokens] if key.endswith(names) else value for key, value in state_dict.items()}
 
 
-def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: VTResNet) -> Dict[str, torch.Tensor]:
     """Let weights load into a network with fewer tokens. It is accurate only if they were trained for that."""
     return first_filters(state_dict, model.num_tokens)
 
@@ -483,7 +506,7 @@ def _empty_vt_resnet(device=None, **kwargs: Any) -> VTResNet:
     """A VT-ResNet whose weights are uninitialised, except conv1 and fc: a checkpoint may not fit these two."""
     model = VTResNet(device='meta', **kwargs).to_empty(device=device or torch.get_default_device())
     nn.init.kaiming_normal_(model.conv1.weight, mode='fan_out', nonlinearity='relu')
-    if model.num_classes > 0:
+    if isinstance(model.fc, nn.Linear):
         model.fc.reset_parameters()
     return model
 
@@ -492,7 +515,7 @@ def _create_vt_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> 
     if kwargs.get('features_only') and kwargs.get('feature_cls') in ('hook', 'fx'):
         raise ValueError("Hooks and fx cannot return the last map; use feature_cls 'getter', 'list' or 'dict'.")
     kwargs, published = builder_args(variant, pretrained, kwargs, 'problem_type')
-    model_cls = VTResNet
+    model_cls: Callable[..., VTResNet] = VTResNet
     if published and kwargs.get('pretrained_strict', True):
         model_cls = _empty_vt_resnet  # the published file has the other layers
     elif not pretrained and 'untrained' in default_cfgs[variant].cfgs:

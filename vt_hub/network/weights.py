@@ -11,7 +11,7 @@ __all__ = ['args_of_source', 'builder_args', 'find_published_with', 'hub_id', 's
 _find_published: Callable[[str], Path] | None = None  # None in a model folder's copy of this file
 
 
-def find_published_with(find: Callable[[str], Path]):
+def find_published_with(find: Callable[[str], Path]) -> None:
     """Set the function that finds the folder of published weights by name (`arch` or `arch.tag`)."""
     global _find_published
     _find_published = find
@@ -62,7 +62,7 @@ def source_folder(pretrained_cfg: Any) -> Path | None:
         return Path(cfg['file'])
     if source == 'hf-hub':  # timm has just fetched it
         from huggingface_hub import try_to_load_from_cache
-        from timm.models import hf_split
+        from timm.models._hub import hf_split
 
         repo_id, revision = hf_split(cfg['hf_hub_id'])
         path = try_to_load_from_cache(repo_id, 'config.json', revision=revision)

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import nn
 from ..figures import new_figure, save_figure
 from ..files import replaced_whole
 from ..inference.preprocessing import DTYPES
+from ..loading.checkpoints import TimmModel
 from ..loading.source import list_models
 from ..network.vt_fpn import is_segmenter
 from ..network.vt_fuse import fuse
@@ -66,7 +67,7 @@ class Setting:
     fused: bool = False
     training: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.model not in list_models():
             raise ValueError(f'There is no model {self.model!r} to measure; use one of {", ".join(list_models())}.')
         if self.fused and self.training:
@@ -76,15 +77,17 @@ class Setting:
 
 def build(setting: Setting) -> dict[str, nn.Module]:
     """The networks to run in turn, with random weights: 'vt' first."""
+    networks: dict[str, TimmModel]
     if is_segmenter(setting.model):
         networks = {'vt': timm.create_model(setting.model), 'fpn': timm.create_model(setting.model, decoder='fpn')}
     else:
         networks = {'vt': timm.create_model(setting.model)}
         if setting.model in RESNETS:
             networks['resnet'] = timm.create_model(RESNETS[setting.model])
-        trunk = networks['trunk'] = timm.create_model(setting.model)
+        trunk: TimmModel = timm.create_model(setting.model)
         trunk.prune_intermediate_layers([3])
         trunk.reset_classifier(networks['vt'].num_classes, 'avg')
+        networks['trunk'] = trunk
     for name, network in networks.items():
         network.train(setting.training)
         if setting.fused:
@@ -109,7 +112,7 @@ class Runner:
         self.images = torch.randn(setting.batch_size, 3, setting.size, setting.size, device=setting.device)
         if setting.channels_last:
             self.images = self.images.to(memory_format=torch.channels_last)
-        self.context = nullcontext()
+        self.context: AbstractContextManager[Any] = nullcontext()
         if setting.training:
             self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
             if setting.dtype != 'fp32':
@@ -117,7 +120,7 @@ class Runner:
         else:
             self.images = self.images.to(DTYPES[setting.dtype])
 
-    def step(self):
+    def step(self) -> None:
         if not self.training:
             with torch.inference_mode():
                 self.network(self.images)
@@ -217,7 +220,7 @@ def benchmark(settings: Iterable[Setting], rounds: int, progress: Progress = no_
     return rows
 
 
-def write_csv(rows: list[dict[str, Any]], path: str | Path):
+def write_csv(rows: list[dict[str, Any]], path: str | Path) -> None:
     """Write a line for each network of each row. An older file is replaced once the new one is complete."""
     lines = []
     for row in rows:
@@ -242,7 +245,7 @@ def write_csv(rows: list[dict[str, Any]], path: str | Path):
         writer.writerows(lines)
 
 
-def plot(rows: list[dict[str, Any]], path: str | Path):
+def plot(rows: list[dict[str, Any]], path: str | Path) -> None:
     """Draw time per image and the relative speed of VT, by size or, if there is only one size, by batch size.
 
     Args:

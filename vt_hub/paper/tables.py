@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..loading.cost import cost
 from ..network.vt_fpn import VTFPN
+from ..network.vt_resnet import ARCHITECTURES, VTResNet
 
 __all__ = ['markdown', 'rows', 'segmentation', 'stages']
 
@@ -32,7 +32,7 @@ class Row:
     computed_params: float = 0.0
     computed_macs: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.computed_macs:
             self.computed_params, self.computed_macs = cost(self.model, **self.args)
 
@@ -97,7 +97,7 @@ def rows() -> list[Row]:
     r18, r34 = 'vt_resnet18', 'vt_resnet34'
     pooling, cluster = {'tokenizer': 'pooling'}, {'tokenizer': 'cluster'}
     table = _table1()
-    for number, costs in (
+    for number, printed in (
         ('2', {18: (11.7, 1814, 11.7, 1570), 34: (21.8, 3664, 21.9, 3280)}),
         (
             '8',
@@ -109,7 +109,7 @@ def rows() -> list[Row]:
             },
         ),
     ):
-        for depth, (base_params, base_macs, params, macs) in costs.items():
+        for depth, (base_params, base_macs, params, macs) in printed.items():
             note = OTHER_R34 if (number, depth) == ('8', 34) else ''
             table.append(Row(number, f'R{depth}', f'resnet{depth}', {}, base_params, base_macs))
             table.append(Row(number, f'VT-R{depth}', f'vt_resnet{depth}', {}, params, macs, note))
@@ -166,13 +166,14 @@ def stages() -> list[dict[str, str]]:
     table = []
     for depth, printed in TABLE_11.items():
         with torch.device('meta'):
-            model = timm.create_model(f'vt_resnet{depth}', device='meta').eval()
+            model = VTResNet(**ARCHITECTURES[f'vt_resnet{depth}'], device='meta').eval()
             tokens, maps = model.forward_intermediates(torch.empty(1, 3, 224, 224))
         computed = []
         for layer, feature_map in zip((model.layer1, model.layer2, model.layer3), maps[1:4], strict=True):
-            kind = {'BasicBlock': 'BB', 'Bottleneck': 'BN'}[type(layer[0]).__name__]
+            blocks = list(layer.children())
+            kind = {'BasicBlock': 'BB', 'Bottleneck': 'BN'}[type(blocks[0]).__name__]
             _, channels, height, width = feature_map.shape
-            computed.append(f'{height}x{width} {kind}-C{channels} x{len(layer)}')
+            computed.append(f'{height}x{width} {kind}-C{channels} x{len(blocks)}')
         computed.append(f'VT-C{maps[4].shape[1]}-L{tokens.shape[1]}-CT{tokens.shape[2]} x{len(model.vt.blocks)}')
         for number, (paper, ours) in enumerate(zip(printed, computed, strict=True), start=2):
             table.append({'model': f'VT-R{depth}', 'stage': str(number), 'paper': paper, 'computed': ours})
@@ -213,7 +214,7 @@ def segmentation() -> list[dict[str, Any]]:
     for number, size, num_classes, backbone, *printed in TABLES_9_10:
         for decoder, (total, own) in zip(('fpn', 'vt'), printed, strict=True):
             computed = _segmentation_cost(backbone, decoder, num_classes, size)
-            row = {'table': number, 'row': f'{backbone} {"VT-FPN" if decoder == "vt" else "FPN"}'}
+            row: dict[str, Any] = {'table': number, 'row': f'{backbone} {"VT-FPN" if decoder == "vt" else "FPN"}'}
             for name, paper, value in (
                 ('decoder', own, computed[0]),
                 ('total', total, computed[1]),
@@ -289,7 +290,7 @@ HEADER = ['row', 'params', 'computed', 'diff', 'MACs', 'computed', 'diff']
 def markdown() -> str:
     """docs/paper_fidelity.md: all tables, with a reason for each row that differs by more than 4 % or 3.5 %."""
     table = rows()
-    missed = [row for row in table if abs(row.params_difference) > 4 or abs(row.macs_difference) > 3.5]
+    missed = [row for row in table if abs(row.params_difference or 0) > 4 or abs(row.macs_difference or 0) > 3.5]
     lines = [
         '# Fidelity to the paper',
         '',

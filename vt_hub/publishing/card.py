@@ -149,7 +149,7 @@ def build_card(
         text = environment.from_string(prose).render(results=results, **values)
     except TemplateError as error:
         raise ValueError(f'The template of the card cannot be filled in: {error}.') from error
-    tokens = next((result['tokens'] for result in results if result.get('tokens')), [])
+    tokens: list[dict[str, Any]] = next((result['tokens'] for result in results if result.get('tokens')), [])
     body = environment.from_string(BODY).render(
         name=name,
         source=source,

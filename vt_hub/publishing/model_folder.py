@@ -20,12 +20,12 @@ from transformers import AutoConfig
 from .. import network
 from ..files import replaced_whole, written_whole
 from ..inference.preprocessing import DTYPES
-from ..loading.checkpoints import find_not_finite, load_folder
+from ..loading.checkpoints import create_network, find_not_finite, load_folder
 from ..network.checksums import file_sha256
 from ..network.configuration_vt import VTConfig
 from ..network.images import with_channels
 from ..network.modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
-from ..network.vt_fpn import VTFPN, task_of
+from ..network.vt_fpn import VTFPN, Network, task_of
 from ..network.vt_resnet import VTResNet
 from . import hubconf_folder
 from .card import build_card, retarget
@@ -63,12 +63,15 @@ OLD_KEYS = (
     'origin_url',
 )
 START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone', 'problem_type')  # not architecture
-MODELS = {VTResNet: VTResNetForImageClassification, VTFPN: VTFPNForSemanticSegmentation}  # timm's, transformers'
-Network = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
+MODELS: dict[type[Network], type[VTResNetForImageClassification | VTFPNForSemanticSegmentation]] = {  # transformers'
+    VTResNet: VTResNetForImageClassification,
+    VTFPN: VTFPNForSemanticSegmentation,
+}
+Exportable = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
 DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
 
 
-def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
+def config_of(model: Exportable, labels: Sequence[str] | None = None) -> VTConfig:
     """The configuration of a model in memory, timm's or transformers'.
 
     Args:
@@ -76,6 +79,7 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
         labels: Class names; default: those of the model, or else the class numbers.
     """
     kind = next((hf for network, hf in MODELS.items() if isinstance(model, (network, hf))), None)
+    config: VTConfig
     if kind is None or model.num_classes == 0:
         raise ValueError(
             f'Only a VT-ResNet or VT-FPN with a classifier can become a model folder, not a {type(model).__name__}.'
@@ -89,25 +93,27 @@ def config_of(model: Network, labels: Sequence[str] | None = None) -> VTConfig:
         cfg = with_channels(model.pretrained_cfg | timm.data.resolve_model_data_config(model), model.in_chans)
         if len(cfg.get('label_names') or ()) != model.num_classes:
             cfg.pop('label_names', None)
-        config = kind.config_class(
-            architecture=cfg['architecture'],
-            model_args={k: v for k, v in args.items() if k not in START_ARGS}
+        settings: dict[str, Any] = {
+            'architecture': cfg['architecture'],
+            'model_args': {k: v for k, v in args.items() if k not in START_ARGS}
             | {'distinct_tokens': model.distinct_tokens},  # published weights may set it
-            pretrained_cfg={k: v for k, v in cfg.items() if k not in OLD_KEYS},
-            problem_type=getattr(model, 'problem_type', None),
-            label_names=cfg.get('label_names'),
-            label_descriptions=cfg.get('label_descriptions'),
-            **({} if cfg.get('label_names') else {'id2label': dict(enumerate(map(str, range(model.num_classes))))}),
-        )
+            'pretrained_cfg': {k: v for k, v in cfg.items() if k not in OLD_KEYS},
+            'problem_type': getattr(model, 'problem_type', None),
+            'label_names': cfg.get('label_names'),
+            'label_descriptions': cfg.get('label_descriptions'),
+        }
+        if not cfg.get('label_names'):
+            settings['id2label'] = dict(enumerate(map(str, range(model.num_classes))))
+        config = kind.config_class(**settings)
     if labels is not None:
         if len(labels) != model.num_classes:
             raise ValueError(f'The model has {model.num_classes} classes, but {len(labels)} labels were given.')
-        config.id2label = list(labels)
+        config.id2label = dict(enumerate(labels))
     config.architectures = [kind.__name__]
     return config
 
 
-def check_structure(config: VTConfig, state_dict: dict[str, torch.Tensor]):
+def check_structure(config: VTConfig, state_dict: dict[str, torch.Tensor]) -> None:
     """Raise ValueError if the weights do not fit the network that the configuration describes."""
     network = timm.create_model(config.architecture, num_classes=config.num_labels, device='meta', **config.model_args)
     if other := sorted(network.state_dict().keys() ^ state_dict.keys()):
@@ -134,12 +140,12 @@ def code_files() -> dict[str, Path]:
     return {**code, 'hubconf.py': Path(hubconf_folder.__file__)}
 
 
-def copy_code(folder: Path):
+def copy_code(folder: Path) -> None:
     for name, path in code_files().items():
         shutil.copy(path, folder / name)
 
 
-def add_code(folder: Path):
+def add_code(folder: Path) -> None:
     """Add the remote code to a folder without it, such as an embedded one."""
     if not (folder / 'modeling_vt.py').exists():
         copy_code(folder)
@@ -158,7 +164,7 @@ def with_code(folder: Path, copy: Path) -> Path:
     return copy
 
 
-def write_checksums(folder: Path):
+def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS, in the format of sha256sum(1), for all files except the card and itself."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
     lines = [f'{file_sha256(folder / name)}  {name}\n' for name in names if name not in ('README.md', 'SHA256SUMS')]
@@ -166,7 +172,7 @@ def write_checksums(folder: Path):
 
 
 def checked_contents(
-    model: Network, labels: Sequence[str] | None, license: str | None, dtype: str
+    model: Exportable, labels: Sequence[str] | None, license: str | None, dtype: str
 ) -> tuple[VTConfig, dict[str, torch.Tensor]]:
     """The configuration and the weights of a model for its folder; see `export` for arguments and errors."""
     model = getattr(model, '_orig_mod', model)  # torch.compile wraps the model
@@ -184,7 +190,7 @@ def checked_contents(
 
 
 def export(
-    model: Network,
+    model: Exportable,
     folder: str | Path,
     labels: Sequence[str] | None = None,
     metrics: Sequence[dict[str, Any]] = (),
@@ -291,7 +297,7 @@ def write_card(
     return save_card(folder, str(card))
 
 
-def copy_card(folder: Path, copy: Path, origin: str = ''):
+def copy_card(folder: Path, copy: Path, origin: str = '') -> None:
     """Give a copy of a model folder the card of the original, with snippets that load the copy.
 
     Args:
@@ -318,7 +324,7 @@ def save_card(folder: Path, text: str) -> Path:
 @torch.inference_mode()
 def fixture(folder: Path) -> dict[str, torch.Tensor]:
     """One fixed input and the logits of the folder's model for it, in fp32 on the CPU."""
-    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    model = create_network(f'local-dir:{folder}', pretrained=True).eval()
     size = model.pretrained_cfg['input_size']
     pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).half()
     return {'pixel_values': pixels, 'logits': model(pixels.float()).contiguous()}

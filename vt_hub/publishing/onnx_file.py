@@ -23,7 +23,7 @@ import torch.nn as nn
 from ..files import replaced_whole
 from ..inference.preprocessing import eval_transform
 from ..network.images import read_image
-from ..network.vt_fpn import VTFPN
+from ..network.vt_fpn import VTFPN, Network
 from ..network.vt_resnet import VTResNet
 
 __all__ = ['ONNX_FILE', 'OnnxExport', 'export_onnx', 'open_onnx']
@@ -131,9 +131,11 @@ def export_onnx(
     with torch.inference_mode(False), torch.no_grad():
         model = copy.deepcopy(model).cpu().float().eval()
         model.set_grad_checkpointing(False)
-        names = ['logits'] + [f'attention_{i + 1}' for i in range(len(model.vt.blocks) if attention else 0)]
+        maps = len(model.vt.blocks) if attention and isinstance(model, VTResNet) else 0
+        names = ['logits'] + [f'attention_{i + 1}' for i in range(maps)]
         graph, fused = (
-            AttentionGraph(network) if attention else network for network in (model, copy.deepcopy(model).fuse())
+            AttentionGraph(network) if attention and isinstance(network, VTResNet) else network
+            for network in (model, copy.deepcopy(model).fuse())
         )
         pixels = read_calibration(calibration, model)
         try:
@@ -163,7 +165,7 @@ def open_onnx(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     return lambda pixels: [torch.from_numpy(out) for out in session.run(None, {'pixel_values': pixels.numpy()})]
 
 
-def write(graph: nn.Module, model: nn.Module, names: list[str], opset: int, path: Path):
+def write(graph: nn.Module, model: Network, names: list[str], opset: int, path: Path) -> None:
     """Write the graph with torch's exporter, without stack traces, since they name folders of this machine."""
     import onnx
 
@@ -189,7 +191,7 @@ def write(graph: nn.Module, model: nn.Module, names: list[str], opset: int, path
             exported = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,))
             exported = exported.run_decompositions(DECOMPOSITIONS)
             program = torch.onnx.export(exported, dynamo=True, opset_version=opset, dynamic_shapes=(free,), **inputs)
-            written = program.model_proto
+            written = program.model_proto  # type: ignore[union-attr]  # None only with dynamo=False
     except Exception as error:  # of any class, with pages of advice
         reason = str(error).strip().partition('\n')[0]
         raise ValueError(f'torch cannot export this {type(model).__name__} to ONNX: {reason}') from error
@@ -202,7 +204,7 @@ def write(graph: nn.Module, model: nn.Module, names: list[str], opset: int, path
     onnx.save(written, path)
 
 
-def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) -> float:
+def compare(graph: nn.Module, model: Network, names: list[str], path: Path) -> float:
     """The largest difference of any output from torch's.
 
     Raises:
@@ -231,7 +233,7 @@ def compare(graph: nn.Module, model: nn.Module, names: list[str], path: Path) ->
     return largest
 
 
-def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Tensor]:
+def read_calibration(images: Sequence[Path], model: Network) -> list[torch.Tensor]:
     """Read some images, evenly spread since they may be sorted by class, as model inputs (1, C, H, W).
 
     Raises:
@@ -247,8 +249,8 @@ def read_calibration(images: Sequence[Path], model: nn.Module) -> list[torch.Ten
             errors.append(str(error))
     if errors and not pixels:
         raise ValueError(errors[0])
-    for error in errors:
-        print(f'warning: {error}', file=sys.stderr)
+    for sentence in errors:
+        print(f'warning: {sentence}', file=sys.stderr)
     return pixels
 
 

@@ -27,7 +27,7 @@ from ..loading.checkpoints import load_folder
 from ..loading.source import Source
 from ..network.checksums import check_folder, read_checksums
 from ..network.images import to_channels
-from ..network.vt_fpn import is_segmenter, task_of
+from ..network.vt_fpn import Network, is_segmenter, task_of
 from ..synthesis.shapes import scene
 from .model_folder import code_files, with_code
 from .onnx_file import ONNX_FILE, open_onnx
@@ -257,7 +257,7 @@ def _pipeline(folder: Path) -> str:
     return (_segments if is_segmenter(model) else _classifies)(model, image, logits, answer)
 
 
-def _segments(model: torch.nn.Module, image: Image.Image, logits: torch.Tensor, answer: Callable[..., Any]) -> str:
+def _segments(model: Network, image: Image.Image, logits: torch.Tensor, answer: Callable[..., Any]) -> str:
     """Compare the pipeline's masks with the largest logit at every pixel."""
     logits = F.interpolate(logits, size=(image.height, image.width), mode='bilinear', align_corners=False)
     expected = logits[0].argmax(0)
@@ -273,7 +273,7 @@ def _segments(model: torch.nn.Module, image: Image.Image, logits: torch.Tensor, 
     return f'{len(results)} masks match the logits'
 
 
-def _classifies(model: torch.nn.Module, image: Image.Image, logits: torch.Tensor, answer: Callable[..., Any]) -> str:
+def _classifies(model: Network, image: Image.Image, logits: torch.Tensor, answer: Callable[..., Any]) -> str:
     """Compare the pipeline's labels and scores with those of the logits."""
     expected = sorted(zip(label_names(model), scores_of(model, logits)[0].tolist(), strict=True))
     results = answer(image, top_k=model.num_classes)

@@ -1,15 +1,17 @@
 """Random numbers computed from counters: no state to save, and the same on every device and in any batch."""
 
 import math
+from typing import TypeVar
 
 import torch
 
 __all__ = ['CounterRandom', 'mix']
 
 MASK = 0xFFFFFFFF
+Words = TypeVar('Words', int, torch.Tensor)
 
 
-def mix(x: int | torch.Tensor) -> int | torch.Tensor:
+def mix(x: Words) -> Words:
     """A 32-bit hash of an integer or of int64 tensors (the "lowbias32" of https://nullprogram.com/blog/2018/07/31/)."""
     x = x ^ (x >> 16)  # a new tensor; the other steps are in place
     x *= 0x7FEB352D

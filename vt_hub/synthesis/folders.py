@@ -27,7 +27,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield unfinished
 
 
-def save(image: np.ndarray, path: Path):
+def save(image: np.ndarray, path: Path) -> None:
     """Write a PNG, and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, compress_level=1)  # noise does not compress

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def batches(indices: range) -> Iterator[range]:
     return (indices[start : start + BATCH] for start in range(0, len(indices), BATCH))
 
 
-def save_all(pool: ThreadPoolExecutor, images: torch.Tensor, paths: list[Path]):
+def save_all(pool: ThreadPoolExecutor, images: torch.Tensor, paths: list[Path]) -> None:
     """Write PNGs of (B, H, W) or (B, H, W, 3) uint8."""
     list(pool.map(save, images.numpy(), paths))
 
@@ -119,7 +120,7 @@ def write_scenes(
     if objects and (few := min(counts.values())) < num_classes:
         raise ValueError(f'{few} images are too few to show {num_classes} classes; use more images or fewer classes.')
     write = write_objects if objects else write_masked
-    kind = {'objects': (1, 1), 'scale': (0.5, 1.0)} if objects else {}
+    kind: dict[str, Any] = {'objects': (1, 1), 'scale': (0.5, 1.0)} if objects else {}
     with new_folder(folder) as unfinished, ThreadPoolExecutor() as pool:
         for split, count in counts.items():
             data = FractalScenes(num_classes, seed, size, count, split, **kind)

@@ -37,7 +37,8 @@ def colour(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> 
 
 def clouds(rng: CounterRandom, size: int) -> torch.Tensor:
     """Noise of several octaves, (B, 1, size, size) from 0 to 1."""
-    fading, weight = rng.uniform(1, 1, 1, low=0.35, high=0.85), 16.0
+    fading = rng.uniform(1, 1, 1, low=0.35, high=0.85)
+    weight: torch.Tensor | float = 16.0
     sizes = [size]
     while sizes[-1] > 2:
         sizes.append(math.ceil(sizes[-1] / 2))
@@ -141,7 +142,7 @@ def compose_scenes(
     return images.clamp_(0, 1), (pixels[:, 1:] > VISIBLE * size**2).float(), masks
 
 
-class FractalScenes(Dataset):
+class FractalScenes(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """Scenes for a training loop. Item i depends only on the arguments and on i.
 
     An item is the image (3, size, size) uint8; the visible classes, (num_classes,) of zeros and ones; and the class of

@@ -18,7 +18,9 @@ from .folders import SPLITS, new_folder, save
 
 __all__ = ['CLASSES', 'scene', 'single', 'write_shapes']
 
-LUMA = np.sqrt(np.float32([0.3, 0.59, 0.11]))  # distance weights: black and white are 1 apart, blues closer than greens
+LUMA = np.sqrt(
+    np.array([0.3, 0.59, 0.11], np.float32)
+)  # distance weights: black and white are 1 apart, blues closer than greens
 
 
 def polygon(z: np.ndarray, corners: np.ndarray) -> np.ndarray:
@@ -37,37 +39,37 @@ def around(count: int) -> np.ndarray:
     return np.exp(2j * np.pi * np.arange(count) / count)
 
 
-def triangle(z, rng):
+def triangle(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return polygon(z, np.exp(1j * np.pi * np.array([0, rng.uniform(0.58, 0.75), rng.uniform(-0.75, -0.58)])))
 
 
-def star(z, rng):
-    points = rng.integers(5, 7)
+def star(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    points = int(rng.integers(5, 7))
     return polygon(z, around(2 * points) * np.where(np.arange(2 * points) % 2, rng.uniform(0.38, 0.52), 1))
 
 
-def cross(z, rng):
+def cross(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     width = rng.uniform(0.22, 0.38)
     arm = np.array([1 - 1j * width, 1 + 1j * width, width + 1j * width]) / abs(1 + 1j * width)
     return polygon(z, np.concatenate([arm, 1j * arm, -arm, -1j * arm]))
 
 
-def ring(z, rng):
+def ring(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     inner = rng.uniform(0.45, 0.7)
     return np.abs(np.abs(z) - (1 + inner) / 2) - (1 - inner) / 2
 
 
-def crescent(z, rng):
+def crescent(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.maximum(np.abs(z) - 1, rng.uniform(0.75, 0.9) - np.abs(z - rng.uniform(0.4, 0.6)))
 
 
-def heart(z, rng):
+def heart(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     z = 0.633 * z + 0.63j  # two discs of radius 0.35 on a square of side 0.71 that stands on its corner
     discs = np.abs(np.abs(z.real) + 1j * z.imag - (0.25 + 0.75j)) - math.sqrt(0.125)
     return np.minimum(discs, polygon(z, np.array([0, 0.5 + 0.5j, 1j, -0.5 + 0.5j]))) / 0.633
 
 
-def arrow(z, rng):
+def arrow(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shaft, neck = 1j * rng.uniform(0.12, 0.25), rng.uniform(-0.1, 0.3)
     side = np.array([-0.97 + shaft, neck + shaft, neck + 0.65j])
     return polygon(z, np.concatenate([side, [1], side[::-1].conj()]))
@@ -88,24 +90,24 @@ def to_middle(x: np.ndarray) -> np.ndarray:
     return np.abs(x - np.floor(x) - 0.5)
 
 
-def stripes(z, rng):
+def stripes(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return to_middle(z.real) - rng.uniform(0.18, 0.32)
 
 
-def waves(z, rng):
+def waves(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return to_middle(z.real + rng.uniform(0.4, 0.6) * np.sin(z.imag * rng.uniform(1.8, 2.6))) - rng.uniform(0.18, 0.32)
 
 
-def checkerboard(z, rng):
+def checkerboard(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     x, y = to_middle(z.real) - 0.25, to_middle(z.imag) - 0.25
     return np.sign(x * y) * np.minimum(np.abs(x), np.abs(y))
 
 
-def dots(z, rng):
+def dots(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.hypot(to_middle(z.real), to_middle(z.imag)) - rng.uniform(0.22, 0.36)
 
 
-def bricks(z, rng):
+def bricks(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     columns = to_middle(z.real / 2 + np.floor(z.imag) / 2)
     return np.maximum(2 * columns - 1, to_middle(z.imag) - 0.5) + rng.uniform(0.07, 0.12)
 
@@ -133,10 +135,11 @@ def window(points: np.ndarray, centre: complex, reach: float) -> tuple[slice, sl
     """The rows and columns of an image that hold all pixels within `reach` of the centre."""
     size = len(points)
     ends = [((middle - reach) * size, (middle + reach) * size) for middle in (centre.imag, centre.real)]
-    return tuple(slice(max(0, math.floor(start)), max(0, math.ceil(stop))) for start, stop in ends)
+    rows, columns = (slice(max(0, math.floor(start)), max(0, math.ceil(stop))) for start, stop in ends)
+    return rows, columns
 
 
-def blend(canvas: np.ndarray, colour: np.ndarray, alpha: np.ndarray):
+def blend(canvas: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
     """Paint in place: canvas (H, W, 3), colour (3,) or (H, W, 3), alpha (H, W)."""
     canvas += alpha[..., None].astype(np.float32) * (colour - canvas)
 
@@ -163,7 +166,7 @@ def clouds(rng: np.random.Generator) -> np.ndarray:
     return np.clip(total * spread * (1 - fading) + rng.uniform(40, 215, 3), 0, 255).astype(np.uint8)
 
 
-def draw_distractors(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator):
+def draw_distractors(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> None:
     """Draw soft spots, thin lines and specks, which do not belong to a class."""
     size = len(points)
     for _ in range(rng.integers(4)):
@@ -195,14 +198,18 @@ def fill(z: np.ndarray, rng: np.random.Generator, noise: np.random.Generator, co
     return colour + noise.standard_normal((*z.shape, 3), dtype=np.float32) * strength / 2
 
 
-def weave(points: np.ndarray, rng: np.random.Generator, name: str, paper: np.ndarray, ink: np.ndarray, size: int):
+def weave(
+    points: np.ndarray, rng: np.random.Generator, name: str, paper: np.ndarray, ink: np.ndarray, size: int
+) -> np.ndarray:
     """Colours (H, W, 3) of a texture at points of the scene."""
     period = PERIODS[name] * rng.uniform(0.8, 1.4)
     turned = points * (np.exp(2j * np.pi * rng.random()) / period) + complex(*rng.random(2))
     return paper + coverage(TEXTURES[name](turned, rng) * period * size)[..., None] * (ink - paper)
 
 
-def photograph(canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator, noise: np.random.Generator):
+def photograph(
+    canvas: np.ndarray, points: np.ndarray, rng: np.random.Generator, noise: np.random.Generator
+) -> np.ndarray:
     """Turn a scene's colours into an image (H, W, 3) uint8 with side light, vignette, gamma, blur and grain."""
     centred = points - (0.5 + 0.5j)
     side = (centred * np.exp(2j * np.pi * rng.random())).real
@@ -230,14 +237,14 @@ def compose(
     if names is None:
         textures = rng.choice(list(TEXTURES), 1 + (rng.random() < 0.82))  # 1.82 and 4: classes are equally frequent
         names = [*textures, *rng.choice(list(SHAPES), rng.integers(2, 7))]
-    placed = []  # centre, radius, colours
+    placed: list[tuple[complex, float, list[np.ndarray]]] = []  # centre, radius, colours
     for name in names:
         low, high = (0.1 if name in ROUND else 0.05, 0.225) if name in SHAPES else (0.18, 0.32)
         radius = enlarge * low * (high / low) ** rng.random()
-        centre = place(rng, [disc for *disc, _ in placed])
+        centre = place(rng, [(other, reach) for other, reach, _ in placed])
         beneath = [sky[int(centre.imag * 32), int(centre.real * 32)] / 255]
-        for other, reach, colours in placed:
-            beneath += colours * (abs(other - centre) < reach + radius)
+        for other, reach, earlier in placed:
+            beneath += earlier * (abs(other - centre) < reach + radius)
         colour = contrasting(rng, beneath)
         area = window(points, centre, radius + 2 / size)
         z = (points[area] - centre) * (np.exp(2j * np.pi * rng.random()) / radius)

@@ -49,7 +49,7 @@ def run(command: Sequence[str]) -> int:
     process = subprocess.Popen(command, start_new_session=True)
     received: list[int] = []
 
-    def forward(number: int, _: Any):
+    def forward(number: int, _: Any) -> None:
         received.append(number)
         process.send_signal(number)
 

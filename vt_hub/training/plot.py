@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from ..figures import new_figure, save_figure
 from ..files import read_json
@@ -33,23 +34,23 @@ def read_curves(run: str | Path) -> tuple[str, dict[str, Curve]]:
     if (run / 'summary.csv').is_file():
         lines = csv.DictReader((run / 'summary.csv').read_text().splitlines())
         unit = 'step' if 'step' in (lines.fieldnames or ()) else 'epoch'
-        rows = {row[unit]: row for row in lines if row.get(unit) not in (None, unit)}  # a resumed run may repeat epochs
-        rows = list(rows.values())
+        last = {row[unit]: row for row in lines if row.get(unit) not in (None, unit)}  # a resumed run may repeat epochs
+        rows: list[dict[str, Any]] = list(last.values())
     elif states:
         unit, rows = 'step', read_json(states[-1])['log_history']
     else:
         raise ValueError(f'{run} has neither summary.csv nor checkpoints with trainer_state.json; it is not a run.')
-    curves = {}
+    curves: dict[str, Curve] = {}
     for column in (column for columns in PANELS.values() for column in columns):
         points = [(float(row[unit]), float(row[column])) for row in rows if row.get(column) not in (None, '')]
         if points:
-            curves[column] = tuple(map(list, zip(*points, strict=True)))
+            curves[column] = [x for x, _ in points], [y for _, y in points]
     if not curves:
         raise ValueError(f'{run} has no figures yet.')
     return unit, curves
 
 
-def plot_run(run: str | Path, path: str | Path):
+def plot_run(run: str | Path, path: str | Path) -> None:
     """Draw a run's loss, accuracy and learning rate.
 
     Args:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import update_bn
 
 from ..files import written_whole
 from ..inference.diversity import TokenDiversity, token_diversity, token_figures
+from ..loading.checkpoints import TimmModel
 from ..loading.source import Source
 from ..publishing import export
 from ..reporting import Progress, find_device, no_progress, write_result
@@ -128,17 +129,18 @@ class Pretrainer(nn.Module):
     def __init__(self, recipe: PretrainingRecipe):
         super().__init__()
         size = recipe.stages[-1].size
-        self.model = timm.create_model(
+        model: TimmModel = timm.create_model(
             recipe.model,
             num_classes=recipe.classes,
             pretrained_cfg_overlay={'input_size': (3, size, size), 'mean': MEAN, 'std': STD, 'crop_pct': 1.0},
         )
-        reductions = [level['reduction'] for level in self.model.feature_info]
+        reductions = [level['reduction'] for level in model.feature_info]
         if not set(STRIDES) <= set(reductions):
             raise ValueError(f'{recipe.model} has maps at strides {reductions}; pretraining needs 8 and 16.')
+        self.model = model
         self.levels = [reductions.index(stride) for stride in STRIDES]
         self.heads = nn.ModuleList(
-            nn.Conv2d(self.model.feature_info[level]['num_chs'], recipe.classes + 1, 1) for level in self.levels
+            nn.Conv2d(model.feature_info[level]['num_chs'], recipe.classes + 1, 1) for level in self.levels
         )
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -162,7 +164,7 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def soften_attention(model: nn.Module):
+def soften_attention(model: nn.Module) -> None:
     """Scale the layers that a module names in `token_logits` down to their initial spectral norm, in place.
 
     Otherwise they grow until each token and pixel attends to a single token. Then a long pretraining forgets what it
@@ -185,13 +187,14 @@ def hit_rate(logits: torch.Tensor, labels: torch.Tensor) -> float:
 class PretrainingRun(ResumableRun):
     """The state of a pretraining."""
 
+    net: Pretrainer
     log_every = LOG_EVERY
 
     def __init__(self, recipe: PretrainingRecipe, seed: int, device: torch.device):
         torch.manual_seed(seed)
         self.recipe, self.seed, self.device = recipe, seed, device
         self.steps, self.batch_size = recipe.steps, recipe.batch_size
-        self.net = Pretrainer(recipe).to(device, memory_format=torch.channels_last)
+        self.net = Pretrainer(recipe).to(device).to(memory_format=torch.channels_last)
         self.optimizer = create_optimizer_v2(self.net, 'lamb', recipe.lr, recipe.weight_decay)
         self.schedule = cosine(self.optimizer, recipe.steps, recipe.warmup_steps)
         self.ema = ModelEmaV3(self.net, EMA_DECAY, use_warmup=True)
@@ -203,7 +206,7 @@ class PretrainingRun(ResumableRun):
         items = first + torch.arange(batch * count, (batch + 1) * count, device=self.device)
         return compose_scenes(self.bank, self.seed, items, stage.size, stage.objects, stage.scale, stage.spread)
 
-    def train_step(self):
+    def train_step(self) -> None:
         self.net.train()
         self.schedule.step_update(self.step)
         images, labels, masks = self.scenes(self.step, self.recipe.stage(self.step))
@@ -235,7 +238,7 @@ class PretrainingRun(ResumableRun):
         return token_diversity(self.ema.module.model.eval(), normalized(images))
 
     @torch.no_grad()
-    def finish(self) -> tuple[nn.Module, float]:
+    def finish(self) -> tuple[TimmModel, float]:
         """The averaged model with new BatchNorm statistics, and its hit rate on held-out scenes."""
         model, stage = self.ema.module.model, self.recipe.stages[-1]
         batches = (normalized(self.scenes(i, stage, HELD_OUT_FIRST)[0]) for i in range(RECALIBRATION))

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import formatannotation
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ['RECIPES', 'check_stages', 'check_values', 'list_recipe_files', 'read_mapping', 'read_recipe']
 
 RECIPES = Path(__file__).parent / 'recipes'
-Recipe = TypeVar('Recipe')
+Recipe = TypeVar('Recipe', bound='DataclassInstance')
 
 
 def list_recipe_files(task: str = '') -> list[str]:
@@ -54,7 +57,7 @@ def read_recipe(kind: type[Recipe], task: str, name: str, changes: dict[str, Any
         raise ValueError(f'{name}: {error}') from error
 
 
-def check_values(name: str, recipe: Any, counts: Sequence[str], *rules: tuple[str, bool, str]):
+def check_values(name: str, recipe: Any, counts: Sequence[str], *rules: tuple[str, bool, str]) -> None:
     """Raise ValueError if a setting of a recipe is wrong.
 
     Args:
@@ -68,7 +71,7 @@ def check_values(name: str, recipe: Any, counts: Sequence[str], *rules: tuple[st
             raise ValueError(f'{name}: {key} is {getattr(recipe, key)!r}; it must be {allowed}.')
 
 
-def check_stages(name: str, recipe: Any):
+def check_stages(name: str, recipe: Any) -> None:
     """Raise ValueError if the warm-up or the stages of a recipe do not fit its steps."""
     warmup = ('warmup_steps', 0 <= recipe.warmup_steps < recipe.steps, f'from 0 to {recipe.steps - 1}')
     check_values(name, recipe, [], warmup)
@@ -105,7 +108,7 @@ def as_type(value: Any, kind: Any, task: str) -> Any:
     Raises:
         TypeError: The value has another type.
     """
-    if is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return as_dataclass(value, kind, task)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)

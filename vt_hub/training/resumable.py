@@ -73,7 +73,7 @@ class ResumableRun:
     step = 0
     seconds = 0.0
 
-    def train_step(self):
+    def train_step(self) -> None:
         """One step of the optimizer; adds 1 to `step`."""
         raise NotImplementedError
 
@@ -81,27 +81,27 @@ class ResumableRun:
         """The figures of the last steps for `summary.csv`."""
         raise NotImplementedError
 
-    def check_finite(self):
+    def check_finite(self) -> None:
         """Raise FloatingPointError if a weight is not finite."""
         if not all(weight.isfinite().all() for weight in self.net.parameters()):
             raise FloatingPointError(
                 f'The weights are not finite by step {self.step}; start again in another folder with a lower lr.'
             )
 
-    def save(self, path: Path):
+    def save(self, path: Path) -> None:
         self.check_finite()
         state = {name: getattr(self, name).state_dict() for name in ('net', 'optimizer', 'ema')}
         with replaced_whole(path) as unfinished:
             torch.save({**state, 'sums': self.sums, 'step': self.step, 'seconds': self.seconds}, unfinished)
 
-    def load(self, path: Path):
+    def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
         for name in ('net', 'optimizer', 'ema'):
             getattr(self, name).load_state_dict(state[name])
         self.sums, self.step, self.seconds = state['sums'], state['step'], state['seconds']
 
 
-def start_or_resume(run: ResumableRun, output: Path, settings: dict[str, Any]):
+def start_or_resume(run: ResumableRun, output: Path, settings: dict[str, Any]) -> None:
     """Write `recipe.json` of a new run, or load the state of a stopped one.
 
     Call it once the run is made, so that a run that cannot start leaves no files.
@@ -125,7 +125,7 @@ def training_entry(run: ResumableRun, settings: dict[str, Any]) -> dict[str, Any
     }
 
 
-def train(run: ResumableRun, output: Path, minutes: float | None, progress: Progress, title: str):
+def train(run: ResumableRun, output: Path, minutes: float | None, progress: Progress, title: str) -> None:
     """Train until the end, the time limit or a signal. The state is then in `output`.
 
     Of several processes only the first writes, and all stop at the same step.
@@ -163,7 +163,7 @@ def any_process(value: bool, device: torch.device) -> bool:
     return flag.item() > 0
 
 
-def log(path: Path, step: int, **figures: float):
+def log(path: Path, step: int, **figures: float) -> None:
     """Append a line to a CSV file. Lines of later steps, left by a killed run, are removed."""
     rows: list[dict[str, str]] = []
     if path.exists():

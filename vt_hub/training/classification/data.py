@@ -78,12 +78,12 @@ def open_image_folder(data_dir: str | Path, split: str, classes: list[str] | Non
         root = data_dir
     images, _ = find_images_and_targets(str(root))
     files = [Path(name) for name, _ in images]
-    names = [file.parent.name for file in files]
-    found = sorted(set(names), key=natural_key)
+    labels = [file.parent.name for file in files]
+    found = sorted(set(labels), key=natural_key)
     if not files or any(file.parent == root for file in files):
         raise ValueError(f'{root} does not have class folders with images.')
     if classes and (unknown := sorted(set(found) - set(classes))):
         raise ValueError(f'{root} has the class {unknown[0]}, which is not one of the {len(classes)} known ones.')
     classes = classes or found
     number = {name: i for i, name in enumerate(classes)}
-    return ImageFolder(root, files, [number[name] for name in names], classes)
+    return ImageFolder(root, files, [number[name] for name in labels], classes)

@@ -13,6 +13,7 @@ from ...inference.diversity import token_diversity
 from ...inference.preprocessing import ImageReader
 from ...inference.scores import label_names
 from ...interrupts import iterate
+from ...network.vt_fpn import Network
 from ...processes import gather_lists, rank_and_world, reduce_sum
 from ...reporting import Progress, no_progress
 from .data import ImageFolder, open_image_folder
@@ -22,10 +23,10 @@ COMPARED = 64  # number of images to compare tokens on, evenly spread
 __all__ = ['evaluate_classifier', 'open_for_model']
 
 
-class Batches(torch.utils.data.Dataset):
+class Batches(torch.utils.data.Dataset[tuple[torch.Tensor | None, torch.Tensor, list[str]]]):
     """Whole batches, so that they do not depend on the number of processes."""
 
-    def __init__(self, data: ImageFolder, model: torch.nn.Module, batch_size: int):
+    def __init__(self, data: ImageFolder, model: Network, batch_size: int):
         self.data = data
         self.batch_size = batch_size
         self.reader = ImageReader(model, use_test_size=True)
@@ -43,7 +44,7 @@ class Batches(torch.utils.data.Dataset):
         return images, torch.tensor(targets), [result['error'] for result in results if 'error' in result]
 
 
-def open_for_model(model: torch.nn.Module, data_dir: str | Path, split: str = 'val') -> ImageFolder:
+def open_for_model(model: Network, data_dir: str | Path, split: str = 'val') -> ImageFolder:
     """A split's images with the model's class numbers: by its labels, or in order if it has no labels.
 
     Folders of ImageNet's classes may have the names of synsets, such as n01440764.
@@ -92,7 +93,7 @@ def metrics_of(sums: torch.Tensor, num_classes: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def evaluate_classifier(
-    model: torch.nn.Module,
+    model: Network,
     data: ImageFolder,
     device: torch.device,
     batch_size: int = 64,

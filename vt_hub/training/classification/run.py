@@ -14,7 +14,7 @@ import timm
 import torch
 
 from ...files import read_json, replaced_whole
-from ...loading.checkpoints import load_folder, read_foreign
+from ...loading.checkpoints import create_network, load_folder, read_foreign
 from ...loading.conversion import load_checkpoint
 from ...loading.published import resolve_name
 from ...loading.source import Source
@@ -76,7 +76,7 @@ class TrainingRun:
     script: Path | None = None
     resume: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         path = Path(self.recipe)
         self.recipe_path = path if path.suffix in ('.yaml', '.yml') else RECIPES / f'{self.recipe}.yaml'
         if not self.recipe_path.is_file():
@@ -108,7 +108,7 @@ class TrainingRun:
         """Whether the data is a named data set, not a folder."""
         return self.data_dir.startswith(NAMED) and not Path(self.data_dir).is_dir()
 
-    def check(self):
+    def check(self) -> None:
         """Check the run before it uses a device.
 
         Raises:
@@ -138,7 +138,7 @@ class TrainingRun:
         """Image channels of the model."""
         return int(self.value('in_chans') or self.value('input_size') or 3)
 
-    def check_export(self):
+    def check_export(self) -> None:
         """Refuse trainings whose result cannot be exported as a model folder."""
         wanted = 'L' if self.channels == 1 else 'RGB'
         if self.channels not in (1, 3):
@@ -148,7 +148,7 @@ class TrainingRun:
         if self.value('split_bn'):
             raise ValueError('--split-bn trains a network with other norms, which cannot become a model folder.')
 
-    def check_model(self):
+    def check_model(self) -> None:
         if not (model := self.value('model')):
             raise ValueError(f'The recipe {self.recipe} does not name a model; name one with --model.')
         source = Source.parse(model)
@@ -162,7 +162,7 @@ class TrainingRun:
         elif not timm.is_model(model):
             raise LookupError(f'There is no model {model!r}; use a model of `vt-hub list` or of timm.')
 
-    def check_data(self):
+    def check_data(self) -> None:
         if self.named or self.value('dataset'):
             if not self.value('num_classes'):
                 raise ValueError(f'The number of classes of {self.data_dir} is unknown; set it with --num-classes.')
@@ -190,7 +190,7 @@ class TrainingRun:
         """The images that timm uses for validation."""
         return open_image_folder(self.data_dir, self.value('val_split', 'validation'), classes)
 
-    def check_teacher(self):
+    def check_teacher(self) -> None:
         """Check the teacher's classes: if they differ from the data's, timm silently resets its classifier."""
         if not (teacher := self.value('kd_model_name')):
             return
@@ -207,7 +207,7 @@ class TrainingRun:
                 f'--kd-model-name local-dir:FOLDER, or train with a copy of the recipe without kd_model_name.'
             )
 
-    def check_disk(self):
+    def check_disk(self) -> None:
         model = timm.create_model(self.value('model'), device='meta')
         tensors = 1 + bool(self.value('model_ema')) + OPTIMIZER_STATES.get(self.value('opt'), 2)
         kept = int(self.value('checkpoint_hist', 10)) + 2
@@ -224,9 +224,9 @@ class TrainingRun:
             ValueError: The batch cannot be divided, or the script does not know a setting of the recipe.
         """
         script = find_script('train.py', self.script)
-        source = script.read_text(encoding='utf-8')
+        code = script.read_text(encoding='utf-8')
         for name in self.settings:
-            if f"'--{name.replace('_', '-')}'" not in source:
+            if f"'--{name.replace('_', '-')}'" not in code:
                 raise ValueError(f'{script} does not know {name}, set by the recipe {self.recipe}; use a newer one.')
         for argument in self.extra:
             name = argument.partition('=')[0]
@@ -271,7 +271,7 @@ class TrainingRun:
 
     def grey_arguments(self) -> list[str]:
         """Arguments for images with one channel. The user's arguments come later and take precedence."""
-        cfg = with_channels(timm.create_model(self.value('model'), device='meta').pretrained_cfg, 1)
+        cfg = with_channels(create_network(self.value('model'), device='meta').pretrained_cfg, 1)
         return ['--input-img-mode', 'L', '--mean', str(cfg['mean'][0]), '--std', str(cfg['std'][0])]
 
     def start(self, command: Sequence[str]) -> int:
@@ -305,7 +305,7 @@ class TrainingRun:
             raise FileNotFoundError(f'{self.output} has no checkpoint with finite weights.')
         return (min if self.value('eval_metric') == 'loss' else max)(metrics, key=metrics.__getitem__)
 
-    def compare(self, result: dict[str, Any], facts: dict[str, Any], checkpoint: Path):
+    def compare(self, result: dict[str, Any], facts: dict[str, Any], checkpoint: Path) -> None:
         """Warn if the exported model's accuracy differs from that in training."""
         measured, reported = result['metrics']['top1'], facts.get('metric')
         images = result['dataset']['num_images']

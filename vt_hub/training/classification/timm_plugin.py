@@ -53,10 +53,10 @@ class ReadableImageDataset(ImageDataset):
 class TokenMonitor:
     """A forward hook that logs the token diversity of each module, at the first batch of every evaluation."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.measured: set[nn.Module] = set()
 
-    def __call__(self, module: nn.Module, args: Any, output: Any):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(module, VTModule) or torch.compiler.is_compiling():
             return
         if module.training:
@@ -67,7 +67,7 @@ class TokenMonitor:
             _logger.info(f'Tokens of module {len(self.measured)}: {measure_module(tokens, attention)}')
 
 
-def note(name: str):
+def note(name: str) -> None:
     """Add a line to the file of unreadable images, in one write, so that lines of several processes do not mix."""
     if path := os.environ.get(UNREADABLE):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -75,6 +75,9 @@ def note(name: str):
         os.close(handle)
 
 
-reader_image_folder.find_images_and_targets = find_images_and_targets  # the same files as prediction
-dataset_factory.ImageDataset = ReadableImageDataset  # used by timm.data.create_dataset
+for module, name, ours in (
+    (reader_image_folder, 'find_images_and_targets', find_images_and_targets),  # the same files as prediction
+    (dataset_factory, 'ImageDataset', ReadableImageDataset),  # used by timm.data.create_dataset
+):
+    setattr(module, name, ours)
 MONITOR = nn.modules.module.register_module_forward_hook(TokenMonitor())  # for every module in the process

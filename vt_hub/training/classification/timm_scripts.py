@@ -51,7 +51,7 @@ def find_script(name: str, given: Path | None = None) -> Path:
     return path
 
 
-def fetch_script(name: str, path: Path):
+def fetch_script(name: str, path: Path) -> None:
     """Download a script of the installed timm's release over https, and save its sha256 beside it."""
     address = ADDRESS.format(version=timm.__version__, name=name)
     hint = f"put timm's {name} into a folder and set VT_HUB_TIMM_SCRIPTS to that folder"

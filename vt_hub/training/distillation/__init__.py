@@ -119,5 +119,5 @@ def save_student(run: DistillationRun, folder: Path, result: dict[str, Any]) -> 
     if Source.parse(run.recipe.model).is_ours:
         return export(model, folder, labels=class_names(run.teacher), metrics=[result], prose=PROSE)
     with written_whole(folder) as unfinished:
-        save_for_hf(model.to(memory_format=torch.contiguous_format), unfinished, safe_serialization=True)
+        save_for_hf(model.to(memory_format=torch.contiguous_format), str(unfinished), safe_serialization=True)
     return folder

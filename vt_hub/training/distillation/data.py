@@ -3,7 +3,7 @@
 import random
 import signal
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -79,7 +79,7 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def check_readable(folder: Path, paths: list[Path]):
+def check_readable(folder: Path, paths: list[Path]) -> None:
     """Raise an error if a folder has no images, or no tested image can be read."""
     if not paths:
         raise FileNotFoundError(f'There are no images in {folder}.')
@@ -89,13 +89,20 @@ def check_readable(folder: Path, paths: list[Path]):
 
 
 @cache
-def training_transform(size: int, scale: tuple[float, float], color_jitter: float):
+def training_transform(
+    size: int, scale: tuple[float, float], color_jitter: float
+) -> Callable[[Image.Image], torch.Tensor]:
     return create_transform(
-        size, is_training=True, scale=scale, color_jitter=color_jitter or None, interpolation='bicubic', normalize=False
+        size,
+        is_training=True,
+        scale=scale,
+        color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
+        interpolation='bicubic',
+        normalize=False,
     )
 
 
-class Views(Dataset):
+class Views(Dataset[torch.Tensor]):
     """Random views of images, (3, size, size) uint8. Each depends only on the seed and its number.
 
     If an image cannot be read, its error is written to the file `unreadable`, and another image is drawn.
@@ -129,7 +136,7 @@ class Views(Dataset):
                         file.write(f'{error}\n')
 
 
-def start_worker(_: int):
+def start_worker(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run stops after its step
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -11,7 +11,7 @@ import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...inference.scores import label_names
-from ...loading.checkpoints import load_into, read_foreign
+from ...loading.checkpoints import TimmModel, load_into, read_foreign
 from ...loading.download import hub_reason
 from ...loading.source import Source, load_model
 from .recipe import DistillationRecipe
@@ -22,7 +22,7 @@ RIDGE = 0.01  # relative to the mean variance of the student's features
 SHARED = ('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3')  # of a ResNet, in the order of the forward
 
 
-def shared_parts(student: nn.Module, teacher: nn.Module, frozen: Sequence[str]) -> list[str]:
+def shared_parts(student: TimmModel, teacher: TimmModel, frozen: Sequence[str]) -> list[str]:
     """First parts of two ResNets that are equal and frozen, so that they run only once for both."""
     shared = []
     for name in SHARED:
@@ -36,7 +36,7 @@ def shared_parts(student: nn.Module, teacher: nn.Module, frozen: Sequence[str]) 
     return shared
 
 
-def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> nn.Module:
+def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> TimmModel:
     """Load a model folder, or a timm model with weights from a file or, by default, timm's.
 
     Raises:
@@ -64,7 +64,7 @@ def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> 
     return load_into(net, state_dict, checkpoint).eval()
 
 
-def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
+def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
     """Load the parts of a student that a checkpoint has, and return their names.
 
     Raises:
@@ -84,7 +84,7 @@ def load_trunk(student: nn.Module, checkpoint: Path) -> list[str]:
     return taken
 
 
-def class_names(teacher: nn.Module) -> list[str] | None:
+def class_names(teacher: TimmModel) -> list[str] | None:
     """A teacher's class names: its own, or the first synonyms of ImageNet's; None if they are unknown."""
     if teacher.pretrained_cfg.get('label_names'):
         return label_names(teacher)
@@ -94,7 +94,7 @@ def class_names(teacher: nn.Module) -> list[str] | None:
     return [name.split(', ')[0] for name in ImageNetInfo(subset).label_descriptions()]
 
 
-def create_student(recipe: DistillationRecipe, teacher: nn.Module) -> nn.Module:
+def create_student(recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
     """The student of a recipe, with the teacher's classes."""
     if Source.parse(recipe.model).is_folder:
         student = load_model(recipe.model)
@@ -115,7 +115,7 @@ def create_student(recipe: DistillationRecipe, teacher: nn.Module) -> nn.Module:
     )
 
 
-def outputs(net: nn.Module, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+def outputs(net: TimmModel, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled features (B, F) and last map (B, C, h, w) of a timm model. `x` is the output of its first parts `skip`."""
     with skipped(net, skip):
         last, [last_map] = net.forward_intermediates(x, indices=1)
@@ -123,7 +123,7 @@ def outputs(net: nn.Module, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[
 
 
 @contextmanager
-def skipped(net: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def skipped(net: TimmModel, names: Sequence[str]) -> Iterator[None]:
     """Replace parts of a network by the identity inside the block."""
     kept = {name: getattr(net, name) for name in names}
     for name in names:
@@ -147,7 +147,12 @@ class Distiller(nn.Module):
     the student's classifier.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, size: int):
+    mean: torch.Tensor
+    std: torch.Tensor
+    map_mean: torch.Tensor
+    map_std: torch.Tensor
+
+    def __init__(self, student: TimmModel, teacher: TimmModel, size: int):
         super().__init__()
         with torch.no_grad():
             images = torch.zeros(2, 3, size, size)
@@ -169,7 +174,7 @@ class Distiller(nn.Module):
         return features, self.map(own_map).float(), self.classifier(features * self.std + self.mean).float()
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+    def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
         """Take means and deviations from the teacher, and initialise `features` by ridge regression.
 
         Args:
@@ -197,7 +202,7 @@ class Distiller(nn.Module):
         self.features.bias.copy_(-weight @ center)
 
     @torch.no_grad()
-    def fold(self) -> nn.Module:
+    def fold(self) -> TimmModel:
         """The student, with a classifier that produces the logits of `forward`."""
         into, made = self.student.get_classifier(), self.classifier
         into.weight.copy_(made.weight @ (self.std[:, None] * self.features.weight))

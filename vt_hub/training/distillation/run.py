@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ...inference.diversity import TokenDiversity, token_diversity, token_figures
 from ...inference.preprocessing import data_config
+from ...loading.checkpoints import TimmModel
 from ...network.images import read_image
 from ...network.vt_resnet import first_filters
 from ...processes import rank_and_world
@@ -34,20 +36,23 @@ EVALUATION_BATCH = 64
 
 def error_of_maps(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Mean squared error of two maps (B, C, h, w), on the coarser of their grids."""
-    size = min(found.shape[-2:], wanted.shape[-2:])
-    return F.mse_loss(F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(wanted, size))
+    height, width = min(found.shape[-2:], wanted.shape[-2:])
+    return F.mse_loss(F.adaptive_avg_pool2d(found, (height, width)), F.adaptive_avg_pool2d(wanted, (height, width)))
 
 
 class DistillationRun(ResumableRun):
     """The state of a distillation."""
 
+    net: Distiller
+    sums: torch.Tensor
+
     def __init__(
         self,
         recipe: DistillationRecipe,
         data: Folders,
-        student: nn.Module,
+        student: TimmModel,
         trunk: Sequence[str],
-        teacher: nn.Module,
+        teacher: TimmModel,
         seed: int,
         device: torch.device,
         workers: int,
@@ -61,7 +66,7 @@ class DistillationRun(ResumableRun):
         self.normalization = [constants(net, device) for net in (student, teacher)]
         self.teacher = teacher.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         net = Distiller(student, teacher, recipe.stages[0].size)
-        self.net = net.to(device, memory_format=torch.channels_last)
+        self.net = net.to(device).to(memory_format=torch.channels_last)
         of_trunk = [nn.ModuleDict({name: getattr(student, name) for name in trunk})]
         rest = {name: part for name, part in student.named_children() if name not in trunk}
         of_rest = nn.ModuleDict({**rest, 'helper': net.features, 'map_helper': net.map})
@@ -84,17 +89,18 @@ class DistillationRun(ResumableRun):
         """This process's share of the views of some steps."""
         size = self.batch_size // self.world
         starts = (step * self.batch_size + self.rank * size for step in range(first, last))
+        indices: list[Any] = [range(start, start + size) for start in starts]
         return iter(
             DataLoader(
                 self.views,
-                batch_sampler=[range(start, start + size) for start in starts],
+                batch_sampler=indices,
                 num_workers=self.workers,
                 worker_init_fn=start_worker,
                 pin_memory=self.device.type == 'cuda',
             )
         )
 
-    def enter(self, stage: Stage):
+    def enter(self, stage: Stage) -> None:
         """Start a stage: choose the parts that learn, and find those that student and teacher share."""
         self.stage, student = stage, self.net.student
         names = [name for name, _ in student.named_children()]
@@ -147,13 +153,13 @@ class DistillationRun(ResumableRun):
         filters = {name: value for name, value in net.named_parameters() if '.tokenizer.filters' in name}
         return first_filters(filters, count)
 
-    def train_mode(self):
+    def train_mode(self) -> None:
         self.net.train()
         for name in self.frozen:
             getattr(self.net.student, name).eval()
 
     @torch.no_grad()
-    def calibrate(self):
+    def calibrate(self) -> None:
         """Run `Distiller.calibrate` before the first step."""
         self.train_mode()
 
@@ -168,7 +174,7 @@ class DistillationRun(ResumableRun):
                 dist.broadcast(value, 0)
         self.ema.module.load_state_dict(self.net.state_dict())
 
-    def train_step(self):
+    def train_step(self) -> None:
         if self.batches is None:
             self.batches = self.loader(self.step, self.steps)
         stage = self.recipe.stage(self.step)
@@ -203,7 +209,7 @@ class DistillationRun(ResumableRun):
         self.sums.zero_()
         found = self.evaluate()
         return {
-            'size': self.stage.size,
+            'size': self.recipe.stage(self.step - 1).size,
             'features_loss': round(features, 4),
             'maps_loss': round(maps, 4),
             'logits_loss': round(logits, 4),
@@ -247,7 +253,7 @@ class DistillationRun(ResumableRun):
         return token_diversity(self.ema.module.student.eval(), (images - mean) / std)
 
 
-def constants(net: nn.Module, device: torch.device) -> torch.Tensor:
+def constants(net: TimmModel, device: torch.device) -> torch.Tensor:
     """Mean and standard deviation of a network's normalisation, (2, 3, 1, 1)."""
     config = data_config(net)
     return torch.tensor([config['mean'], config['std']], device=device).view(2, 3, 1, 1)

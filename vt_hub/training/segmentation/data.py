@@ -80,7 +80,7 @@ class SegmentationData:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     reduce_labels: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < len(self.classes) <= IGNORE:
             raise ValueError(f'{self.name} has {len(self.classes)} classes, but masks can hold 1 to {IGNORE}.')
         if len(set(self.classes)) < len(self.classes):
@@ -177,7 +177,7 @@ def first_folder(*folders: Path) -> Path:
 
 def files_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
     """Files of a folder by name without extension. Hidden files are left out; macOS writes one beside each file."""
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in extensions and not path.name.startswith('.'):
             if path.stem in files:

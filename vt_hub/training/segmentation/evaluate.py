@@ -21,7 +21,7 @@ COMPARED = 16  # number of images to compare tokens on, in the first process
 __all__ = ['evaluate_segmentation', 'load_segmenter', 'scores']
 
 
-class EvaluationPairs(torch.utils.data.Dataset):
+class EvaluationPairs(torch.utils.data.Dataset[tuple[torch.Tensor, np.ndarray] | str]):
     """Prepared image and mask of each pair, or an error message if the pair cannot be used."""
 
     def __init__(
@@ -65,7 +65,8 @@ def confusion_of(
     """Segment an image (1, C, H, W), and count its labelled pixels by true class and predicted class, (C, C)."""
     outputs = model(pixels)
     labels = torch.as_tensor(mask, device=model.device).long()
-    predicted = processor.post_process_semantic_segmentation(outputs, [labels.shape])[0]
+    height, width = mask.shape
+    predicted = processor.post_process_semantic_segmentation(outputs, [(height, width)])[0]
     labelled, num_classes = labels != IGNORE, model.config.num_labels
     cells = labels[labelled] * num_classes + predicted[labelled]
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
@@ -112,7 +113,7 @@ def load_segmenter(folder: Path) -> VTFPNForSemanticSegmentation:
     Raises:
         ValueError: The model does not segment.
     """
-    architecture = read_json(folder / 'config.json').get('architecture')
+    architecture = str(read_json(folder / 'config.json').get('architecture'))
     if not is_segmenter(architecture):
         raise ValueError(f'{folder} holds a {architecture}, which does not segment.')
     return VTFPNForSemanticSegmentation.from_pretrained(folder)

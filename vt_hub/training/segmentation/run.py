@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ...files import read_json
+from ...loading.checkpoints import create_network
 from ...loading.published import list_pretrained
 from ...loading.source import Source
 from ...network.modeling_vt import VTFPNForSemanticSegmentation
@@ -47,10 +48,12 @@ class RandomSize(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         if edges := self.recipe.shortest_edge:
             shortest = edges[int(torch.randint(len(edges), ()))]
-            size = fit_edges(*v2.functional.get_size(flat_inputs[0]), shortest, self.recipe.longest_edge)
+            height, width = v2.functional.get_size(flat_inputs[0])
+            size = fit_edges(height, width, shortest, self.recipe.longest_edge)
         else:
             scale = torch.empty(()).uniform_(*self.recipe.scale).item()
-            size = [max(int(edge * scale), 1) for edge in self.recipe.input_size]
+            height, width = (max(int(edge * scale), 1) for edge in self.recipe.input_size)
+            size = height, width
         return {'size': list(size)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -59,7 +62,7 @@ class RandomSize(v2.Transform):
         return v2.functional.resize(inpt, interpolation=mode, **params)
 
 
-class TrainingPairs(torch.utils.data.Dataset):
+class TrainingPairs(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Augmented images (3, H, W), normalised, with their labels (H, W)."""
 
     def __init__(self, data: SegmentationData, recipe: SegmentationRecipe, mean: Sequence[float], std: Sequence[float]):
@@ -100,12 +103,18 @@ def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 class SegmentationTrainer(Trainer):
     """transformers' Trainer with a recipe's learning rates, and mIoU over the whole validation set."""
 
+    model: VTFPNForSemanticSegmentation
+    eval_dataset: SegmentationData
+
     def __init__(self, recipe: SegmentationRecipe, **kwargs: Any):
         super().__init__(**kwargs)
         self.recipe = recipe
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.recipe.lr_factor)
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
+        optimizer = optimizer or self.create_optimizer()
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.lr_factor)
         return self.lr_scheduler
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
@@ -128,7 +137,7 @@ def world_size() -> int:
     return int(os.environ.get('WORLD_SIZE', 1))
 
 
-def check_data(data: SegmentationData, absent_classes: bool, workers: int, progress: Progress):
+def check_data(data: SegmentationData, absent_classes: bool, workers: int, progress: Progress) -> None:
     """Decode this process's share of the pairs, and print which pixels and classes their masks leave out.
 
     Raises:
@@ -176,17 +185,18 @@ def source_of(recipe: SegmentationRecipe) -> Source:
 
 def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSemanticSegmentation:
     """The model before training: an architecture, or other weights with a new last convolution."""
-    source, overlay, args = source_of(recipe), {'input_size': (3, *recipe.input_size)}, dict(recipe.model_args)
+    source, args = source_of(recipe), dict(recipe.model_args)
+    overlay: dict[str, Any] = {'input_size': (3, *recipe.input_size)}
     pretrained = source.is_folder or source.text in list_pretrained()
     if pretrained:
         args.pop('pretrained_backbone', None)  # the weights include it
     elif args.get('pretrained_backbone'):
         backbone = {**ARCHITECTURES[source.architecture], **args}['backbone']
-        cfg = timm.get_pretrained_cfg(backbone)
-        overlay |= {'mean': cfg.mean, 'std': cfg.std}
+        overlay |= {key: timm.get_pretrained_cfg_value(backbone, key) for key in ('mean', 'std')}
     args |= {'num_classes': len(classes), 'pretrained_cfg_overlay': overlay}
-    model = timm.create_model(source.timm_name, pretrained, **args)
-    trained = VTFPNForSemanticSegmentation(config_of(model, classes))
+    model = create_network(source.timm_name, pretrained=pretrained, **args)
+    config: Any = config_of(model, classes)  # a VTFPNConfig, since `source_of` has checked the architecture
+    trained = VTFPNForSemanticSegmentation(config)
     trained.load_state_dict(model.state_dict())
     return trained
 
