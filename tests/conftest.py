@@ -4,6 +4,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'  # before anything imports huggingface_hub
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # before anything imports torch
 
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from vt_hub.cli import main as cli
 from vt_hub.publishing import verification as checks
 
 ROOT = Path(__file__).parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores both, with its children
+if hasattr(signal, 'SIGHUP'):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
