@@ -61,6 +61,7 @@ from torch.optim.swa_utils import update_bn
 import vt_hub  # noqa: F401  registers the models
 from vt_hub.files import read_json
 from vt_hub.loading.checkpoints import load_into, read_safetensors
+from vt_hub.loading.conversion import has_distinct_tokens
 from vt_hub.loading.source import Source
 from vt_hub.network.checksums import file_sha256
 from vt_hub.reporting import write_result
@@ -169,7 +170,7 @@ class Arm:
         weights = read_safetensors(self.weights) if self.weights else {}
         options = dict(self.config.get('model_args', {}))
         if weights and Source.parse(self.model).is_ours:
-            options['distinct_tokens'] = any(key.endswith('.sharpness') for key in weights)
+            options['distinct_tokens'] = has_distinct_tokens(weights)
         model = timm.create_model(self.model, num_classes=num_classes, **options)
         if weights:
             if self.shuffled:

@@ -15,7 +15,7 @@ from .download import hub_reason
 from .published import resolve_name
 from .source import Source, list_models, load_model
 
-__all__ = ['WarmStart', 'is_vt_resnet', 'load_checkpoint', 'load_source', 'warm_start']
+__all__ = ['WarmStart', 'has_distinct_tokens', 'is_vt_resnet', 'load_checkpoint', 'load_source', 'warm_start']
 
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
 WARM_START_PROSE = """\
@@ -58,6 +58,11 @@ def has_vt_stage(state_dict: dict[str, torch.Tensor]) -> bool:
     return any(name.startswith('vt.') for name in state_dict)
 
 
+def has_distinct_tokens(state_dict: dict[str, torch.Tensor]) -> bool:
+    """Whether weights are those of a network with `distinct_tokens`, which a bare state dict does not say."""
+    return any(name.endswith('.sharpness') for name in state_dict)
+
+
 def is_vt_resnet(source: str) -> bool:
     """Whether a source is a VT-ResNet and not a ResNet: a folder, one of our models, or a checkpoint of one."""
     if Path(source).is_file():
@@ -90,11 +95,13 @@ def warm_start(source: str, **kwargs: Any) -> WarmStart:
         ValueError: The source has not the stem and layer1..layer3 of ResNet-18, 34, 50 or 101.
     """
     cfg: dict[str, Any] = {}
-    if is_vt_resnet(source):
-        how = '`vt-hub export --model`' if Path(source).is_file() else '`vt-hub export`'
-        raise ValueError(f'{source} is a VT-ResNet already; {how} makes a folder of it, --grow a deeper network.')
+    already = '{} is a VT-ResNet already; `{}` makes a folder of it, --grow a deeper network.'
     if Path(source).is_file():
         state_dict, _ = read_foreign(source)
+        if has_vt_stage(state_dict):
+            raise ValueError(already.format(source, 'vt-hub export --model'))
+    elif is_vt_resnet(source):
+        raise ValueError(already.format(source, 'vt-hub export'))
     elif timm.is_model(source):
         try:
             resnet: TimmModel = timm.create_model(source, pretrained=True)
@@ -157,7 +164,7 @@ def load_checkpoint(
     shape = {
         'num_classes': len(state_dict['fc.weight']),
         'in_chans': state_dict['conv1.weight'].shape[1],
-        'distinct_tokens': any(key.endswith('.sharpness') for key in state_dict),
+        'distinct_tokens': has_distinct_tokens(state_dict),
     }
     model = create_network(architecture, pretrained_cfg_overlay=overlay, **{**model_args, **shape})
     return load_into(model, state_dict, path).eval(), facts
