@@ -129,8 +129,8 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
         check('transformers', lambda: _compare(found['logits'], _transformers(folder)))
         if _pixels(folder).shape[1] in (1, 3):  # image files have 1 or 3 channels
             check('pipeline', lambda: _pipeline(folder))
-    others = _other_code(folder)
-    if check('code', lambda: _code(others, trust_remote_code)):
+    others: list[str] = []
+    if check('code', lambda: _code(folder, trust_remote_code, others)):
         with tempfile.TemporaryDirectory() as tmp:
             copy = with_code(folder, Path(tmp) / folder.resolve().name)
             check('remote code', lambda: _compare(found['logits'], _subprocess(REMOTE_CODE, copy), not others))
@@ -204,17 +204,16 @@ def _tokens(folder: Path, found: list[TokenDiversity]) -> str:
     return warning_of(found) or '; '.join(map(str, found)) or 'none'
 
 
-def _other_code(folder: Path) -> list[str]:
-    """Names of the files of code in a folder that are not those of this version of the package."""
+def _code(folder: Path, trusted: bool, others: list[str]) -> str:
+    """Check that the code in the folder is this package's own: other code runs only if it is trusted.
+
+    Adds the names of the files with other code to `others`.
+    """
     files = code_files()
-    others = sorted(path.name for path in folder.glob('*.py') if path.name not in files)
-    return others + [
+    others += sorted(path.name for path in folder.glob('*.py') if path.name not in files)
+    others += [
         name for name in files if (folder / name).exists() and not filecmp.cmp(folder / name, files[name], False)
     ]
-
-
-def _code(others: list[str], trusted: bool) -> str:
-    """Check that the code in the folder is this package's own: other code runs only if it is trusted."""
     if others and not trusted:
         raise ValueError(
             f'{others[0]} is not the code of this version of vt_hub; read it, then pass --trust-remote-code to run it'
