@@ -22,9 +22,9 @@ def pixels(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def deviation(X: Tensor) -> Tensor:
-    """Standard deviation of the pixels (B, P, C) of each image, one number for all channels, (B, 1, 1)."""
-    lengths = torch.linalg.vector_norm(X - X.mean(dim=1, keepdim=True), dim=2, keepdim=True)
+def rms(X: Tensor) -> Tensor:
+    """Root mean square of the pixels (B, P, C) of each image, (B, 1, 1)."""
+    lengths = torch.linalg.vector_norm(X, dim=2, keepdim=True)  # avoids storing X^2
     return (lengths.square().mean(dim=1, keepdim=True) / X.shape[2]).clamp(min=1e-6).sqrt()
 
 
@@ -75,7 +75,7 @@ class RecurrentTokenizer(Tokenizer):
 
 
 class DistinctTokenizer(Tokenizer):
-    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / std(X)), T = A^T X W_C.
+    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / rms(X)), T = A^T X W_C.
 
     The filters W (L, C) are W_A with rows of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows
     clipped to unit length: 78 degrees apart if all T_in are equal. s >= 1 is learned, and bounds the logits.
@@ -98,7 +98,7 @@ class DistinctTokenizer(Tokenizer):
         if self.token_to_filter is not None and tokens is not None:
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
         s = 1 + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
-        A = (X @ W.transpose(-2, -1) * (s / deviation(X))).softmax(dim=1)
+        A = (X @ W.transpose(-2, -1) * (s / rms(X))).softmax(dim=1)
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
 
