@@ -59,6 +59,7 @@ class VTConfig(PreTrainedConfig):
         model_args: dict[str, Any] = {}
         pretrained_cfg: dict[str, Any] = {}
     else:
+        id2label: dict[int, str] | dict[str, str] | list[str] | tuple[str, ...] | None = None
         model_args: dict[str, Any] | None = None
         pretrained_cfg: dict[str, Any] | None = None
 
