@@ -93,9 +93,6 @@ def test_the_warning_names_the_modules():
 def test_verify_warns_of_tokens_that_are_one(distinct, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model('test_vt_resnet', num_classes=3, distinct_tokens=distinct).eval()
-    if distinct:  # as after a training
-        for block in model.vt.blocks:
-            torch.nn.init.constant_(block.tokenizer.sharpness, 3)
     export(model, tmp_path / 'new', code=False)
     check = next(check for check in verify(tmp_path / 'new') if check.name == 'tokens')
     assert check.passed

@@ -60,7 +60,7 @@ def has_vt_stage(state_dict: dict[str, torch.Tensor]) -> bool:
 
 def has_distinct_tokens(state_dict: dict[str, torch.Tensor]) -> bool:
     """Whether weights are those of a network with `distinct_tokens`, which a bare state dict does not say."""
-    return any(name.endswith('.sharpness') for name in state_dict)
+    return any(name.endswith('.filters') for name in state_dict)
 
 
 def is_vt_resnet(source: str) -> bool:

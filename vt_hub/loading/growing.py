@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from timm.models.resnet import ResNet
 
+from ..network.vt_layers import DistinctTokenizer
 from ..network.vt_resnet import VTResNet
 
 __all__ = ['grow']
@@ -90,7 +91,7 @@ def grow_modules(blocks: nn.ModuleList, into: nn.ModuleList) -> None:
     for module, block in zip(into[new:], blocks, strict=True):
         asks = getattr(module.tokenizer, 'token_to_filter', None)
         if asks is not None and getattr(block.tokenizer, 'token_to_filter', None) is None:
-            if not hasattr(block.tokenizer, 'sharpness'):
+            if not isinstance(block.tokenizer, DistinctTokenizer):
                 raise ValueError(
                     "In the paper's arithmetic a recurrent tokenizer has no filters of its own, so the first VT module "
                     f'cannot become a later one; give the deeper network vt_depth={len(blocks)}.'

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_vt import VTFPNConfig, VTResNetConfig
 from .vt_fpn import VTFPNBody
-from .vt_layers import EXTRA_SHARPNESS, DistinctTokenizer
+from .vt_layers import DistinctTokenizer
 from .vt_resnet import VTResNetBody
 
 __all__ = [
@@ -95,7 +95,6 @@ class VTPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, DistinctTokenizer):
             init.normal_(module.filters, std=module.scale)
-            init.constant_(module.sharpness, EXTRA_SHARPNESS)
         elif isinstance(module, LayerScale):
             init.constant_(module.gamma, module.init_values)
         else:

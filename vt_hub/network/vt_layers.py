@@ -14,18 +14,10 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor
 
-EXTRA_SHARPNESS = 0.1  # a new tokenizer has s = 1.1
-
 
 def pixels(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as pixels (B, P, C)."""
     return x.flatten(2).transpose(1, 2)
-
-
-def rms(X: Tensor) -> Tensor:
-    """Root mean square of the pixels (B, P, C) of each image, (B, 1, 1)."""
-    lengths = torch.linalg.vector_norm(X, dim=2, keepdim=True)  # avoids storing X^2
-    return (lengths.square().mean(dim=1, keepdim=True) / X.shape[2]).clamp(min=1e-6).sqrt()
 
 
 def token_grid(num_tokens: int) -> Tuple[int, int]:
@@ -75,30 +67,29 @@ class RecurrentTokenizer(Tokenizer):
 
 
 class DistinctTokenizer(Tokenizer):
-    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(s X W^T / rms(X)), T = A^T X W_C.
+    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(1.5 Z / std_P(Z)), Z = X W^T, T = A^T X W_C.
 
     The filters W (L, C) are W_A with rows of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows
-    clipped to unit length: 78 degrees apart if all T_in are equal. s >= 1 is learned, and bounds the logits.
+    clipped to unit length: 78 degrees apart if all T_in are equal.
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, recurrent: bool = False, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__(dim, token_dim, num_tokens, **dd)
         self.filters = nn.Parameter(torch.empty(num_tokens, dim, **dd))
-        self.sharpness = nn.Parameter(torch.empty(1, **dd))
         self.token_to_filter = nn.Linear(token_dim, dim, bias=False, **dd) if recurrent else None
         self.reset_parameters()
 
     def reset_parameters(self):
         nn.init.normal_(self.filters, std=self.scale)
-        nn.init.constant_(self.sharpness, EXTRA_SHARPNESS)
 
     def forward(self, x: Tensor, tokens: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         X, W = pixels(x), F.normalize(self.filters, dim=1)
         if self.token_to_filter is not None and tokens is not None:
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
-        s = 1 + self.sharpness.abs()  # with a small s, every token is the mean of all pixels
-        A = (X @ W.transpose(-2, -1) * (s / rms(X))).softmax(dim=1)
+        Z = X @ W.transpose(-2, -1)
+        deviation = Z.std(dim=1, correction=0, keepdim=True).clamp(min=1e-3)
+        A = (1.5 * Z / deviation).softmax(dim=1)  # each token reads about a third of the pixels
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
 
