@@ -101,7 +101,7 @@ def test_distinct_tokenizer_is_equation_1_or_2_with_logits_of_one_deviation(recu
             logits = [(pixel @ w).item() for pixel in rows(x[b])]
             mean = sum(logits) / len(logits)
             deviation = math.sqrt(sum((z - mean) ** 2 for z in logits) / len(logits))
-            weights = [math.exp(1.5 * z / deviation) for z in logits]
+            weights = [math.exp(z / deviation) for z in logits]
             maps.append(torch.tensor(weights) / sum(weights))
         A = torch.stack(maps)
         assert_close(out[b], apply(A @ torch.stack(list(rows(x[b]))), tokenizer.proj))
@@ -119,7 +119,7 @@ def test_distinct_logits_know_neither_the_scale_of_the_map_nor_that_of_the_filte
 
 
 def test_a_training_can_make_tokens_neither_uniform_nor_single_pixels():
-    """Whatever the filters, a token reads about a third of the pixels: exp(entropy), a tenth to six tenths here."""
+    """Whatever the filters, a token reads about 60 % of the pixels: exp(entropy), 0.3 to 0.8 of them here."""
     x = torch.randn(B, C, 16, 16)
     for sign in (1, -1):
         tokenizer = DistinctTokenizer(C, D, L)
@@ -130,7 +130,7 @@ def test_a_training_can_make_tokens_neither_uniform_nor_single_pixels():
             optimizer.zero_grad()
             (sign * entropy).backward()
             optimizer.step()
-        assert 0.1 < entropy.exp() / attn.shape[2] < 0.6
+        assert 0.3 < entropy.exp() / attn.shape[2] < 0.8
 
 
 @torch.no_grad()

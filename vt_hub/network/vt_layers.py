@@ -67,7 +67,7 @@ class RecurrentTokenizer(Tokenizer):
 
 
 class DistinctTokenizer(Tokenizer):
-    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(1.5 Z / std_P(Z)), Z = X W^T, T = A^T X W_C.
+    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(Z / std_P(Z)), Z = X W^T, T = A^T X W_C.
 
     The filters W (L, C) are W_A with rows of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows
     clipped to unit length: 78 degrees apart if all T_in are equal.
@@ -89,7 +89,7 @@ class DistinctTokenizer(Tokenizer):
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
         Z = X @ W.transpose(-2, -1)
         deviation = Z.std(dim=1, correction=0, keepdim=True).clamp(min=1e-3)
-        A = (1.5 * Z / deviation).softmax(dim=1)  # each token reads about a third of the pixels
+        A = (Z / deviation).softmax(dim=1)  # each token reads about 60 % of the pixels
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
 
