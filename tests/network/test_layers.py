@@ -1,6 +1,7 @@
 """The layers against a direct transcription of equations 1 to 6, pixels as rows, in float64."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -92,19 +93,15 @@ def test_distinct_tokenizer_is_equation_1_or_2_with_logits_of_one_deviation(recu
     tokenizer = DistinctTokenizer(C, token_dim, L, recurrent=recurrent)
     out, attn = tokenizer(x, tokens)
     for b in range(B):
-        maps = []
+        filters = []
         for t in range(L):
             w = unit(tokenizer.filters[t])
             if recurrent:
                 asked = torch.stack([tokens[b, t] @ row for row in tokenizer.token_to_filter.weight])
                 w = w + 0.5 * (unit(asked) if asked.norm() > 1 else asked)
-            logits = [(pixel @ w).item() for pixel in rows(x[b])]
-            mean = sum(logits) / len(logits)
-            deviation = math.sqrt(sum((z - mean) ** 2 for z in logits) / len(logits))
-            weights = [math.exp(z / deviation) for z in logits]
-            maps.append(torch.tensor(weights) / sum(weights))
-        A = torch.stack(maps)
-        assert_close(out[b], apply(A @ torch.stack(list(rows(x[b]))), tokenizer.proj))
+            filters.append(w / statistics.pstdev((pixel @ w).item() for pixel in rows(x[b])))
+        expected, A = naive_pool(x[b], torch.stack(filters, 1), 1)
+        assert_close(out[b], apply(expected, tokenizer.proj))
         assert_close(attn[b], A)
 
 
