@@ -31,7 +31,7 @@ from timm.utils import ModelEmaV3
 from token_variants import OF_THE_PAPER, VARIANTS, change
 
 from vt_hub.inference.diversity import measure_module, token_diversity
-from vt_hub.network.vt_resnet import VTStage
+from vt_hub.network.vt_stage import VTStage
 from vt_hub.reporting import machine
 from vt_hub.synthesis.shapes import CLASSES, scene
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 from mypy import api
 
 SKIPPED = ('torch', 'timm', 'transformers', 'huggingface_hub', 'numpy', 'PIL', 'safetensors', 'jinja2', 'matplotlib')
-MODEL = 'VTResNet | VTFPN'
+MODEL = 'VTClassifier | VTFPN'
 PUBLIC = {  # an expression, and a part of its type
     "vt_hub.load_model('vt_resnet18')": MODEL,
     "vt_hub.load_model('vt_resnet18').num_classes": 'int',

@@ -1,8 +1,8 @@
 """Run timm's own model tests on our architectures: python tests/timm_suite.py [pytest arguments].
 
-Fetches timm's source distribution (the wheel has no tests), adds our names to the two lists by which timm's suite knows
-its token-output models and the modules with forward_intermediates, and runs the tests of our models. Exits 0 with a
-message where pip cannot fetch the source distribution.
+Fetches timm's source distribution (the wheel has no tests), adds our names to the lists by which timm's suite knows its
+token-output models, the modules with forward_intermediates and the models without TorchScript, and runs the tests of
+our models. Exits 0 with a message where pip cannot fetch the source distribution.
 """
 
 import os
@@ -42,7 +42,11 @@ def main() -> int:
         tests = next(Path(tmp).glob('timm-*/tests'))
         suite = tests / 'test_models.py'
         text = suite.read_text()
-        for name, ours in (('NON_STD_FILTERS', "'vt_*', 'test_vt*',"), ('FEAT_INTER_FILTERS', "'vt_resnet',")):
+        for name, ours in (
+            ('NON_STD_FILTERS', "'vt_*', 'test_vt*',"),
+            ('FEAT_INTER_FILTERS', "'vt_resnet', 'vt_net',"),
+            ('EXCLUDE_JIT_FILTERS', "'vt_net', 'test_vt_net', 'vt_efficientnet*',"),
+        ):
             text, found = re.subn(rf'^{name} = \[', rf'\g<0>{ours}', text, flags=re.MULTILINE)
             assert found == 1, f'timm {timm.__version__} has no list {name} in tests/test_models.py.'
         suite.write_text(f'import vt_hub\n{text}')
@@ -55,7 +59,7 @@ def main() -> int:
             'pytest',
             str(suite),
             '-k',
-            'vt_resnet',
+            'vt_resnet or vt_net or vt_efficientnet',
             '-q',
             '-c',
             os.devnull,

@@ -13,14 +13,19 @@ if TYPE_CHECKING:  # `as` tells type checkers that a name is public
     from .loading.source import list_models as list_models
     from .loading.source import load_model as load_model
     from .network.configuration_vt import VTFPNConfig as VTFPNConfig
+    from .network.configuration_vt import VTNetConfig as VTNetConfig
     from .network.configuration_vt import VTResNetConfig as VTResNetConfig
     from .network.image_processing_vt import VTFPNImageProcessor as VTFPNImageProcessor
     from .network.image_processing_vt import VTResNetImageProcessor as VTResNetImageProcessor
     from .network.modeling_vt import VTFPNForSemanticSegmentation as VTFPNForSemanticSegmentation
+    from .network.modeling_vt import VTNetBackbone as VTNetBackbone
+    from .network.modeling_vt import VTNetForImageClassification as VTNetForImageClassification
+    from .network.modeling_vt import VTNetModel as VTNetModel
     from .network.modeling_vt import VTResNetBackbone as VTResNetBackbone
     from .network.modeling_vt import VTResNetForImageClassification as VTResNetForImageClassification
     from .network.modeling_vt import VTResNetModel as VTResNetModel
     from .network.vt_fpn import VTFPN as VTFPN
+    from .network.vt_net import VTNet as VTNet
     from .network.vt_resnet import VTResNet as VTResNet
     from .publishing import export as export
     from .publishing import export_onnx as export_onnx
@@ -35,6 +40,11 @@ _MODULES = {  # of what is imported on first use
     'VTFPNConfig': 'network.configuration_vt',
     'VTFPNForSemanticSegmentation': 'network.modeling_vt',
     'VTFPNImageProcessor': 'network.image_processing_vt',
+    'VTNet': 'network.vt_net',
+    'VTNetBackbone': 'network.modeling_vt',
+    'VTNetConfig': 'network.configuration_vt',
+    'VTNetForImageClassification': 'network.modeling_vt',
+    'VTNetModel': 'network.modeling_vt',
     'VTResNet': 'network.vt_resnet',
     'VTResNetBackbone': 'network.modeling_vt',
     'VTResNetConfig': 'network.configuration_vt',

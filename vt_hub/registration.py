@@ -18,7 +18,7 @@ def _find_published(name: str) -> Path:
 
 
 def _register_networks() -> None:
-    from .network import vt_fpn, vt_resnet  # noqa: F401  importing registers them
+    from .network import vt_fpn, vt_net, vt_resnet  # noqa: F401  importing registers them
     from .network.weights import find_published_with
 
     find_published_with(_find_published)
@@ -27,39 +27,41 @@ def _register_networks() -> None:
 def _register_configs() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
+    from .network.configuration_vt import VTFPNConfig, VTNetConfig, VTResNetConfig
 
-    for config in (VTResNetConfig, VTFPNConfig):
+    for config in (VTResNetConfig, VTNetConfig, VTFPNConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models() -> None:
     from transformers.models.auto import modeling_auto as auto
 
-    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
-    from .network.modeling_vt import (
-        VTFPNForSemanticSegmentation,
-        VTResNetBackbone,
-        VTResNetForImageClassification,
-        VTResNetModel,
-    )
+    from .network import configuration_vt as configs
+    from .network import modeling_vt as models
 
-    auto.AutoModel.register(VTResNetConfig, VTResNetModel, exist_ok=True)
-    auto.AutoModelForImageClassification.register(VTResNetConfig, VTResNetForImageClassification, exist_ok=True)
-    auto.AutoBackbone.register(VTResNetConfig, VTResNetBackbone, exist_ok=True)
-    auto.AutoModelForSemanticSegmentation.register(VTFPNConfig, VTFPNForSemanticSegmentation, exist_ok=True)
-    # pipelines look the class up by name in these tables, and log an error where it is missing
-    auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES['vt_resnet'] = 'VTResNetForImageClassification'
+    for name in ('VTResNet', 'VTNet'):
+        config = getattr(configs, f'{name}Config')
+        auto.AutoModel.register(config, getattr(models, f'{name}Model'), exist_ok=True)
+        auto.AutoModelForImageClassification.register(
+            config, getattr(models, f'{name}ForImageClassification'), exist_ok=True
+        )
+        auto.AutoBackbone.register(config, getattr(models, f'{name}Backbone'), exist_ok=True)
+        # pipelines look the class up by name in these tables, and log an error where it is missing
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config.model_type] = f'{name}ForImageClassification'
+    auto.AutoModelForSemanticSegmentation.register(
+        configs.VTFPNConfig, models.VTFPNForSemanticSegmentation, exist_ok=True
+    )
     auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES['vt_fpn'] = 'VTFPNForSemanticSegmentation'
 
 
 def _register_image_processors() -> None:
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    from .network.configuration_vt import VTFPNConfig, VTResNetConfig
+    from .network.configuration_vt import VTFPNConfig, VTNetConfig, VTResNetConfig
     from .network.image_processing_vt import VTFPNImageProcessor, VTResNetImageProcessor
 
-    for config, processor in ((VTResNetConfig, VTResNetImageProcessor), (VTFPNConfig, VTFPNImageProcessor)):
+    for config in (VTResNetConfig, VTNetConfig, VTFPNConfig):
+        processor = VTFPNImageProcessor if config is VTFPNConfig else VTResNetImageProcessor
         classes: dict[str, type] = {'pil': processor, 'torchvision': processor}
         AutoImageProcessor.register(config, image_processor_classes=classes, exist_ok=True)
 

@@ -96,7 +96,7 @@ def test_fewer_classes_than_asked_for():
     ],
 )
 def test_other_models_are_refused(model):
-    with pytest.raises(ValueError, match=r'Only the predictions of a VT-ResNet with a classifier can be explained'):
+    with pytest.raises(ValueError, match='Only the predictions of a VT-ResNet or VT-Net with a'):
         vt_hub.explain(model(), image_of(96, 96))
 
 

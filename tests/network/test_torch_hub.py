@@ -6,9 +6,11 @@ import torch
 from conftest import ROOT
 
 ENTRIES = [
+    'vt_efficientnet_lite0',
     'vt_fpn_resnet101',
     'vt_fpn_resnet10t',
     'vt_fpn_resnet50',
+    'vt_net',
     'vt_resnet10',
     'vt_resnet101',
     'vt_resnet18',

@@ -367,8 +367,8 @@ def test_arguments_survive_the_round_trip(tmp_path, kwargs, channels):
 @pytest.mark.parametrize('backbone', ['test_convnext', 'test_efficientnet', 'test_byobnet'])
 def test_other_backbones(backbone, x):
     model = timm.create_model('test_vt_fpn', backbone=backbone).eval()
-    assert model(x).shape == (2, 5, *model.backbone(x)[model.levels[0]].shape[2:])
-    assert model.backbone.feature_info.reduction()[model.levels[0]] == 4
+    assert model(x).shape == (2, 5, *model.forward_features(x)[0].shape[2:])
+    assert [model.backbone.feature_info[level]['reduction'] for level in model.levels] == [4, 8, 16, 32]
 
 
 def test_timm_as_a_backbone_is_refused():

@@ -98,8 +98,8 @@ def test_other_weights_under_right_sums_are_found(folder, quick):
 
 
 def test_remote_code_that_computes_something_else_is_found(folder):
-    change(folder / 'vt_resnet.py', lambda text: text.replace(b'x = x.mean(dim=1)', b'x = x.amax(dim=1)'))
-    change(folder / 'vt_resnet.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.amax(dim=1)'))
+    change(folder / 'vt_stage.py', lambda text: text.replace(b'x = x.mean(dim=1)', b'x = x.amax(dim=1)'))
+    change(folder / 'vt_stage.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.amax(dim=1)'))
     write_checksums(folder)
     assert list(failures(folder)) == ['code']  # not run unasked
     found = {check.name: check.detail for check in verify(folder, trust_remote_code=True) if not check.passed}
@@ -108,9 +108,7 @@ def test_remote_code_that_computes_something_else_is_found(folder):
 
 def test_trusted_code_may_round_differently(folder):
     """As that of another version does, which sums in another order."""
-    change(
-        folder / 'vt_resnet.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.mean(dim=1) * (1 + 1e-6)')
-    )
+    change(folder / 'vt_stage.py', lambda text: text.replace(b'else x.mean(dim=1)', b'else x.mean(dim=1) * (1 + 1e-6)'))
     write_checksums(folder)
     found = {check.name: check for check in verify(folder, trust_remote_code=True)}
     assert all(check.passed for check in found.values())
@@ -252,7 +250,7 @@ def test_export_refuses_and_leaves_nothing(tmp_path):
     broken.fc.weight.data[0, 0] = float('inf')
     with pytest.raises(ValueError, match=r'fc\.weight has values that are not finite'):
         vt_hub.export(broken, tmp_path / 'new')
-    with pytest.raises(ValueError, match='Only a VT-ResNet or VT-FPN with a classifier'):
+    with pytest.raises(ValueError, match='Only a VT-ResNet, VT-Net or VT-FPN with a classifier'):
         vt_hub.export(tiny(num_classes=0), tmp_path / 'new')
     with pytest.raises(ValueError, match='not made by timm'):
         vt_hub.export(vt_hub.VTResNet(), tmp_path / 'new')

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..network.vt_fpn import VTDecoder, VTFPNBody
-from ..network.vt_resnet import VTResNetBody
+from ..network.vt_stage import VTBody
 
 __all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
 
@@ -61,13 +61,13 @@ def token_diversity(model: torch.nn.Module, images: torch.Tensor) -> list[TokenD
     """How much the visual tokens of a network differ on some images.
 
     Args:
-        model: A VT-ResNet or VT-FPN in evaluation mode, timm's or transformers'.
+        model: A VT-ResNet, VT-Net or VT-FPN in evaluation mode, timm's or transformers'.
         images: (B, C, H, W), from the model's transform.
 
     Returns:
         One entry per VT module, or for VT-FPN one per level, finest first. Empty if the network has no tokens.
     """
-    if isinstance(model, VTResNetBody):
+    if isinstance(model, VTBody):
         _, tokens, attention = model.vt.forward_tokens(model.forward_trunk(images))
     elif isinstance(model, VTFPNBody) and isinstance(model.decoder, VTDecoder):
         _, together, attention = model.decoder.forward_tokens(model.forward_features(images))

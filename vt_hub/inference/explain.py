@@ -15,7 +15,7 @@ from torch import nn
 
 from ..figures import new_figure, save_figure
 from ..network.images import to_channels
-from ..network.vt_resnet import VTResNet
+from ..network.vt_stage import VTClassifier
 from .diversity import TokenDiversity, measure_module
 from .preprocessing import data_config, eval_transform
 from .scores import label_names, meaning_of, scores_of
@@ -63,18 +63,20 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explanation:
-    """Split a VT-ResNet's prediction for an image into the contributions of its tokens.
+    """Split a prediction of a VT-ResNet or VT-Net for an image into the contributions of its tokens.
 
     Args:
-        model: A VT-ResNet with a classifier in evaluation mode, through timm.
+        model: A VT-ResNet or VT-Net with a classifier in evaluation mode, through timm.
         image: An image of any mode.
         topk: Number of classes, best first.
 
     Raises:
-        ValueError: The model is not a VT-ResNet with a classifier.
+        ValueError: The model is not a VT-ResNet or VT-Net with a classifier.
     """
-    if not isinstance(model, VTResNet) or not isinstance(model.fc, nn.Linear) or model.pruned:
-        raise ValueError('Only the predictions of a VT-ResNet with a classifier can be explained by its tokens.')
+    if not isinstance(model, VTClassifier) or not isinstance(model.fc, nn.Linear) or model.pruned:
+        raise ValueError(
+            'Only the predictions of a VT-ResNet or VT-Net with a classifier can be explained by its tokens.'
+        )
     config = data_config(model)
     pixels, weight = eval_transform(model)(to_channels(image, model.in_chans)), model.fc.weight
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))

@@ -1,10 +1,12 @@
 """The meaning of a model's outputs: names of the classes, and scores as in transformers' pipeline."""
 
 import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from ..loading.checkpoints import TimmModel
 from ..network.vt_fpn import Network
 
-__all__ = ['label_names', 'meaning_of', 'scores_of', 'shown']
+__all__ = ['class_names', 'label_names', 'meaning_of', 'scores_of', 'shown']
 
 
 def label_names(model: Network) -> list[str]:
@@ -14,6 +16,16 @@ def label_names(model: Network) -> list[str]:
         descriptions = model.pretrained_cfg.get('label_descriptions') or {}
         return [descriptions.get(name, name) for name in names]
     return [str(i) for i in range(model.num_classes)]
+
+
+def class_names(model: TimmModel) -> list[str] | None:
+    """Class names of any timm model: its own, or the first synonyms of ImageNet's; None if they are unknown."""
+    if model.pretrained_cfg.get('label_names'):
+        return label_names(model)
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return None
+    return [name.split(', ')[0] for name in ImageNetInfo(subset).label_descriptions()]
 
 
 def meaning_of(model: Network) -> str:

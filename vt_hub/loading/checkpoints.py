@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from ..files import read_json
 from ..network.vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from ..network.vt_fpn import VTFPN, Network
+from ..network.vt_net import ARCHITECTURES as VT_NET_ARCHITECTURES
 from ..network.vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
-from ..network.vt_resnet import VTResNet
+from ..network.vt_stage import VTClassifier
 
 WRAPPERS = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')  # of DDP, torch.compile, Lightning, and habit
 
@@ -146,8 +147,8 @@ def create_network(name: str, **kwargs: Any) -> Network:
         ValueError: It is one of another package.
     """
     model = timm.create_model(name, **kwargs)
-    if not isinstance(model, (VTResNet, VTFPN)):
-        raise ValueError(f'{name} is a {type(model).__name__}, not a VT-ResNet or VT-FPN.')
+    if not isinstance(model, (VTClassifier, VTFPN)):
+        raise ValueError(f'{name} is a {type(model).__name__}, not a VT-ResNet, VT-Net or VT-FPN.')
     return model
 
 
@@ -165,7 +166,7 @@ def load_folder(folder: str | Path) -> Network:
     for key, kind in (('architecture', str), ('num_classes', int), ('pretrained_cfg', dict), ('model_args', dict)):
         if not isinstance(config.get(key), kind):
             raise ValueError(f'{folder / "config.json"} has no {key}; it is not a model folder of vt_hub.')
-    if config['architecture'] not in {**VT_RESNET_ARCHITECTURES, **VT_FPN_ARCHITECTURES}:
+    if config['architecture'] not in VT_RESNET_ARCHITECTURES | VT_NET_ARCHITECTURES | VT_FPN_ARCHITECTURES:
         raise ValueError(
             f'{folder / "config.json"} names the architecture {config["architecture"]}, which vt_hub does not have.'
         )

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['cost']
+__all__ = ['cost', 'count']
 
 
 def cost(model_name: str, stage: str = '', size: tuple[int, int] = (224, 224), **args: Any) -> tuple[float, float]:
@@ -28,15 +28,19 @@ def cost(model_name: str, stage: str = '', size: tuple[int, int] = (224, 224), *
 @cache
 def _cost(model_name: str, stage: str, size: tuple[int, int], args: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
     with torch.device('meta'):
-        # in training mode: the equations as they stand, a little more than inference needs
-        model = timm.create_model(model_name, device='meta', **dict(args)).train()
-        image = torch.empty(1, 3, *size)
+        model = timm.create_model(model_name, device='meta', **dict(args))
+    return count(model, size, stage)
+
+
+def count(model: torch.nn.Module, size: tuple[int, int] = (224, 224), stage: str = '') -> tuple[float, float]:
+    """`cost` of a model on the meta device. It stays in training mode."""
+    model.train()  # the equations as they stand, a little more than inference needs
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(image)
+        model(torch.empty(2, 3, *size, device='meta'))
     part = model.get_submodule(stage)
     name = f'{type(model).__name__}.{stage}' if stage else 'Global'
-    return sum(p.numel() for p in part.parameters()) / 1e6, _flops(counter.get_flop_counts(), name, part) / 2e6
+    return sum(p.numel() for p in part.parameters()) / 1e6, _flops(counter.get_flop_counts(), name, part) / 4e6
 
 
 def _flops(counts: dict[str, dict[Any, int]], name: str, module: torch.nn.Module) -> int:

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from ..inference.scores import label_names
 from ..network.vt_fpn import Network, VTDecoder, task_of
-from ..network.vt_resnet import VTResNet
+from ..network.vt_stage import VTClassifier
 from .published import PRETRAINED, pretrained_folder, resolve_name
 from .source import Source, list_models, load_model
 
@@ -42,7 +42,7 @@ def describe_pretrained(name: str) -> dict[str, Any]:
 def token_shape(model: Network, input_size: tuple[int, int, int]) -> list[int] | None:
     """Number and width of a model's visual tokens; None for the panoptic FPN, which has none."""
     images = torch.zeros(1, *input_size)
-    if isinstance(model, VTResNet):
+    if isinstance(model, VTClassifier):
         return list(model.forward_features(images).shape[1:])
     if not isinstance(model.decoder, VTDecoder):
         return None

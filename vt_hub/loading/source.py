@@ -18,7 +18,7 @@ __all__ = ['Source', 'list_models', 'load_model']
 
 def list_models() -> list[str]:
     """Names of all architectures of this package."""
-    return timm.list_models(module='vt_resnet') + timm.list_models(module='vt_fpn')
+    return [name for module in ('vt_resnet', 'vt_net', 'vt_fpn') for name in timm.list_models(module=module)]
 
 
 @dataclass(frozen=True)

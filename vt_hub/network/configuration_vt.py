@@ -13,12 +13,16 @@ from .images import with_channels
 from .vt_fpn import ARCHITECTURES as VT_FPN_ARCHITECTURES
 from .vt_fpn import VTFPNBody
 from .vt_fpn import default_cfgs as vt_fpn_default_cfgs
+from .vt_net import ARCHITECTURES as VT_NET_ARCHITECTURES
+from .vt_net import VTNetBody, preprocessing_of, trunk_levels
+from .vt_net import default_cfgs as vt_net_default_cfgs
 from .vt_resnet import ARCHITECTURES as VT_RESNET_ARCHITECTURES
 from .vt_resnet import VTResNetBody
 from .vt_resnet import default_cfgs as vt_resnet_default_cfgs
+from .vt_stage import VTBody
 from .weights import saved_args
 
-__all__ = ['VTConfig', 'VTFPNConfig', 'VTResNetConfig']
+__all__ = ['VTConfig', 'VTFPNConfig', 'VTNetConfig', 'VTResNetConfig']
 
 # written for timm on every save, from the labels and the architecture
 DERIVED = ('num_classes', 'label_names', 'label_descriptions', 'num_features', 'global_pool', 'stage_names')
@@ -47,7 +51,7 @@ class VTConfig(PreTrainedConfig):
     first number. Each save writes the labels that timm needs.
     """
 
-    network: ClassVar[type[VTResNetBody] | type[VTFPNBody]]  # its `build` takes the arguments
+    network: ClassVar[type[VTBody] | type[VTFPNBody]]  # its `build` takes the arguments
 
     known_architectures: ClassVar[dict[str, dict[str, Any]]] = {}  # arguments of each architecture's `build`
     default_cfgs: ClassVar[dict[str, DefaultCfg]] = {}
@@ -78,8 +82,10 @@ class VTConfig(PreTrainedConfig):
     @classmethod
     def check_places(cls, keys: Iterable[str]) -> None:
         """Raise ValueError if a network argument is given as a configuration argument."""
+        functions = [cls.network.build] + ([cls.network.build_trunk] if issubclass(cls.network, VTBody) else [])
+        arguments = {name for function in functions for name in signature(function).parameters}
         for key in keys:
-            if key in signature(cls.network.build).parameters and not (key in DERIVED or hasattr(cls, key)):
+            if key in arguments and not (key in DERIVED or hasattr(cls, key)):
                 raise ValueError(f"{key} is an argument of the network; write model_args={{'{key}': ...}}.")
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -137,8 +143,27 @@ class VTConfig(PreTrainedConfig):
         return output
 
 
+class VTClassifierConfig(BackboneConfigMixin, VTConfig):
+    """Base of the configurations of networks with a VT stage, which may also be backbones."""
+
+    @property
+    def build_args(self) -> dict[str, Any]:
+        return {**super().build_args, 'problem_type': self.problem_type}
+
+    def make_stage_names(self) -> list[str]:
+        """Names of the feature levels."""
+        raise NotImplementedError
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.stage_names = self.make_stage_names()
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop('out_indices', None), out_features=kwargs.pop('out_features', None)
+        )
+        super().__post_init__(**kwargs)
+
+
 @strict
-class VTResNetConfig(BackboneConfigMixin, VTConfig):
+class VTResNetConfig(VTClassifierConfig):
     r"""
     Configuration of a VT-ResNet; see `VTConfig`.
 
@@ -168,15 +193,52 @@ class VTResNetConfig(BackboneConfigMixin, VTConfig):
 
     architecture: str = 'vt_resnet50'
 
-    @property
-    def build_args(self) -> dict[str, Any]:
-        return {**super().build_args, 'problem_type': self.problem_type}
+    def make_stage_names(self) -> list[str]:
+        return ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
+
+
+@strict
+class VTNetConfig(VTClassifierConfig):
+    r"""
+    Configuration of a VT-Net, a VT stage on the trunk of another timm model; see `VTConfig`.
+
+    Args:
+        architecture (`str`, *optional*, defaults to `"vt_net"`):
+            Name of the timm architecture.
+        model_args (`dict[str, Any]`, *optional*):
+            Arguments of `VTBody.build` and `VTNetBody.build_trunk` that differ from the architecture's, such as
+            `{"backbone": "convnext_tiny"}`.
+        pretrained_cfg (`dict[str, Any]`, *optional*):
+            timm's description of the weights: preprocessing, licence, origin. Defaults to the backbone's preprocessing.
+
+    Example:
+
+    ```python
+    >>> from vt_hub import VTNetConfig, VTNetForImageClassification
+
+    >>> configuration = VTNetConfig(model_args={"backbone": "convnext_atto"}, num_labels=37)
+    >>> model = VTNetForImageClassification(configuration)  # random weights
+    >>> model.config.num_labels
+    37
+    ```"""
+
+    model_type = 'vt_net'
+    network = VTNetBody
+    known_architectures = VT_NET_ARCHITECTURES
+    default_cfgs = vt_net_default_cfgs
+
+    architecture: str = 'vt_net'
+
+    def make_stage_names(self) -> list[str]:
+        args = {**self.known_architectures.get(self.architecture, {}), **(self.model_args or {})}
+        chosen = {key: args[key] for key in ('backbone', 'backbone_args') if key in args}
+        return [f'stage{number}' for number in range(1, trunk_levels(**chosen) + 2)]
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ['stem', 'stage1', 'stage2', 'stage3', 'stage4']
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop('out_indices', None), out_features=kwargs.pop('out_features', None)
-        )
+        backbone = (self.model_args or {}).get('backbone')
+        if backbone and not self.pretrained_cfg and self.architecture in self.default_cfgs:
+            default = self.default_cfgs[self.architecture].default.to_dict(remove_source=True)
+            self.pretrained_cfg = default | preprocessing_of(backbone)
         super().__post_init__(**kwargs)
 
 

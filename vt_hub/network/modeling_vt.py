@@ -1,4 +1,4 @@
-"""PyTorch models for transformers: the networks of vt_resnet.py and vt_fpn.py with transformers' base class."""
+"""PyTorch models for transformers: the networks of this package with transformers' base class."""
 
 import os
 from typing import TYPE_CHECKING, Any, Self
@@ -18,13 +18,19 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vt import VTFPNConfig, VTResNetConfig
+from .configuration_vt import VTClassifierConfig, VTFPNConfig, VTNetConfig, VTResNetConfig
 from .vt_fpn import VTFPNBody
 from .vt_layers import DistinctTokenizer
+from .vt_net import VTNetBody
 from .vt_resnet import VTResNetBody
+from .vt_stage import VTBody
 
 __all__ = [
     'VTFPNForSemanticSegmentation',
+    'VTNetBackbone',
+    'VTNetForImageClassification',
+    'VTNetModel',
+    'VTNetPreTrainedModel',
     'VTPreTrainedModel',
     'VTResNetBackbone',
     'VTResNetForImageClassification',
@@ -85,10 +91,20 @@ class VTPreTrainedModel(PreTrainedModel):
         self.gradient_checkpointing = enable  # what is_gradient_checkpointing reads
         self.set_grad_checkpointing(enable)
 
+    def keep_initialization(self, part: nn.Module) -> None:
+        """Leave a part to timm, which has initialised or loaded it, and on one device."""
+        module: Any
+        for module in part.modules():
+            module.of_timm = True
+        self._no_split_modules = [*self._no_split_modules, type(part).__name__]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """torch's default initialisation, with functions that do not change loaded tensors."""
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        if getattr(module, 'of_timm', False):
+            if hasattr(module, 'init_non_persistent_buffers'):  # checkpoints do not hold these
+                module.init_non_persistent_buffers()
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if getattr(module, 'bias', None) is not None:
                 bound = module.weight[0].numel() ** -0.5
@@ -106,25 +122,19 @@ class VTPreTrainedModel(PreTrainedModel):
         return None  # pixels have no embedding table
 
 
-class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
-    """Base of the VT-ResNet models: builds, initialises and runs them."""
+class VTClassifierPreTrainedModel(VTBody, VTPreTrainedModel):
+    """Base of the models with a VT stage: builds and runs them."""
 
-    config_class: type[VTResNetConfig] = VTResNetConfig
     if TYPE_CHECKING:
-        config: VTResNetConfig
+        config: VTClassifierConfig
 
-    def build_from(self, config: VTResNetConfig, num_classes: int) -> None:
+    def build_from(self, config: VTClassifierConfig, num_classes: int) -> None:
         self.build(**config.build_args, num_classes=num_classes)
-        for module in self.modules():
-            if hasattr(module, 'zero_init_last'):  # marks the norm, since _init_weights sees leaf modules only
-                (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):  # as timm's ResNet
-            init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-        else:
-            super()._init_weights(module)
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        weight: Any = self.get_submodule(self.first_conv).weight  # replicas of DataParallel have no self.dtype
+        return weight.dtype
 
     def encode(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None, output_attentions: bool | None
@@ -134,9 +144,10 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        x, maps = pixel_values.to(self.conv1.weight.dtype), []  # replicas of DataParallel have no self.dtype
+        x, maps = pixel_values.to(self.weight_dtype), list[torch.Tensor]()
         if output_hidden_states:
-            x, maps = self.forward_intermediates(x, indices=[0, 1, 2, 3], stop_early=True)
+            maps = self.forward_levels(x, len(self.feature_info) - 2)
+            x = maps[-1]
         else:
             x = self.forward_trunk(x)
         size = x.shape[-2:]
@@ -146,12 +157,12 @@ class VTResNetPreTrainedModel(VTResNetBody, VTPreTrainedModel):
         return tokens[-1], hidden_states, attentions
 
 
-class VTResNetModel(VTResNetPreTrainedModel):
-    """VT-ResNet without classifier: visual tokens and their mean."""
+class VTModel(VTClassifierPreTrainedModel):
+    """A network without classifier: visual tokens and their mean."""
 
     _keys_to_ignore_on_load_unexpected = [r'^fc\.']
 
-    def __init__(self, config: VTResNetConfig):
+    def __init__(self, config: VTClassifierConfig):
         super().__init__(config)
         self.build_from(config, num_classes=0)
         self.post_init()
@@ -167,7 +178,7 @@ class VTResNetModel(VTResNetPreTrainedModel):
         """
         Args:
             pixel_values: Images, (B, channels, H, W).
-            output_hidden_states: Return the maps after the stem and the four stages, (B, C, H / r, W / r).
+            output_hidden_states: Return the maps of all feature levels, (B, C, H / r, W / r).
             output_attentions: Return the token attention (B, L, H / 16, W / 16) of each VT module.
 
         Returns:
@@ -182,10 +193,10 @@ class VTResNetModel(VTResNetPreTrainedModel):
         )
 
 
-class VTResNetForImageClassification(VTResNetPreTrainedModel):
-    """VT-ResNet with a linear classifier on the mean of its visual tokens."""
+class VTForImageClassification(VTClassifierPreTrainedModel):
+    """A network with a linear classifier on the mean of its visual tokens."""
 
-    def __init__(self, config: VTResNetConfig):
+    def __init__(self, config: VTClassifierConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.build_from(config, num_classes=config.num_labels)
@@ -208,7 +219,7 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
         Args:
             pixel_values: Images, (B, channels, H, W).
             labels: Class indices (B,), multi-hot floats (B, num_labels) or regression targets; see `problem_type`.
-            output_hidden_states: Return the maps after the stem and the four stages, (B, C, H / r, W / r).
+            output_hidden_states: Return the maps of all feature levels, (B, C, H / r, W / r).
             output_attentions: Return the token attention (B, L, H / 16, W / 16) of each VT module.
 
         Returns:
@@ -220,13 +231,13 @@ class VTResNetForImageClassification(VTResNetPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
 
-class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):  # type: ignore[misc]  # BackboneMixin sets num_features to None
-    """VT-ResNet as a backbone: returns the maps after the stages in `config.out_features`, without unneeded layers."""
+class VTBackbone(BackboneMixin, VTClassifierPreTrainedModel):  # type: ignore[misc]  # BackboneMixin sets num_features to None
+    """A network as a backbone: returns the maps after the stages in `config.out_features`, without unneeded layers."""
 
     has_attentions = False
-    _keys_to_ignore_on_load_unexpected = [r'^fc\.', r'^vt\.', r'^layer[123]\.']
+    _keys_to_ignore_on_load_unexpected = [r'^fc\.', r'^vt\.', r'^trunk\.', r'^layer[123]\.']
 
-    def __init__(self, config: VTResNetConfig):
+    def __init__(self, config: VTClassifierConfig):
         super().__init__(config)
         self.build_from(config, num_classes=0)
         self.prune_intermediate_layers(config.out_indices)
@@ -247,17 +258,71 @@ class VTResNetBackbone(BackboneMixin, VTResNetPreTrainedModel):  # type: ignore[
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        last = max(index % 5 for index in self.out_indices)
+        levels = len(self.feature_info)
+        last = max(index % levels for index in self.out_indices)
         maps = self.forward_intermediates(
-            pixel_values.to(self.conv1.weight.dtype),
+            pixel_values.to(self.weight_dtype),
             indices=list(range(last + 1)),
             stop_early=True,
             intermediates_only=True,
         )
         return BackboneOutput(
-            feature_maps=tuple(maps[index % 5] for index in self.out_indices),
+            feature_maps=tuple(maps[index % levels] for index in self.out_indices),
             hidden_states=tuple(maps) if output_hidden_states else None,
         )
+
+
+class VTResNetPreTrainedModel(VTResNetBody, VTClassifierPreTrainedModel):
+    """Base of the VT-ResNets: initialises them."""
+
+    config_class: type[VTResNetConfig] = VTResNetConfig
+
+    def build_from(self, config: VTClassifierConfig, num_classes: int) -> None:
+        super().build_from(config, num_classes)
+        for module in self.modules():
+            if hasattr(module, 'zero_init_last'):  # marks the norm, since _init_weights sees leaf modules only
+                (module.bn3 if hasattr(module, 'bn3') else module.bn2).zero_init = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):  # as timm's ResNet
+            init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        else:
+            super()._init_weights(module)
+
+
+class VTResNetModel(VTResNetPreTrainedModel, VTModel):
+    """VT-ResNet without classifier: visual tokens and their mean."""
+
+
+class VTResNetForImageClassification(VTResNetPreTrainedModel, VTForImageClassification):
+    """VT-ResNet with a linear classifier on the mean of its visual tokens."""
+
+
+class VTResNetBackbone(VTResNetPreTrainedModel, VTBackbone):  # type: ignore[misc]
+    """VT-ResNet as a backbone."""
+
+
+class VTNetPreTrainedModel(VTNetBody, VTClassifierPreTrainedModel):
+    """Base of the VT-Nets: leaves their trunk to timm."""
+
+    config_class: type[VTNetConfig] = VTNetConfig
+
+    def build_from(self, config: VTClassifierConfig, num_classes: int) -> None:
+        super().build_from(config, num_classes)
+        self.keep_initialization(self.trunk)
+
+
+class VTNetModel(VTNetPreTrainedModel, VTModel):
+    """VT-Net without classifier: visual tokens and their mean."""
+
+
+class VTNetForImageClassification(VTNetPreTrainedModel, VTForImageClassification):
+    """VT-Net with a linear classifier on the mean of its visual tokens."""
+
+
+class VTNetBackbone(VTNetPreTrainedModel, VTBackbone):  # type: ignore[misc]
+    """VT-Net as a backbone."""
 
 
 class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
@@ -271,16 +336,8 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.build(**config.build_args, num_classes=config.num_labels)
-        for module in self.backbone.modules():
-            module.of_backbone = True
+        self.keep_initialization(self.backbone)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if not getattr(module, 'of_backbone', False):  # timm has initialised or loaded the backbone
-            super()._init_weights(module)
-        elif hasattr(module, 'init_non_persistent_buffers'):  # checkpoints do not hold these
-            module.init_non_persistent_buffers()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)

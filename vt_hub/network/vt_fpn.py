@@ -8,17 +8,16 @@ The baseline is the panoptic FPN, https://arxiv.org/abs/1901.02446, with the sam
 
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Self, Sequence, Tuple, Union
 
-import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Format
 from timm.models import build_model_with_cfg, generate_default_cfgs
 
+from .trunk import create_trunk
 from .vt_fuse import fuse
 from .vt_layers import DISTINCT_TOKENIZERS, TOKENIZERS, Projector, TransformerMixer
-from .vt_resnet import Body, Task, VTResNet, register
+from .vt_stage import Body, Task, VTClassifier, register
 from .weights import builder_args, hub_id
 
 __all__ = ['VTFPN', 'Network', 'SemanticHead', 'TopDownDecoder', 'VTDecoder', 'is_segmenter', 'task_of']
@@ -178,10 +177,11 @@ class SemanticHead(nn.Module):
 
 
 class VTFPNBody(Body):
-    """The network, without a base class; `VTResNetBody` says why.
+    """The network, without a base class; `VTBody` says why.
 
     Args:
         backbone: Name of a timm model with maps at strides 4, 8, 16 and 32.
+        backbone_args: Further arguments of `timm.create_model` for the backbone.
         decoder: 'vt' for VT-FPN, 'fpn' for the panoptic FPN.
         num_classes: Classes.
         in_chans: Image channels.
@@ -200,6 +200,7 @@ class VTFPNBody(Body):
     def build(
         self,
         backbone: str = 'resnet50',
+        backbone_args: Optional[Dict[str, Any]] = None,
         decoder: str = 'vt',
         num_classes: int = 54,
         in_chans: int = 3,
@@ -216,8 +217,7 @@ class VTFPNBody(Body):
         """Make the layers.
 
         Raises:
-            ValueError: The decoder is unknown, there are no classes, or the backbone does not have (B, C, H, W) maps at
-                those strides.
+            ValueError: The decoder is unknown, there are no classes, or the backbone lacks maps at those strides.
         """
         dd = {'device': device, 'dtype': dtype}
         if decoder not in ('vt', 'fpn'):
@@ -226,17 +226,11 @@ class VTFPNBody(Body):
         self.in_chans = in_chans
         self.distinct_tokens = distinct_tokens
         self.num_features = self.head_hidden_size = hidden_dim
-        self.backbone: Any = timm.create_model(  # one of timm's three wrappers
-            backbone, pretrained=pretrained_backbone, features_only=True, in_chans=in_chans, **dd
+        self.backbone: Any
+        self.backbone, self.levels = create_trunk(
+            backbone, (4, 8, 16, 32), in_chans, pretrained_backbone, backbone_args, **dd
         )
-        reductions = self.backbone.feature_info.reduction()
-        if not {4, 8, 16, 32} <= set(reductions):
-            raise ValueError(f'{backbone} has maps at strides {reductions}; a pyramid needs 4, 8, 16 and 32.')
-        output_fmt = getattr(self.backbone, 'output_fmt', Format.NCHW)
-        if output_fmt != Format.NCHW:
-            raise ValueError(f'{backbone} has maps of {output_fmt.value}; a pyramid needs NCHW.')
-        self.levels = [reductions.index(stride) for stride in (4, 8, 16, 32)]
-        in_chs = [self.backbone.feature_info.channels()[i] for i in self.levels]
+        in_chs = [self.backbone.feature_info[i]['num_chs'] for i in self.levels]
         if decoder == 'vt':
             self.decoder: nn.Module = VTDecoder(in_chs, dim, token_dim, num_tokens, top_down, distinct_tokens, **dd)
         else:
@@ -246,7 +240,7 @@ class VTFPNBody(Body):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True):
         """Recompute the backbone's activations in the backward pass."""
-        getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)  # a getter wraps the model
+        self.backbone.set_grad_checkpointing(enable)
 
     @torch.jit.unused  # unlike ignore, it keeps the types
     def fuse(self) -> Self:
@@ -260,10 +254,10 @@ class VTFPNBody(Body):
         self.head.predictor = make_predictor(self.num_features, num_classes, weight.device, weight.dtype)
         self.num_classes = num_classes
 
+    @torch.jit.ignore
     def forward_features(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Images (B, in_chans, H, W) to the backbone's maps at strides 4, 8, 16 and 32."""
-        maps = self.backbone(x)
-        return [maps[i] for i in self.levels]
+        return self.backbone.forward_intermediates(x, indices=self.levels, intermediates_only=True)
 
     @torch.jit.unused  # unlike ignore, it keeps the types
     def forward_maps(
@@ -303,7 +297,7 @@ class VTFPN(VTFPNBody, nn.Module):
         return self.head(self.decoder(self.forward_features(x)))
 
 
-Network = Union[VTResNet, VTFPN]  # what timm makes of this package's names
+Network = Union[VTClassifier, VTFPN]  # what timm makes of this package's names
 
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:
@@ -359,8 +353,8 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
 
 def task_of(model: Union[str, nn.Module]) -> Task:
     """What an architecture or a model does: 'image-classification', also of other packages, or 'image-segmentation'."""
-    network = (VTFPN if model in ARCHITECTURES else VTResNet) if isinstance(model, str) else model
-    return getattr(network, 'task', VTResNet.task)
+    network = (VTFPN if model in ARCHITECTURES else VTClassifier) if isinstance(model, str) else model
+    return getattr(network, 'task', VTClassifier.task)
 
 
 def is_segmenter(model: Union[str, nn.Module]) -> bool:

@@ -198,7 +198,7 @@ def _segmentation_cost(backbone: str, decoder: str, num_classes: int, size: tupl
     for stage in ('decoder', '', 'stride moved'):
         if stage == 'stride moved':  # as in the ResNet of the paper's totals
             for name in ('layer2', 'layer3', 'layer4'):
-                block = model.backbone[name][0]
+                block = getattr(model.backbone, name)[0]
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:

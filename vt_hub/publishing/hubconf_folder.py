@@ -21,7 +21,8 @@ def model(pretrained=True, **kwargs):
     package = ModuleType(f'vt_hub_folder_{abs(hash(folder))}')  # the folder's files import each other relatively
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
-    import_module(f'{package.__name__}.vt_fpn')  # registers the architectures, its own and those of vt_resnet
+    for name in ('vt_resnet', 'vt_net', 'vt_fpn'):  # registers the architectures
+        import_module(f'{package.__name__}.{name}')
     if pretrained:
         import_module(f'{package.__name__}.checksums').check_folder(folder)
     return timm.create_model(f'local-dir:{folder}', pretrained=pretrained, **kwargs)

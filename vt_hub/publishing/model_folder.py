@@ -24,8 +24,13 @@ from ..loading.checkpoints import create_network, find_not_finite, load_folder
 from ..network.checksums import file_sha256
 from ..network.configuration_vt import VTConfig
 from ..network.images import with_channels
-from ..network.modeling_vt import VTFPNForSemanticSegmentation, VTResNetForImageClassification
+from ..network.modeling_vt import (
+    VTFPNForSemanticSegmentation,
+    VTNetForImageClassification,
+    VTResNetForImageClassification,
+)
 from ..network.vt_fpn import VTFPN, Network, task_of
+from ..network.vt_net import VTNet
 from ..network.vt_resnet import VTResNet
 from . import hubconf_folder
 from .card import build_card, retarget
@@ -35,12 +40,15 @@ __all__ = ['copy_card', 'export', 'export_weights', 'with_code', 'write_checksum
 
 NETWORK = Path(network.__file__).parent  # its files are the remote code
 AUTO_MAPS = {  # by transformers' model type
-    'vt_resnet': {
-        'AutoConfig': 'configuration_vt.VTResNetConfig',
-        'AutoModel': 'modeling_vt.VTResNetModel',
-        'AutoModelForImageClassification': 'modeling_vt.VTResNetForImageClassification',
-        'AutoBackbone': 'modeling_vt.VTResNetBackbone',
-        'AutoImageProcessor': 'image_processing_vt.VTResNetImageProcessor',
+    **{
+        model_type: {
+            'AutoConfig': f'configuration_vt.{name}Config',
+            'AutoModel': f'modeling_vt.{name}Model',
+            'AutoModelForImageClassification': f'modeling_vt.{name}ForImageClassification',
+            'AutoBackbone': f'modeling_vt.{name}Backbone',
+            'AutoImageProcessor': 'image_processing_vt.VTResNetImageProcessor',
+        }
+        for model_type, name in (('vt_resnet', 'VTResNet'), ('vt_net', 'VTNet'))
     },
     'vt_fpn': {
         'AutoConfig': 'configuration_vt.VTFPNConfig',
@@ -63,11 +71,13 @@ OLD_KEYS = (
     'origin_url',
 )
 START_ARGS = ('num_classes', 'global_pool', 'pretrained_backbone', 'problem_type')  # not architecture
-MODELS: dict[type[Network], type[VTResNetForImageClassification | VTFPNForSemanticSegmentation]] = {  # transformers'
+TransformersModel = VTResNetForImageClassification | VTNetForImageClassification | VTFPNForSemanticSegmentation
+MODELS: dict[type[Network], type[TransformersModel]] = {
     VTResNet: VTResNetForImageClassification,
+    VTNet: VTNetForImageClassification,
     VTFPN: VTFPNForSemanticSegmentation,
 }
-Exportable = VTResNet | VTFPN | VTResNetForImageClassification | VTFPNForSemanticSegmentation
+Exportable = Network | TransformersModel
 DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
 
 
@@ -75,14 +85,15 @@ def config_of(model: Exportable, labels: Sequence[str] | None = None) -> VTConfi
     """The configuration of a model in memory, timm's or transformers'.
 
     Args:
-        model: A VT-ResNet or VT-FPN with a classifier.
+        model: A VT-ResNet, VT-Net or VT-FPN with a classifier.
         labels: Class names; default: those of the model, or else the class numbers.
     """
     kind = next((hf for network, hf in MODELS.items() if isinstance(model, (network, hf))), None)
     config: VTConfig
     if kind is None or model.num_classes == 0:
         raise ValueError(
-            f'Only a VT-ResNet or VT-FPN with a classifier can become a model folder, not a {type(model).__name__}.'
+            'Only a VT-ResNet, VT-Net or VT-FPN with a classifier can become a model folder, '
+            f'not a {type(model).__name__}.'
         )
     if isinstance(model, kind):
         config = kind.config_class.from_dict(model.config.to_dict())
