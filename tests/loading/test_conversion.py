@@ -89,6 +89,13 @@ def test_a_start_from_published_weights_keeps_their_preprocessing(tmp_path):
     assert (tuple(cfg['input_size']), cfg['crop_pct'], list(cfg['mean'])) == ((3, 64, 64), 1.0, [0.5] * 3)
 
 
+@pytest.mark.parametrize('distinct', [True, False])
+@pytest.mark.parametrize('tokenizer', ['filter', 'pooling', 'cluster'])
+def test_bare_weights_say_whether_tokens_are_distinct(tokenizer, distinct):
+    model = timm.create_model('test_vt_resnet', tokenizer=tokenizer, distinct_tokens=distinct)
+    assert conversion.has_distinct_tokens(model.state_dict()) == distinct
+
+
 def test_transformers_checkpoint_to_folder(tmp_path, run):
     config = vt_hub.VTResNetConfig(architecture='test_vt_resnet', id2label={0: 'no', 1: 'yes'})
     model = vt_hub.VTResNetForImageClassification(config).eval()
@@ -173,7 +180,7 @@ def test_warm_start_from_the_registry_says_what_is_untrained(tmp_path, offline, 
     assert code == 0
     assert 'copied 90 tensors (2.79 M values)' in out
     card = (tmp_path / 'start' / 'README.md').read_text()
-    assert '**Stage 5 and the classifier are\nuntrained**' in card
+    assert '**The VT stage and the classifier are untrained**' in card
     model = load_folder(tmp_path / 'start')
     assert model.num_classes == 4
     assert model.pretrained_cfg['crop_pct'] == timm.get_pretrained_cfg('resnet18.a1_in1k').crop_pct

@@ -20,9 +20,11 @@ from typer.testing import CliRunner
 import vt_hub
 from vt_hub.cli import main as cli
 from vt_hub.files import read_json
+from vt_hub.inference.scores import class_names
+from vt_hub.loading.conversion import load_trained
 from vt_hub.training.distillation import Folders, distill, list_distillation_recipes, load_distillation_recipe
 from vt_hub.training.distillation.data import Views, is_held_out
-from vt_hub.training.distillation.networks import Distiller, load_teacher, load_trunk, outputs, shared_parts
+from vt_hub.training.distillation.networks import Distiller, load_trunk, outputs, shared_parts
 from vt_hub.training.distillation.run import DistillationRun
 
 CLASSES = 12
@@ -74,7 +76,7 @@ def finished(smoke, data, teacher_file, tmp_path_factory):
 def make_run(smoke, data, teacher_file, tmp_path):
     def make_run(recipe=smoke, trunk=(), student='test_vt_resnet', teacher=None):
         torch.manual_seed(0)
-        teacher = teacher or load_teacher('test_resnet', teacher_file, num_classes=CLASSES)
+        teacher = teacher or load_trained('test_resnet', teacher_file, num_classes=CLASSES)
         student = timm.create_model(student, num_classes=CLASSES)
         return DistillationRun(recipe, data, student, trunk, teacher, 0, CPU, 0, tmp_path / 'unreadable.txt')
 
@@ -184,7 +186,7 @@ def test_what_helps_is_folded_into_the_classifier(make_run):
     net = run.net.eval().double()
     x = run.to_device(next(run.loader(0, 1))).double()
     with torch.no_grad():
-        features, _ = outputs(net.student, x)
+        features, _, _ = outputs(net.student, x)
         expected = net.classifier(net.features(features) * net.std + net.mean)
         torch.testing.assert_close(net.fold()(x), expected)
 
@@ -209,27 +211,42 @@ def test_only_free_parts_learn(make_run, smoke):
     assert max(rates) == pytest.approx(min(rates) * 10, rel=0.2)  # trunk_lr
 
 
-def test_parts_that_both_have_run_once(make_run, smoke):
+@torch.no_grad()
+@pytest.mark.parametrize('frozen', [0, 1, 3, 6, 7])
+def test_parts_that_both_have_run_once(frozen):
     torch.manual_seed(0)
-    teacher = timm.create_model('resnet18', num_classes=CLASSES)
-    student = timm.create_model('vt_resnet18', num_classes=CLASSES)
-    frozen = ['conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3']
-    assert shared_parts(student, teacher, frozen) == []
-    student.load_state_dict({k: v for k, v in teacher.state_dict().items() if k[:4] != 'laye' and k[:2] != 'fc'}, False)
-    assert shared_parts(student, teacher, frozen) == frozen[:4]
+    teacher = timm.create_model('resnet18', num_classes=CLASSES).eval()
+    student = timm.create_model('vt_resnet18', num_classes=CLASSES).eval()
+    assert shared_parts(student.requires_grad_(False), teacher) == ([], None)
     student.load_state_dict({k: v for k, v in teacher.state_dict().items() if k[:2] != 'fc'}, strict=False)
-    assert shared_parts(student, teacher, frozen) == frozen
-    assert shared_parts(student, teacher, frozen[:5]) == frozen[:5]
+    names = ['conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3']
+    for name in names[frozen:]:
+        getattr(student, name).requires_grad_(True)
+    parts, level = shared_parts(student, teacher)
+    assert (len(parts), level) == {0: (0, None), 1: (0, None), 3: (3, 0), 6: (6, 2), 7: (7, 3)}[frozen]
+    assert parts == names[: len(parts)]
     x = torch.rand(2, 3, 64, 64)
-    begun = x
-    for name in frozen:
-        begun = getattr(teacher, name)(begun)
-    for net in (student.eval(), teacher.eval()):
-        with torch.no_grad():
-            for one, other in zip(outputs(net, begun, frozen), outputs(net, x), strict=True):
-                assert one.shape == other.shape
-    assert isinstance(teacher.layer1, torch.nn.Sequential)  # back in their places
-    assert len(teacher.layer1) == 2
+    _, _, begun = outputs(teacher, x, level=level)
+    for one, other in zip(outputs(student, begun, parts)[:2], outputs(student, x)[:2], strict=True):
+        torch.testing.assert_close(one, other)
+    assert isinstance(student.layer1, torch.nn.Sequential)  # back in its place
+    assert len(student.layer1) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('backbone', ['test_efficientnet', 'test_convnext', 'test_vit'])
+def test_a_backbone_gives_its_trunks_map_to_its_student(backbone):
+    torch.manual_seed(0)
+    teacher = timm.create_model(backbone).eval()
+    student = timm.create_model('vt_net', backbone=backbone).eval().requires_grad_(False)
+    student.trunk.load_state_dict(teacher.state_dict(), strict=False)
+    parts, level = shared_parts(student, teacher)
+    x = torch.rand(2, 3, *teacher.default_cfg['input_size'][1:])
+    begun = outputs(teacher, x, level=level)[2]
+    for one, other in zip(outputs(student, begun, parts)[:2], outputs(student, x)[:2], strict=True):
+        torch.testing.assert_close(one, other)
+    student.trunk.requires_grad_(True)
+    assert shared_parts(student, teacher) == ([], None)
 
 
 def test_a_run_leaves_a_model_folder(smoke, finished):
@@ -290,10 +307,10 @@ def test_lite_files_of_pypi_fit_by_their_order(tmp_path):
     net = timm.create_model('tf_efficientnet_lite0', num_classes=3)
     renamed = {f'tensor{number}': value for number, value in enumerate(net.state_dict().values())}
     torch.save(renamed, tmp_path / 'lite0.pth')
-    loaded = load_teacher('tf_efficientnet_lite0', tmp_path / 'lite0.pth', num_classes=3)
+    loaded = load_trained('tf_efficientnet_lite0', tmp_path / 'lite0.pth', num_classes=3)
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in net.state_dict().items())
     with pytest.raises(ValueError, match='does not fit the model'):
-        load_teacher('tf_efficientnet_lite1', tmp_path / 'lite0.pth', num_classes=3)
+        load_trained('tf_efficientnet_lite1', tmp_path / 'lite0.pth', num_classes=3)
 
 
 def test_a_trunk_gives_the_parts_that_it_has(teacher_file, tmp_path):
@@ -312,8 +329,6 @@ def test_a_trunk_gives_the_parts_that_it_has(teacher_file, tmp_path):
 
 
 def test_imagenet_names_come_from_timm(tmp_path):
-    from vt_hub.training.distillation.networks import class_names
-
     names = class_names(timm.create_model('test_resnet', num_classes=1000))
     assert (names[0], names[281], names[134], names[517]) == ('tench', 'tabby', 'crane', 'crane')
     assert class_names(timm.create_model('test_resnet', num_classes=7)) is None
@@ -404,18 +419,18 @@ def test_processes_share_the_views(photographs, teacher_file, tmp_path):
 
 def test_a_student_with_the_same_features_begins_at_its_teacher(teacher_file):
     """The linear layer begins at the regression of the teacher's features, which here are the student's own."""
-    teacher = load_teacher('test_resnet', teacher_file, num_classes=CLASSES)
-    student = load_teacher('test_resnet', teacher_file, num_classes=CLASSES)
+    teacher = load_trained('test_resnet', teacher_file, num_classes=CLASSES)
+    student = load_trained('test_resnet', teacher_file, num_classes=CLASSES)
     net = Distiller(student, teacher, 64).eval()
     with torch.no_grad():
         *calibration, other = (outputs(teacher, smooth_images(64)) for _ in range(5))
-        net.calibrate((features, features, last_map) for features, last_map in calibration)
+        net.calibrate((features, features, last_map) for features, last_map, _ in calibration)
         standard = (other[0] - net.mean) / net.std
         found = net.features(other[0])
         alive = net.std > net.std.min()
         assert standard.std(0)[alive].mean().item() == pytest.approx(1, abs=0.15)
         assert F.mse_loss(found, standard).item() < 0.2
-        cells = torch.cat([last_map for _, last_map in calibration]).transpose(0, 1).flatten(1)
+        cells = torch.cat([last_map for _, last_map, _ in calibration]).transpose(0, 1).flatten(1)
         torch.testing.assert_close(net.map_mean.flatten(), cells.mean(1))
         alive = cells.std(1) > 0.1 * cells.std(1).mean()
         torch.testing.assert_close(net.map_std.flatten()[alive], cells.std(1)[alive], rtol=1e-3, atol=1e-6)
@@ -459,3 +474,36 @@ def test_nested_tokens_train_every_number_of_them(make_run):
     assert (moved > 0).all()
     run.net.eval()
     assert run.fewer_tokens(run.net) == {}
+
+
+def test_a_vt_net_learns_from_its_own_backbone(data, tmp_path):
+    """Without a teacher; from a folder of `convert --vt`, and in one step from a recipe."""
+    torch.manual_seed(0)
+    backbone = timm.create_model('test_efficientnet', num_classes=CLASSES)
+    save_file(backbone.state_dict(), tmp_path / 'backbone.safetensors')
+    changes = {
+        'model': 'vt_net',
+        'model_args': {'backbone': 'test_efficientnet', 'vt_dim': 32, 'token_dim': 48},
+        'teacher': None,
+        'teacher_args': {'num_classes': CLASSES},
+        'steps': 4,
+        'stages': [
+            {'until': 0.5, 'size': 64, 'free': ['vt', 'fc']},
+            {'until': 1, 'size': 64, 'free': ['trunk.blocks.3']},
+        ],
+    }
+    recipe = load_distillation_recipe('smoke', changes)
+    folder = distill(recipe, data, tmp_path / 'run', tmp_path / 'backbone.safetensors', device=CPU, workers=0)
+    model = vt_hub.load_model(folder)
+    own, taught = backbone.state_dict(), model.trunk.state_dict()
+    changed = {key.rpartition('.')[0] for key in taught if not torch.equal(taught[key], own[key])}
+    assert changed
+    assert all(name.startswith('blocks.3') for name in changed)
+    again = load_distillation_recipe('smoke', {**changes, 'model': str(folder), 'model_args': {}})
+    assert distill(again, data, tmp_path / 'again', tmp_path / 'backbone.safetensors', device=CPU, workers=0)
+
+
+def test_only_a_vt_net_has_a_teacher_of_its_own(data, tmp_path):
+    recipe = load_distillation_recipe('smoke', {'teacher': None})
+    with pytest.raises(ValueError, match='test_vt_resnet is not a VT-Net, so it needs a teacher: name a timm model'):
+        distill(recipe, data, tmp_path / 'run', device=CPU, workers=0)

@@ -247,8 +247,12 @@ def pull(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help='timm ResNet or its checkpoint; with --grow also a VT-ResNet.')],
+    source: Annotated[
+        str, typer.Argument(help='timm model, or a checkpoint of a ResNet; with --grow also a VT-ResNet.')
+    ],
     target: Annotated[Path, typer.Argument(help='Model folder to write; must not exist.')],
+    vt: Annotated[bool, typer.Option('--vt', help='Put a VT stage on any timm model with a map of stride 16.')] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="With --vt: file with its weights; default: timm's.")] = None,
     grow: Annotated[
         str | None, typer.Option(help='Deeper architecture to copy the source into; it computes the same.')
     ] = None,
@@ -257,16 +261,22 @@ def convert(
         Path | None, typer.Option(help='File with one class name per line, or a folder of class folders.')
     ] = None,
 ) -> None:
-    """Start a VT-ResNet from a ResNet, or a deeper one from a smaller one.
+    """Start a network with a VT stage from another one.
 
-    A VT-ResNet starts from a ResNet's stem..layer3. With --grow, a deeper network computes what a smaller one does.
+    A VT-ResNet starts from a ResNet's stem..layer3. With --vt, a VT-Net starts from the trunk of any timm model. With
+    --grow, a deeper network computes what a smaller one does.
 
     Example: vt-hub convert resnet50.a1_in1k vt_resnet50_start --num-classes 37
     """
-    from ..loading.conversion import is_vt_resnet, load_source, warm_start
+    from ..inference.scores import class_names
+    from ..loading.conversion import is_vt_resnet, load_source, put_vt_stage, warm_start
     from ..loading.growing import grow as grown
     from ..publishing import export as run
 
+    if vt and grow:
+        raise typer.BadParameter('--grow is for VT-ResNets, and --vt for other networks; leave one out.')
+    if checkpoint and not vt:
+        raise typer.BadParameter('--checkpoint goes with --vt; a checkpoint of a ResNet is the source itself.')
     names = read_labels(labels) if labels else None
     if grow and is_vt_resnet(source):
         if num_classes:
@@ -275,7 +285,12 @@ def convert(
         print(run(grown(load_source(source)[0], grow), target, labels=names, prose=GROWN_PROSE, origin=origin))
         return
     classes = num_classes or (len(names) if names else None)
-    start = warm_start(source, **({'num_classes': classes} if classes else {}))
+    kwargs = {'num_classes': classes} if classes else {}
+    if vt:
+        start, trained = put_vt_stage(source, checkpoint, **kwargs)
+        names = names or (None if classes else class_names(trained))
+    else:
+        start = warm_start(source, **kwargs)
     model = grown(start.model, grow) if grow else start.model
     run(model, target, labels=names, prose=start.prose(Path(source).name), license=start.license)
     print(f'{target}: {start}')

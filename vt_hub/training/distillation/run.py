@@ -20,7 +20,7 @@ from ...inference.diversity import TokenDiversity, token_diversity, token_figure
 from ...inference.preprocessing import data_config
 from ...loading.checkpoints import TimmModel
 from ...network.images import read_image
-from ...network.vt_resnet import first_filters
+from ...network.vt_stage import first_filters
 from ...processes import rank_and_world
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
@@ -103,16 +103,21 @@ class DistillationRun(ResumableRun):
     def enter(self, stage: Stage) -> None:
         """Start a stage: choose the parts that learn, and find those that student and teacher share."""
         self.stage, student = stage, self.net.student
-        names = [name for name, _ in student.named_children()]
-        if unknown := sorted(set(stage.free) - set(names)):
-            raise ValueError(f'{self.recipe.model} has no part {unknown[0]}; its parts are {", ".join(names)}.')
+        modules = dict(student.named_modules())
+        if unknown := sorted(set(stage.free) - modules.keys()):
+            parts = ', '.join(name for name, _ in student.named_children())
+            raise ValueError(f'{self.recipe.model} has no part {unknown[0]}; its parts are {parts}.')
+
+        def is_free(name: str) -> bool:
+            return not stage.free or any(f'{name}.'.startswith(f'{part}.') for part in stage.free)
+
         self.net.requires_grad_(True)
-        self.frozen = [name for name in names if stage.free and name not in stage.free]
-        for name in self.frozen:
-            getattr(student, name).requires_grad_(False)
+        self.frozen = [module for name, module in modules.items() if name and not is_free(name)]
+        for name, value in student.named_parameters():
+            value.requires_grad_(is_free(name))
         student.get_classifier().requires_grad_(False)  # set at the end
         self.net.classifier.requires_grad_(False)
-        self.shared = shared_parts(student, self.teacher, self.frozen) if self.same_images() else []
+        self.shared, self.level = shared_parts(student, self.teacher) if self.same_images() else ([], None)
         self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
 
     def same_images(self) -> bool:
@@ -125,9 +130,8 @@ class DistillationRun(ResumableRun):
                 ((images - mean) / std).contiguous(memory_format=torch.channels_last)
                 for mean, std in self.normalization
             )
-            for name in self.shared:
-                x = of_teacher = getattr(self.teacher, name)(x)
-            return x, *outputs(self.teacher, of_teacher, self.shared)
+            features, last_map, shared = outputs(self.teacher, of_teacher, level=self.level)
+            return (x if self.level is None else shared), features, last_map
 
     def losses(self, net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The losses (3) of features, maps and logits, and the logits of student and teacher."""
@@ -155,8 +159,8 @@ class DistillationRun(ResumableRun):
 
     def train_mode(self) -> None:
         self.net.train()
-        for name in self.frozen:
-            getattr(self.net.student, name).eval()
+        for module in self.frozen:
+            module.training = False
 
     @torch.no_grad()
     def calibrate(self) -> None:
