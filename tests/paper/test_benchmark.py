@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -124,4 +125,13 @@ def test_outputs_that_cannot_be_written_are_found_before_it_runs(run, tmp_path, 
 def test_nothing_but_the_table_is_printed():
     command = [sys.executable, '-m', 'vt_hub', 'benchmark', 'test_vt_resnet', '--size', '32', '--rounds', '1']
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (result.stderr, result.stdout.split()[:3]) == ('', ['model', 'size', 'batch'])
+    assert (result.stderr, result.stdout.splitlines()[0]) == ('', 'test_vt_resnet, batch 1, 32 pixels')
+
+
+def test_a_vt_net_runs_beside_its_backbone():
+    setting = Setting('vt_net', size=64, backbone='test_efficientnet')
+    row = benchmark.measure(setting, 1)
+    assert list(row['images_per_second']) == list(row['params_m']) == ['vt', 'backbone', 'trunk']
+    backbone = timm.create_model('test_efficientnet')
+    assert row['params_m']['backbone'] == pytest.approx(sum(p.numel() for p in backbone.parameters()) / 1e6, abs=1e-3)
+    assert row['macs_m']['trunk'] < row['macs_m']['vt']

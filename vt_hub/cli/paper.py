@@ -12,7 +12,8 @@ from .common import Json, print_json, print_table, progress
 
 
 def benchmark(
-    models: Annotated[list[str], typer.Argument(help='VT-ResNets or VT-FPNs.', metavar='MODEL...')],
+    models: Annotated[list[str], typer.Argument(help='Models of vt_hub.', metavar='MODEL...')],
+    backbone: Annotated[str, typer.Option(help='timm model, for vt_net or a VT-FPN.')] = '',
     batch_size: Annotated[list[int], typer.Option(min=1, help='Images in a batch; may be repeated.')] = [1],  # noqa: B006
     size: Annotated[
         list[int] | None, typer.Option(min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.')
@@ -36,7 +37,8 @@ def benchmark(
 ) -> None:
     """Measure speed and memory beside the ResNet or the FPN.
 
-    VT-ResNets run beside timm's ResNet and the trunk alone, VT-FPNs beside the panoptic FPN.
+    VT-ResNets run beside timm's ResNet and the trunk alone, a VT-Net beside its whole backbone, VT-FPNs beside the
+    panoptic FPN.
 
     The networks run in turn, so that the machine's drift cancels: trust the ratios.
 
@@ -51,7 +53,7 @@ def benchmark(
     if threads:
         torch.set_num_threads(threads)
     settings = [
-        run.Setting(name, batch, pixels, dtype, device, channels_last, compile_, fuse, train)
+        run.Setting(name, batch, pixels, dtype, device, channels_last, compile_, fuse, train, backbone)
         for name in models
         for batch, pixels in itertools.product(batch_size, size or [default_size(name)])
     ]
@@ -88,19 +90,21 @@ def default_size(model: str) -> int:
 
 
 def print_speeds(rows: list[dict[str, Any]]) -> None:
-    """A table with a line for each network of each setting."""
+    """A table for each setting, with a line for each network."""
     from ..paper.benchmark import NAMES
 
-    cells = []
     for row in rows:
+        on = f' on {row["backbone"]}' if row['backbone'] else ''
+        print(f'{row["model"]}{on}, batch {row["batch_size"]}, {row["size"]} pixels')
+        cells = []
         for name, speed in row['images_per_second'].items():
             ratio = row['ratios'].get(name)
             low, high = ratio['quartiles'] if ratio else ('', '')
             shown = f'{ratio["median"]:.3f} ({low:.3f} to {high:.3f})' if ratio else ''
-            place = [row['model'], row['size'], row['batch_size']] if name == 'vt' else ['', '', '']
-            cells.append([*place, NAMES[name], f'{speed:g}', row['peak_mb'][name], shown])
-    header = ['model', 'size', 'batch', 'network', 'images/s', 'MB', 'speed of VT, relative (quartiles)']
-    print_table(header, cells, ['size', 'batch', 'images/s', 'MB'])
+            costs = f'{row["params_m"][name]:.2f}', f'{row["macs_m"][name]:.0f}'
+            cells.append([NAMES[name], *costs, f'{speed:g}', row['peak_mb'][name], shown])
+        header = ['network', 'M params', 'M MACs', 'images/s', 'MB', 'speed of VT (quartiles)']
+        print_table(header, cells, header[1:5])
 
 
 def tables(

@@ -1,7 +1,8 @@
 """Measure speed and memory of the networks and their baselines. They take turns, so that drifts of the machine cancel.
 
 A VT-ResNet is compared with timm's ResNet of the same depth and with its own trunk (stem to layer3, pooled and
-classified), the upper limit of its speed. A VT-FPN is compared with the panoptic FPN. In each round every network runs
+classified), the upper limit of its speed. A VT-Net is compared with its whole backbone and its trunk, and a VT-FPN with
+the panoptic FPN. In each round every network runs
 once, in rotating order. The report has the median and quartiles of the ratios within a round.
 """
 
@@ -28,9 +29,11 @@ from ..figures import new_figure, save_figure
 from ..files import replaced_whole
 from ..inference.preprocessing import DTYPES
 from ..loading.checkpoints import TimmModel
+from ..loading.cost import count
 from ..loading.source import list_models
 from ..network.vt_fpn import is_segmenter
 from ..network.vt_fuse import fuse
+from ..network.vt_net import VTNet
 from ..reporting import Progress, find_device, no_progress
 
 __all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
@@ -38,7 +41,7 @@ __all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
 RESNETS = {f'vt_resnet{depth}': f'resnet{depth}' for depth in (18, 34, 50, 101)}
 WARM_UP = 2  # rounds that are not counted
 SHORTEST = 0.05  # seconds; faster networks run several times per round
-NAMES = {'vt': 'VT', 'resnet': 'ResNet', 'trunk': 'trunk', 'fpn': 'panoptic FPN'}
+NAMES = {'vt': 'VT', 'resnet': 'ResNet', 'backbone': 'backbone', 'trunk': 'trunk', 'fpn': 'panoptic FPN'}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Setting:
     """What to run, and how.
 
     Args:
-        model: A VT-ResNet or VT-FPN of this package.
+        model: A network of this package.
         batch_size: Images in a batch.
         size: Their height and width in pixels.
         dtype: A key of DTYPES, for weights and images, or in training for autocast.
@@ -55,6 +58,7 @@ class Setting:
         compiled: Use torch.compile.
         fused: First fold norms, in all networks with the same function.
         training: Run a step of SGD with momentum instead of inference.
+        backbone: A timm model, as the trunk of `vt_net` or the backbone of a VT-FPN; if empty, the model's own.
     """
 
     model: str
@@ -66,6 +70,7 @@ class Setting:
     compiled: bool = False
     fused: bool = False
     training: bool = False
+    backbone: str = ''
 
     def __post_init__(self) -> None:
         if self.model not in list_models():
@@ -75,19 +80,26 @@ class Setting:
         find_device(self.device)
 
 
-def build(setting: Setting) -> dict[str, nn.Module]:
-    """The networks to run in turn, with random weights: 'vt' first."""
-    networks: dict[str, TimmModel]
+def create(setting: Setting, **on: Any) -> dict[str, TimmModel]:
+    """The networks that are compared, with random weights: 'vt' first. `on` says on which device."""
+    args: dict[str, Any] = {'backbone': setting.backbone} if setting.backbone else {}
+    vt: TimmModel = timm.create_model(setting.model, **args, **on)
+    networks = {'vt': vt}
     if is_segmenter(setting.model):
-        networks = {'vt': timm.create_model(setting.model), 'fpn': timm.create_model(setting.model, decoder='fpn')}
-    else:
-        networks = {'vt': timm.create_model(setting.model)}
-        if setting.model in RESNETS:
-            networks['resnet'] = timm.create_model(RESNETS[setting.model])
-        trunk: TimmModel = timm.create_model(setting.model)
-        trunk.prune_intermediate_layers([3])
-        trunk.reset_classifier(networks['vt'].num_classes, 'avg')
-        networks['trunk'] = trunk
+        return {**networks, 'fpn': timm.create_model(setting.model, decoder='fpn', **args, **on)}
+    if isinstance(vt, VTNet):
+        networks['backbone'] = timm.create_model(vt.backbone, **vt.backbone_args, **on)
+    elif setting.model in RESNETS:
+        networks['resnet'] = timm.create_model(RESNETS[setting.model], **on)
+    trunk: TimmModel = timm.create_model(setting.model, **args, **on)
+    trunk.prune_intermediate_layers([len(vt.feature_info) - 2])
+    trunk.reset_classifier(vt.num_classes, 'avg')
+    return {**networks, 'trunk': trunk}
+
+
+def build(setting: Setting) -> dict[str, TimmModel]:
+    """The networks of `create`, ready to run in turn."""
+    networks = create(setting)
     for name, network in networks.items():
         network.train(setting.training)
         if setting.fused:
@@ -176,8 +188,9 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
         progress: Wraps the loop over rounds.
 
     Returns:
-        The setting, and for each network `images_per_second` (median), `peak_mb` and, except for 'vt', `ratios`: speed
-        of VT divided by the network's, as `median` and `quartiles` over the rounds.
+        The setting, and for each network parameters and multiply-accumulates of one image in millions, `params_m` and
+        `macs_m`, `images_per_second` (median), `peak_mb` and, except for 'vt', `ratios`: speed of VT divided by the
+        network's, as `median` and `quartiles` over the rounds.
     """
     runners = {name: Runner(network, setting) for name, network in build(setting).items()}
     for runner in runners.values():
@@ -195,9 +208,12 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
         for name in runners
         if name != 'vt'
     }
+    costs = {name: count(net, (setting.size, setting.size)) for name, net in create(setting, device='meta').items()}
     return {
         **asdict(setting),
         'rounds': rounds,
+        'params_m': {name: round(params, 3) for name, (params, _) in costs.items()},
+        'macs_m': {name: round(macs, 1) for name, (_, macs) in costs.items()},
         'images_per_second': {
             name: float(f'{setting.batch_size / statistics.median(values):.4g}') for name, values in seconds.items()
         },
@@ -232,6 +248,8 @@ def write_csv(rows: list[dict[str, Any]], path: str | Path) -> None:
                 {
                     **common,
                     'network': name,
+                    'params_m': row['params_m'][name],
+                    'macs_m': row['macs_m'][name],
                     'images_per_second': speed,
                     'peak_mb': row['peak_mb'][name],
                     'vt_is_as_fast': ratio['median'],
