@@ -223,9 +223,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 def test_other_models_are_refused(tmp_path):
     for model in (build('test_vt_resnet', num_classes=0), timm.create_model('test_resnet')):
-        with pytest.raises(ValueError, match='Only a VT-ResNet or VT-FPN with a classifier exports to ONNX'):
+        with pytest.raises(ValueError, match='Only a VT-ResNet, VT-Net or VT-FPN with a classifier exports to ONNX'):
             vt_hub.export_onnx(model, tmp_path / 'model.onnx')
-    with pytest.raises(ValueError, match='Only a VT-ResNet can export attention maps'):
+    with pytest.raises(ValueError, match='VT-FPN cannot export attention maps'):
         vt_hub.export_onnx(build('test_vt_fpn'), tmp_path / 'model.onnx', attention=True)
 
 

@@ -1,7 +1,8 @@
 """Export a model to one ONNX file for onnxruntime, in fp32 or int8, and compare it with torch.
 
 The input is `pixel_values` (B, C, H, W), normalised as in the model's transform. The output is `logits`. B, H and W can
-vary. The fp32 weights are inside the file.
+vary; with a backbone that takes one image size only, such as a ViT, H and W are fixed. The fp32 weights are inside the
+file.
 """
 
 import copy
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -24,7 +26,7 @@ from ..files import replaced_whole
 from ..inference.preprocessing import eval_transform
 from ..network.images import read_image
 from ..network.vt_fpn import VTFPN, Network
-from ..network.vt_resnet import VTResNet
+from ..network.vt_stage import VTClassifier
 
 __all__ = ['ONNX_FILE', 'OnnxExport', 'export_onnx', 'open_onnx']
 
@@ -62,9 +64,9 @@ class OnnxExport:
 
 
 class AttentionGraph(nn.Module):
-    """A VT-ResNet that also outputs the attention of its modules, (B, L, H / 16, W / 16) each."""
+    """A network that also outputs the attention of its modules, (B, L, H / 16, W / 16) each."""
 
-    def __init__(self, model: VTResNet):
+    def __init__(self, model: VTClassifier):
         super().__init__()
         self.model = model
 
@@ -90,6 +92,11 @@ DECOMPOSITIONS: dict[Any, Callable[..., torch.Tensor]] = {
 }
 
 
+def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """timm's padding for networks from TensorFlow in whole numbers; with its floats, an export does not end."""
+    return max((kernel_size - 1) * dilation + 1 - stride + -size % stride, 0)
+
+
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -100,7 +107,7 @@ def export_onnx(
     """Write a model as one .onnx file, and compare onnxruntime with torch. If it fails, no file is left behind.
 
     Args:
-        model: A timm VT-ResNet or VT-FPN with a classifier; it is not changed.
+        model: A timm VT-ResNet, VT-Net or VT-FPN with a classifier; it is not changed.
         path: Destination; must not exist.
         attention: Also output the token attention of each VT module, `attention_1` etc., (B, L, H / 16, W / 16).
         calibration: Image files typical for the model. If given, weights and activations are quantised to int8 (per
@@ -120,10 +127,12 @@ def export_onnx(
     if opset < LOWEST_OPSET:
         raise ValueError(f'These networks need ONNX opset {LOWEST_OPSET} or higher, not {opset}.')
     model = getattr(model, '_orig_mod', model)  # what torch.compile wraps
-    if not isinstance(model, (VTResNet, VTFPN)) or model.num_classes == 0:
-        raise ValueError(f'Only a VT-ResNet or VT-FPN with a classifier exports to ONNX, not a {type(model).__name__}.')
+    if not isinstance(model, (VTClassifier, VTFPN)) or model.num_classes == 0:
+        raise ValueError(
+            f'Only a VT-ResNet, VT-Net or VT-FPN with a classifier exports to ONNX, not a {type(model).__name__}.'
+        )
     if attention and isinstance(model, VTFPN):
-        raise ValueError('Only a VT-ResNet can export attention maps to ONNX; leave them out.')
+        raise ValueError('VT-FPN cannot export attention maps to ONNX; leave them out.')
     with needs_extra():
         import onnx  # noqa: F401  torch's exporter needs these two
         import onnxruntime  # noqa: F401
@@ -131,10 +140,10 @@ def export_onnx(
     with torch.inference_mode(False), torch.no_grad():
         model = copy.deepcopy(model).cpu().float().eval()
         model.set_grad_checkpointing(False)
-        maps = len(model.vt.blocks) if attention and isinstance(model, VTResNet) else 0
+        maps = len(model.vt.blocks) if attention and isinstance(model, VTClassifier) else 0
         names = ['logits'] + [f'attention_{i + 1}' for i in range(maps)]
         graph, fused = (
-            AttentionGraph(network) if attention and isinstance(network, VTResNet) else network
+            AttentionGraph(network) if attention and isinstance(network, VTClassifier) else network
             for network in (model, copy.deepcopy(model).fuse())
         )
         pixels = read_calibration(calibration, model)
@@ -165,13 +174,25 @@ def open_onnx(path: Path) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     return lambda pixels: [torch.from_numpy(out) for out in session.run(None, {'pixel_values': pixels.numpy()})]
 
 
+def own_size(model: Network) -> tuple[int, int]:
+    """Height and width of a model's input."""
+    return timm.data.resolve_model_data_config(model)['input_size'][1:]
+
+
+def has_fixed_size(model: Network) -> bool:
+    """Whether the backbone takes only images of one size."""
+    return any(getattr(part, 'pretrained_cfg', {}).get('fixed_input_size') for part in model.children())
+
+
 def write(graph: nn.Module, model: Network, names: list[str], opset: int, path: Path) -> None:
     """Write the graph with torch's exporter, without stack traces, since they name folders of this machine."""
     import onnx
 
-    example = torch.zeros(2, model.in_chans, *TRACED_SIZE)  # a batch size of one would become a constant
+    fixed = has_fixed_size(model)
+    size = own_size(model) if fixed else TRACED_SIZE
+    example = torch.zeros(2, model.in_chans, *size)  # a batch size of one would become a constant
     inputs: dict[str, Any] = {'input_names': ['pixel_values'], 'output_names': names, 'verbose': False}
-    free = {0: 'batch', 2: 'height', 3: 'width'}
+    free = {0: 'batch'} if fixed else {0: 'batch', 2: 'height', 3: 'width'}
     try:
         if opset < TRACED_OPSET:
             with warnings.catch_warnings():
@@ -188,7 +209,8 @@ def write(graph: nn.Module, model: Network, names: list[str], opset: int, path: 
             written = onnx.load(path)
         else:
             dynamic = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
-            exported = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,))
+            with mock.patch('timm.layers.padding.get_same_padding', same_padding):
+                exported = torch.export.export(graph, (example,), dynamic_shapes=(dynamic,))
             exported = exported.run_decompositions(DECOMPOSITIONS)
             program = torch.onnx.export(exported, dynamo=True, opset_version=opset, dynamic_shapes=(free,), **inputs)
             written = program.model_proto  # type: ignore[union-attr]  # None only with dynamo=False
@@ -212,9 +234,9 @@ def compare(graph: nn.Module, model: Network, names: list[str], path: Path) -> f
     """
     run = open_onnx(path)
     generator = torch.Generator().manual_seed(0)
-    own = timm.data.resolve_model_data_config(model)['input_size'][1:]
+    sizes = [*([] if has_fixed_size(model) else CHECKED_SIZES), own_size(model)]
     largest = 0.0
-    for batch, (height, width) in itertools.product(CHECKED_BATCHES, (*CHECKED_SIZES, own)):
+    for batch, (height, width) in itertools.product(CHECKED_BATCHES, sizes):
         pixels = torch.randn(batch, model.in_chans, height, width, generator=generator)
         expected = graph(pixels)
         seen = f'a batch of {batch} at {height} x {width} pixels'
