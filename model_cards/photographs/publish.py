@@ -1,15 +1,17 @@
-"""Write the folder of vt_resnet18.dist_in1k from a finished distillation, and its card.
+"""Write the folder of weights that learned from unlabelled photographs, and its card.
 
-    python model_cards/vt_resnet18.dist_in1k/publish.py --run RUN --photographs DIR --out FOLDER
+    python model_cards/photographs/publish.py vt_resnet18.dist_in1k --run RUN --photographs DIR --out FOLDER
 
-The logits are divided by one temperature, which is folded into the classifier. It is fitted on imagenette's val part.
-After a measurement, the same command without --run and --photographs writes the card alone:
+RUN is the folder of a finished `vt-hub distill`. The logits are divided by one temperature, which is folded into the
+classifier. It is fitted on imagenette's val part. After a measurement, the same command without --run and --photographs
+writes the card alone:
 
-    python model_cards/vt_resnet18.dist_in1k/measure.py --network vt=FOLDER ... --out measured.json
-    python model_cards/scenes/transfer.py --photographs --arm vt=FOLDER ... --report transfer.json
-    python model_cards/vt_resnet18.dist_in1k/publish.py --out FOLDER
+    python model_cards/photographs/measure.py --network "this model"=FOLDER ... --out model_cards/NAME/measured.json
+    python model_cards/scenes/transfer.py --photographs --arm vt=FOLDER ... --report model_cards/NAME/transfer.json
+    python model_cards/photographs/publish.py NAME --out FOLDER
 
-The figures of the card are kept beside this script: result.json, measured.json and transfer.json.
+The figures of a card are kept in model_cards/NAME, beside training.md and licences.md, the parts of the card that only
+these weights have.
 """
 
 import argparse
@@ -28,9 +30,9 @@ from vt_hub.publishing.model_folder import write_card
 from vt_hub.reporting import write_result
 
 HERE = Path(__file__).parent
-NAME = HERE.name
+CARDS = HERE.parent
 WATTS = 20  # of two cores and their share of the memory: an assumption
-sys.path.append(str(HERE.parent / 'scenes'))
+sys.path.append(str(CARDS / 'scenes'))
 from report import markdown  # noqa: E402
 
 DATA = {
@@ -51,43 +53,48 @@ def fold_temperature(model: torch.nn.Module, photographs: Path) -> float:
     return temperature
 
 
-def results() -> list[dict[str, Any]]:
+def results(folder: Path) -> list[dict[str, Any]]:
     """Result files of the card: the photographs, and the training beside the first."""
-    trained = read_json(HERE / 'result.json')
-    measured = read_json(HERE / 'measured.json') if (HERE / 'measured.json').exists() else {}
+    trained = read_json(folder / 'result.json')
+    measured = read_json(folder / 'measured.json')['networks'] if (folder / 'measured.json').exists() else {}
     found = [
         {
             'task': 'image-classification',
-            'dataset': {**dataset, 'num_images': measured['vt'][key]['num_images']},
-            'metrics': {name: measured['vt'][key][name] for name in ('top1', 'top5')},
+            'dataset': {**dataset, 'num_images': own[key]['num_images']},
+            'metrics': {name: own[key][name] for name in ('top1', 'top5')},
         }
+        for own in list(measured.values())[:1]
         for key, dataset in DATA.items()
-        if measured
     ] or [trained]
     found[0] |= {key: trained[key] for key in ('training', 'tokens', 'temperature')}
     found[0]['hours'] = trained['training']['seconds'] / 3600
     found[0]['kilowatt_hours'] = found[0]['hours'] * WATTS / 1000
     found[0]['measured'] = measured
-    if (HERE / 'transfer.json').exists():
-        found[0]['tables'] = markdown(read_json(HERE / 'transfer.json'))
+    if (folder / 'transfer.json').exists():
+        found[0]['tables'] = markdown(read_json(folder / 'transfer.json'))
     return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('name', help='such as vt_resnet18.dist_in1k')
     parser.add_argument('--run', type=Path, help='folder of the distillation, to make a model folder of')
     parser.add_argument('--photographs', type=Path, help="measure.py's folder, with --run")
     parser.add_argument('--out', type=Path, required=True, help='model folder')
     args = parser.parse_args()
     if bool(args.run) != bool(args.photographs):
         parser.error('--run and --photographs go together')
+    folder = CARDS / args.name
     if args.run:
         model = load_model(args.run / 'model').float()
         temperature = fold_temperature(model, args.photographs)
         export(model, args.out, dtype='fp16', code=False)
-        write_result(HERE / 'result.json', read_json(args.run / 'result.json') | {'temperature': temperature})
-        shutil.copy(args.run / 'summary.csv', HERE / 'summary.csv')
-    write_card(args.out, results(), (HERE / 'card.md').read_text(), source=NAME, name=NAME)
+        write_result(folder / 'result.json', read_json(args.run / 'result.json') | {'temperature': temperature})
+        shutil.copy(args.run / 'summary.csv', folder / 'summary.csv')
+    prose = (HERE / 'card.md').read_text()
+    for part in ('training.md', 'licences.md'):
+        prose = prose.replace(f'<!-- {part} -->\n', (folder / part).read_text())
+    write_card(args.out, results(folder), prose, source=args.name, name=args.name)
 
 
 if __name__ == '__main__':

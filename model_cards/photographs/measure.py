@@ -1,15 +1,15 @@
 """Measure networks with ImageNet's 1,000 classes on photographs that none of them was trained on.
 
-    python model_cards/vt_resnet18.dist_in1k/measure.py --photographs DIR --out result.json
-        --network vt=vt_resnet18.dist_in1k --network reference=resnet18:head.safetensors
-        --network teacher=tf_efficientnet_lite2:lite2.pth
+    python model_cards/photographs/measure.py --photographs DIR --out result.json
+        --network "this model"=vt_resnet18.dist_in1k --network "the ResNet-18 that taught it"=resnet18:head.safetensors
+        --network EfficientNet-Lite2=tf_efficientnet_lite2:lite2.pth
 
 DIR holds, unpacked from GitHub, `nips` (dongyp13/Translation-Invariant-Attacks: the test set, which nothing was chosen
 on), `imagenette` (thunderInfy/imagenette: its val part chose settings and the temperature), `tiny` (seshuad/IMagenet:
 val, answers restricted to its 200 classes) and `flowers` (martinwestin/flower_classification: tulips, which are not one
 of the 1,000 classes).
 
-A network is a published name or model folder, or a timm model and a file of weights.
+A network is a published name or model folder, or a timm model and a file of weights. Its name is what a card calls it.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from timm.data import ImageNetInfo, create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from vt_hub.inference.preprocessing import data_config
+from vt_hub.loading.conversion import load_trained
 from vt_hub.loading.source import Source
 from vt_hub.network.images import read_image
-from vt_hub.network.vt_resnet import VTResNetBody
+from vt_hub.network.vt_stage import VTBody
 from vt_hub.reporting import machine, write_result
-from vt_hub.training.distillation.networks import load_teacher
 from vt_hub.training.resumable import autocast
 
 SYNSETS = {name: number for number, name in enumerate(ImageNetInfo('imagenet-1k').label_names())}
@@ -79,7 +79,7 @@ def create(source: str, **kwargs: Any) -> torch.nn.Module:
     name, _, path = source.partition(':')
     if path:
         layers = {'layers': [2, 2, 2, 3]} if name == 'resnet18' else {}  # the trunk's last stage has three blocks
-        return load_teacher(name, Path(path), **layers).eval()
+        return load_trained(name, Path(path), **layers)
     return timm.create_model(f'local-dir:{Source.parse(source).folder()}', pretrained=True, **kwargs).eval()
 
 
@@ -150,7 +150,7 @@ def measure(source: str, root: Path) -> Iterator[tuple[str, Any]]:
     paths = [path for path, _ in nips(root)]
     sizes = {size: accuracy(logits_of(model, paths, size), labels['nips'])['top1'] for size in RESOLUTIONS}
     yield 'nips_top1_by_resolution', sizes
-    if isinstance(model, VTResNetBody):
+    if isinstance(model, VTBody):
         counts = {}
         for count in NUM_TOKENS:
             fewer = create(source, num_tokens=count)
@@ -164,12 +164,12 @@ def main():
     parser.add_argument('--photographs', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
-    result: dict[str, Any] = {'machine': machine(CPU)}
+    result: dict[str, Any] = {'machine': machine(CPU), 'networks': {}}
     for network in args.network:
         name, _, source = network.partition('=')
-        result[name] = {}
+        measured = result['networks'][name] = {}
         for key, figures in measure(source, args.photographs):
-            result[name][key] = figures
+            measured[key] = figures
             print(name, key, figures, flush=True)
             write_result(args.out, result)
 

@@ -1,6 +1,6 @@
 """Prepare the photographs that vt_resnet18.dist_in1k learned from, and list them.
 
-    python model_cards/vt_resnet18.dist_in1k/prepare.py --photographs DIR --out READY
+    python model_cards/photographs/prepare.py --photographs DIR --out READY
 
 DIR holds one folder for each set of `sets.csv`, unpacked from the repository and commit that it names. READY gets one
 folder for each set, with JPEG files whose shorter side has at most 256 pixels. A file is named by the sha256 of its
