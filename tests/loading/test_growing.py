@@ -49,12 +49,42 @@ def test_the_trunk_of_a_resnet_grows():
     assert model.num_classes == 2
 
 
-def test_new_parts_learn():
-    large = grow(trained('test_vt_resnet', num_classes=7).float(), 'test_vt_resnet', layers=(2, 1, 1), vt_depth=3)
+BOTTLENECKS = {'block': 'bottleneck', 'layers': (5, 4, 6)}
+
+
+@torch.no_grad()
+def test_bottlenecks_compute_what_basic_blocks_do():
+    small = trained('test_vt_resnet', layers=(2, 2, 2))
+    large = grow(small, 'test_vt_resnet', **BOTTLENECKS)
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    for level, (found, wanted) in enumerate(zip(large.forward_levels(x, 3), small.forward_levels(x, 3), strict=True)):
+        torch.testing.assert_close(found[:, : wanted.shape[1]], wanted, rtol=1e-10, atol=1e-10, msg=f'level {level}')
+
+
+@torch.no_grad()
+def test_one_bottleneck_too_few_is_near():
+    small = trained('test_vt_resnet', layers=(2, 2, 2))
+    large = grow(small, 'test_vt_resnet', **BOTTLENECKS | {'layers': (3, 4, 6)})
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    wanted, found = small.forward_levels(x, 1)[1], large.forward_levels(x, 1)[1]
+    before = small.layer1[0](small.maxpool(small.forward_levels(x, 0)[0]))
+    assert (found[:, : wanted.shape[1]] - wanted).square().mean() < (before - wanted).square().mean()
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [{'layers': (2, 1, 1), 'vt_depth': 3}, {'block': 'bottleneck', 'layers': (2, 3, 4)}],
+    ids=['deeper', 'wider'],
+)
+def test_new_parts_learn(kwargs):
+    large = grow(trained('test_vt_resnet', num_classes=7).float(), 'test_vt_resnet', **kwargs)
     optimizer = torch.optim.SGD(large.parameters(), 0.1)
     x, target = torch.rand(8, 3, 64, 64), torch.arange(8) % 7
     before = {name: value.clone() for name, value in large.named_parameters()}
     large.train()
+    if 'block' in kwargs:  # norms with the statistics of a batch would blow up channels that are still 0
+        for norm in (module for module in large.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.eval()
     norms = []
     for _ in range(3):
         optimizer.zero_grad()
@@ -93,7 +123,18 @@ def test_command(run, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(small(x), large(x))
     assert large.pretrained_cfg['label_names'] == ['a', 'b']
+    assert 'It computes what small does' in (tmp_path / 'large' / 'README.md').read_text()
     code, _, err = run('convert', source, tmp_path / 'other', '--grow', 'vt_resnet18')
     assert code == 1
     assert 'The stem of the source does not fit' in err
     assert run('convert', source, tmp_path / 'other', '--grow', 'test_vt_resnet', '--num-classes', 3)[0] == 2
+
+
+@pytest.mark.slow
+def test_command_from_resnet18_to_resnet50(run, tmp_path):
+    source = vt_hub.export(timm.create_model('vt_resnet18', num_classes=2), tmp_path / 'small')
+    assert run('convert', source, tmp_path / 'large', '--grow', 'vt_resnet50')[0] == 0
+    assert vt_hub.load_model(tmp_path / 'large').num_classes == 2
+    text = (tmp_path / 'large' / 'README.md').read_text()
+    assert '**The VT stage and\nthe classifier are untrained**' in text
+    assert 'The smaller network is small' in text

@@ -10,6 +10,10 @@ from .common import Json, print_json, print_table
 GROWN_PROSE = """\
 A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` copied a smaller network into this deeper
 one. It computes the same as the smaller one until you train it further."""
+WIDER_PROSE = """\
+A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` put the trunk of a smaller network into its
+bottlenecks: the first channels of each stage compute what that trunk does, and the others can learn. **The VT stage and
+the classifier are untrained**: distil the model before you use it."""
 
 
 def export(
@@ -270,6 +274,7 @@ def convert(
     """
     from ..inference.scores import class_names
     from ..loading.conversion import is_vt_resnet, load_source, put_vt_stage, warm_start
+    from ..loading.growing import goes_into_bottlenecks
     from ..loading.growing import grow as grown
     from ..publishing import export as run
 
@@ -281,8 +286,13 @@ def convert(
     if grow and is_vt_resnet(source):
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a VT-ResNet keeps its classes.')
-        origin = f'It computes what {Path(source).name} does.'
-        print(run(grown(load_source(source)[0], grow), target, labels=names, prose=GROWN_PROSE, origin=origin))
+        small, name = load_source(source)[0], Path(source).name
+        large = grown(small, grow)
+        if goes_into_bottlenecks(small, large):
+            prose, origin = WIDER_PROSE, f'The smaller network is {name}.'
+        else:
+            prose, origin = GROWN_PROSE, f'It computes what {name} does.'
+        print(run(large, target, labels=names, prose=prose, origin=origin))
         return
     classes = num_classes or (len(names) if names else None)
     kwargs = {'num_classes': classes} if classes else {}

@@ -1,4 +1,4 @@
-"""A trained network inside a deeper one that computes the same, as a start for more training.
+"""A trained network inside a larger one that computes the same, as a start for more training.
 
 Source: Net2DeeperNet (Chen et al. 2016, https://arxiv.org/abs/1511.05641), with blocks that begin as identities.
 
@@ -13,12 +13,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-from timm.models.resnet import ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ..network.vt_layers import DistinctTokenizer
 from ..network.vt_resnet import VTResNet
+from .bottlenecks import embed_stage
 
-__all__ = ['grow']
+__all__ = ['goes_into_bottlenecks', 'grow']
 
 STAGES = ('layer1', 'layer2', 'layer3')
 KEPT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'license', 'label_names', 'label_descriptions')
@@ -28,11 +29,13 @@ KEPT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'license', 'la
 def grow(source: nn.Module, architecture: str, **kwargs: Any) -> VTResNet:
     """A deeper VT-ResNet that computes what a VT-ResNet does, or whose trunk computes what that of a ResNet does.
 
-    It has the source's preprocessing, licence and names of classes.
+    It has the source's preprocessing, licence and names of classes. A trunk of basic blocks also goes into bottlenecks,
+    see bottlenecks.py; the VT stage and the classifier are then new. ResNet-50 and 101 have one bottleneck too few in
+    `layer1`, so what comes after it is only near until it is trained.
 
     Args:
         source: A VT-ResNet, or a timm ResNet, whose classifier and last stage are left out.
-        architecture: Name of the deeper one.
+        architecture: Name of the larger one.
         kwargs: Further arguments of `timm.create_model` for it; a VT-ResNet gives it its classes.
 
     Raises:
@@ -51,13 +54,25 @@ def grow(source: nn.Module, architecture: str, **kwargs: Any) -> VTResNet:
     model.to(next(source.parameters()).dtype)
     copy(source.conv1, model.conv1, 'The stem')
     copy(source.bn1, model.bn1, 'The stem')
+    wider = goes_into_bottlenecks(source, model)
+    used = len(source.get_parameter('conv1.weight'))
     for name in STAGES:
-        grow_stage(getattr(source, name), getattr(model, name), name)
-    if isinstance(source, VTResNet):
+        blocks, into = getattr(source, name), getattr(model, name)
+        if wider:
+            used, _ = embed_stage(blocks, into, used, name)
+        else:
+            grow_stage(blocks, into, name)
+    if isinstance(source, VTResNet) and not wider:
         copy(source.vt.embed, model.vt.embed, 'The 1x1 convolution of the VT stage')
         grow_modules(source.vt.blocks, model.vt.blocks)
         copy(source.fc, model.fc, 'The classifier')
     return model.eval()
+
+
+def goes_into_bottlenecks(source: nn.Module, model: nn.Module) -> bool:
+    """Whether a network has basic blocks, and the one that it grows into has bottlenecks."""
+    first, into = (net.get_submodule('layer1.0') for net in (source, model))
+    return isinstance(first, BasicBlock) and isinstance(into, Bottleneck)
 
 
 def copy(part: nn.Module, into: nn.Module, what: str) -> None:

@@ -1,0 +1,136 @@
+"""The function of a stage of basic blocks inside a stage of bottlenecks, exactly.
+
+A bottleneck of middle width C has 4 C output channels. The first C of them carry the stream x of the basic blocks. Two
+bottlenecks do what a basic block y = relu(x + B2(C2 h)), h = relu(B1(C1 x)), does, with 3x3 convolutions C1, C2 and
+norms B1, B2:
+
+    first:   u = x,  v = relu(B1(C1 u)) = h,      adds h to C channels that are still 0
+    second:  u = h,  v = relu(B2(C2 u) + S),      adds v - S to x; its last ReLU gives y
+
+u and v lie behind the first and the second convolution. x and h are not negative, so the ReLUs pass them. The constant
+S lets B2(C2 h) pass with its sign. The first block of a stage may change x by a 1x1 convolution with a norm; the result
+has a sign, too, so it carries S until the second bottleneck takes it off.
+
+Weights that read channels which are 0 stay random, and weights that write to them are 0. So the new parts change
+nothing at first, and can learn.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+__all__ = ['embed_stage']
+
+SHIFT = 30.0  # S: more than any value before the last ReLU of a block
+MOST_BLOCKS = 3  # each but a shortened one needs C of the 3 C other channels
+
+
+@torch.no_grad()
+def embed_stage(blocks: Any, into: Any, used: int, name: str) -> tuple[int, bool]:
+    """Write the function of a stage of basic blocks into a stage of bottlenecks.
+
+    If there is one bottleneck too few, the last one gets the last basic block with the middle of its second convolution
+    alone, and has to learn the rest.
+
+    Args:
+        blocks: A stage of basic blocks, an nn.Sequential.
+        into: A stage of bottlenecks, as it is after initialisation.
+        used: Number of first channels of the input that are not always 0.
+        name: Name of the stage, for errors.
+
+    Returns:
+        Number of first channels of the output that are not always 0, and whether the first C of them are exact.
+
+    Raises:
+        ValueError: The blocks do not fit.
+    """
+    C: int = into[0].conv2.out_channels
+    missing = 2 * len(blocks) - len(into)
+    if missing > 1 or len(blocks) > MOST_BLOCKS or blocks[0].conv1.out_channels != C:
+        raise ValueError(
+            f'{name} of the source has {len(blocks)} basic blocks of {blocks[0].conv1.out_channels} channels; '
+            f'{len(into)} bottlenecks of middle width {C} cannot hold them.'
+        )
+    bottlenecks = iter(into)
+    stream = slice(0, C)
+    for number, block in enumerate(blocks):
+        first, free = next(bottlenecks), slice(C * (number + 1), C * (number + 2))
+        read(first, slice(0, block.conv1.in_channels), used)
+        convolve(first, block.conv1, block.bn1)
+        shift = shortcut(first, block, used) if number == 0 else 0.0
+        if number == len(blocks) - 1 and missing == 1:
+            write(first, stream, block.conv2.weight[:, :, 1, 1], block.bn2)
+            continue
+        used = free.stop
+        write(first, free)
+        second = next(bottlenecks)
+        read(second, free, used)
+        convolve(second, block.conv2, block.bn2, SHIFT)
+        write(second, stream, shift=-SHIFT - shift)
+    for bottleneck in bottlenecks:  # identities
+        nn.init.zeros_(bottleneck.bn3.weight)
+        nn.init.zeros_(bottleneck.bn3.bias)
+    return used, missing <= 0
+
+
+def identity(norm: Any) -> None:
+    """Let a BatchNorm with initial statistics return its input."""
+    norm.weight.fill_((1 + norm.eps) ** 0.5)
+
+
+def read(bottleneck: Any, channels: slice, used: int) -> None:
+    """Let the first middle channels be some of the input."""
+    weight = bottleneck.conv1.weight
+    count = channels.stop - channels.start
+    weight[:count, :used] = 0
+    weight[:count, channels, 0, 0] = torch.eye(count, dtype=weight.dtype)
+    identity(bottleneck.bn1)
+
+
+def convolve(bottleneck: Any, conv: nn.Conv2d, norm: Any, shift: float = 0.0) -> None:
+    """Apply a basic block's convolution and norm to the first middle channels."""
+    weight = bottleneck.conv2.weight
+    weight.zero_()
+    weight[:, : conv.in_channels] = conv.weight
+    bottleneck.bn2.load_state_dict(norm.state_dict())
+    bottleneck.bn2.bias += shift
+
+
+def write(
+    bottleneck: Any,
+    channels: slice,
+    values: torch.Tensor | None = None,
+    norm: Any = None,
+    shift: float = 0.0,
+) -> None:
+    """Add the middle channels, or a product of them, to some output channels."""
+    weight = bottleneck.conv3.weight
+    weight.zero_()
+    weight[channels, :, 0, 0] = torch.eye(weight.shape[1], dtype=weight.dtype) if values is None else values
+    identity(bottleneck.bn3)
+    if norm is not None:
+        put(norm, bottleneck.bn3, channels)
+    bottleneck.bn3.bias[channels] += shift
+
+
+def shortcut(bottleneck: Any, block: Any, used: int) -> float:
+    """Take over the shortcut of a stage's first block. Returns the constant that the stream then carries."""
+    conv, norm = bottleneck.downsample
+    n, C = block.conv1.in_channels, block.conv1.out_channels
+    conv.weight[:, :used] = 0
+    identity(norm)
+    if block.downsample is None:
+        conv.weight[:C, :n, 0, 0] = torch.eye(C, dtype=conv.weight.dtype)
+        return 0.0
+    conv.weight[:C, :n] = block.downsample[0].weight
+    put(block.downsample[1], norm, slice(0, C))
+    norm.bias[:C] += SHIFT
+    return SHIFT
+
+
+def put(norm: Any, into: Any, channels: slice) -> None:
+    """Copy a BatchNorm into some channels of a wider one."""
+    for key, value in norm.state_dict().items():
+        if value.ndim:
+            into.state_dict()[key][channels] = value
