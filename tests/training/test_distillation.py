@@ -24,7 +24,7 @@ from vt_hub.inference.scores import class_names
 from vt_hub.loading.conversion import load_trained
 from vt_hub.training.distillation import Folders, distill, list_distillation_recipes, load_distillation_recipe
 from vt_hub.training.distillation.data import Views, is_held_out
-from vt_hub.training.distillation.networks import Distiller, load_trunk, outputs, shared_parts
+from vt_hub.training.distillation.networks import Distiller, load_start, outputs, shared_parts
 from vt_hub.training.distillation.run import DistillationRun
 
 CLASSES = 12
@@ -211,6 +211,31 @@ def test_only_free_parts_learn(make_run, smoke):
     assert max(rates) == pytest.approx(min(rates) * 10, rel=0.2)  # trunk_lr
 
 
+def test_maps_at_more_strides_are_learned(make_run):
+    changes = {'teacher_args': {'num_classes': CLASSES}, 'strides': [8, 16], 'features': 0.0, 'logits': 0.0}
+    run = make_run(load_distillation_recipe('smoke', changes))
+    run.enter(run.recipe.stages[-1])
+    run.calibrate()
+    losses, _, _ = run.losses(run.net, run.to_device(next(run.loader(0, 1))))
+    losses[1].backward()
+    assert [helper.conv.in_channels for helper in run.net.maps] == [64, 32, 48]  # last, stride 8, stride 16
+    assert all(helper.conv.weight.grad.abs().max() > 0 for helper in run.net.maps)
+    assert run.net.student.layer2[0].downsample[0].weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match=r'VTResNet has maps at strides \[2, 4, 8, 16\] and a last one; none at 5'):
+        make_run(load_distillation_recipe('smoke', changes | {'strides': [5]}))
+
+
+def test_statistics_can_be_kept(make_run):
+    changes = {'teacher_args': {'num_classes': CLASSES}, 'keep_statistics': True}
+    run = make_run(load_distillation_recipe('smoke', changes))
+    before = {name: value.clone() for name, value in run.net.student.state_dict().items()}
+    for _ in range(2):
+        run.train_step()
+    after = run.net.student.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if 'running_' in name)
+    assert not torch.equal(before['vt.blocks.0.projector.norm.weight'], after['vt.blocks.0.projector.norm.weight'])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('frozen', [0, 1, 3, 6, 7])
 def test_parts_that_both_have_run_once(frozen):
@@ -227,8 +252,7 @@ def test_parts_that_both_have_run_once(frozen):
     assert parts == names[: len(parts)]
     x = torch.rand(2, 3, 64, 64)
     _, _, begun = outputs(teacher, x, level=level)
-    for one, other in zip(outputs(student, begun, parts)[:2], outputs(student, x)[:2], strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
     assert isinstance(student.layer1, torch.nn.Sequential)  # back in its place
     assert len(student.layer1) == 2
 
@@ -243,8 +267,7 @@ def test_a_backbone_gives_its_trunks_map_to_its_student(backbone):
     parts, level = shared_parts(student, teacher)
     x = torch.rand(2, 3, *teacher.default_cfg['input_size'][1:])
     begun = outputs(teacher, x, level=level)[2]
-    for one, other in zip(outputs(student, begun, parts)[:2], outputs(student, x)[:2], strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
     student.trunk.requires_grad_(True)
     assert shared_parts(student, teacher) == ([], None)
 
@@ -319,13 +342,13 @@ def test_a_trunk_gives_the_parts_that_it_has(teacher_file, tmp_path):
     trunk = {k: v for k, v in trained.state_dict().items() if k[:2] not in ('vt', 'fc') and 'num_batches' not in k}
     save_file(trunk, tmp_path / 'trunk.safetensors')
     student = timm.create_model('vt_resnet10', num_classes=5)
-    assert load_trunk(student, tmp_path / 'trunk.safetensors') == ['conv1', 'bn1', 'layer1', 'layer2', 'layer3']
+    assert load_start(student, tmp_path / 'trunk.safetensors') == ['conv1', 'bn1', 'layer1', 'layer2', 'layer3']
     assert torch.equal(student.layer3[0].conv1.weight, trained.layer3[0].conv1.weight)
     with pytest.raises(ValueError, match=r'(conv1|layer1) of .* does not fit the model'):
-        load_trunk(timm.create_model('vt_resnet50'), tmp_path / 'trunk.safetensors')
+        load_start(timm.create_model('vt_resnet50'), tmp_path / 'trunk.safetensors')
     save_file({'stem.weight': torch.zeros(1)}, tmp_path / 'other.safetensors')
     with pytest.raises(ValueError, match='has no part of the student; its tensors begin with stem'):
-        load_trunk(student, tmp_path / 'other.safetensors')
+        load_start(student, tmp_path / 'other.safetensors')
 
 
 def test_imagenet_names_come_from_timm(tmp_path):
@@ -424,16 +447,16 @@ def test_a_student_with_the_same_features_begins_at_its_teacher(teacher_file):
     net = Distiller(student, teacher, 64).eval()
     with torch.no_grad():
         *calibration, other = (outputs(teacher, smooth_images(64)) for _ in range(5))
-        net.calibrate((features, features, last_map) for features, last_map, _ in calibration)
+        net.calibrate((features, features, maps) for features, maps, _ in calibration)
         standard = (other[0] - net.mean) / net.std
         found = net.features(other[0])
         alive = net.std > net.std.min()
         assert standard.std(0)[alive].mean().item() == pytest.approx(1, abs=0.15)
         assert F.mse_loss(found, standard).item() < 0.2
-        cells = torch.cat([last_map for _, last_map, _ in calibration]).transpose(0, 1).flatten(1)
-        torch.testing.assert_close(net.map_mean.flatten(), cells.mean(1))
+        cells = torch.cat([maps[0] for _, maps, _ in calibration]).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(net.maps[0].mean.flatten(), cells.mean(1))
         alive = cells.std(1) > 0.1 * cells.std(1).mean()
-        torch.testing.assert_close(net.map_std.flatten()[alive], cells.std(1)[alive], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(net.maps[0].std.flatten()[alive], cells.std(1)[alive], rtol=1e-3, atol=1e-6)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ __all__ = [
     'load_checkpoint',
     'load_source',
     'load_trained',
+    'load_trunk',
     'put_vt_stage',
     'warm_start',
 ]
@@ -206,6 +207,16 @@ def put_vt_stage(backbone: str, checkpoint: Path | None = None, **kwargs: Any) -
         license=trained.pretrained_cfg.get('license') or 'other',
     )
     return start, trained
+
+
+def load_trunk(trunk: nn.Module, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load the tensors of a whole network that its trunk has.
+
+    Raises:
+        ValueError: Some are missing, or have another shape; the message names the `source`.
+    """
+    own = trunk.state_dict()
+    load_into(trunk, {key: value for key, value in state_dict.items() if key in own}, source)
 
 
 def load_checkpoint(

@@ -8,9 +8,10 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from ...loading.checkpoints import TimmModel, load_into, read_foreign
-from ...loading.conversion import load_trained
+from ...loading.conversion import load_trained, load_trunk
 from ...loading.source import Source, load_model
 from ...network.vt_net import VTNet
 from .recipe import DistillationRecipe
@@ -18,7 +19,7 @@ from .recipe import DistillationRecipe
 __all__ = [
     'Distiller',
     'load_networks',
-    'load_trunk',
+    'load_start',
     'outputs',
     'shared_parts',
 ]
@@ -75,7 +76,7 @@ def load_networks(
         raise ValueError(f'{source} has no linear classifier on pooled features; a teacher needs one.')
     student = create_student(recipe, teacher)
     trunk = ['trunk'] if isinstance(student, VTNet) else []
-    return teacher, student, load_trunk(student, trunk_checkpoint) if trunk_checkpoint else trunk
+    return teacher, student, load_start(student, trunk_checkpoint) if trunk_checkpoint else trunk
 
 
 def own_backbone(student: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
@@ -91,7 +92,7 @@ def own_backbone(student: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
     return net.backbone, net.backbone_args
 
 
-def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
+def load_start(student: TimmModel, checkpoint: Path) -> list[str]:
     """Load the parts of a student that a checkpoint has, and return their names.
 
     Raises:
@@ -99,7 +100,7 @@ def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
     """
     state_dict, _ = read_foreign(checkpoint)
     if isinstance(student, VTNet):  # the file is the backbone's
-        take_trunk(student, state_dict, checkpoint)
+        load_trunk(student.trunk, state_dict, checkpoint)
         return ['trunk']
     parts = {name.split('.')[0] for name in state_dict}
     taken = [name for name, part in student.named_children() if name in parts and part.state_dict()]
@@ -112,12 +113,6 @@ def load_trunk(student: TimmModel, checkpoint: Path) -> list[str]:
         values |= {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
         load_into(part, values, f'{name} of {checkpoint}')
     return taken
-
-
-def take_trunk(student: VTNet, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load a backbone's tensors into a student's trunk."""
-    own = student.trunk.state_dict()
-    load_into(student.trunk, {key: value for key, value in state_dict.items() if key in own}, source)
 
 
 def create_student(recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
@@ -141,13 +136,17 @@ def create_student(recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
         **recipe.model_args,
     )
     if recipe.teacher is None:
-        take_trunk(student, teacher.state_dict(), student.backbone)
+        load_trunk(student.trunk, teacher.state_dict(), student.backbone)
     return student
 
 
 def outputs(
-    net: TimmModel, x: torch.Tensor, skip: Sequence[str] = (), level: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    net: TimmModel,
+    x: torch.Tensor,
+    skip: Sequence[str] = (),
+    level: int | None = None,
+    strides: Sequence[int] = (),
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """What a student learns from.
 
     Args:
@@ -155,14 +154,31 @@ def outputs(
         x: Images, or the output of the first parts `skip`.
         skip: Names of those parts.
         level: Number of another feature level to return.
+        strides: Strides of further maps to return.
 
     Returns:
-        Pooled features (B, F), the last map (B, C, h, w) and the map of `level`; without a level, `x`.
+        Pooled features (B, F), the last map (B, C, h, w) with the maps at `strides`, and the map of `level`; without a
+        level, `x`.
     """
-    indices = [len(net.feature_info) - 1] if level is None else [level, len(net.feature_info) - 1]
+    indices = [len(net.feature_info) - 1, *(level_at(net, stride) for stride in strides)]
+    found = sorted({*indices, *([] if level is None else [level])})
     with skipped(net, skip):
-        last, maps = net.forward_intermediates(x, indices=indices)
-        return net.forward_head(last, pre_logits=True), maps[-1], x if level is None else maps[0]
+        last, maps = net.forward_intermediates(x, indices=found)
+        by_level = dict(zip(found, maps, strict=True))
+        features = net.forward_head(last, pre_logits=True)
+    return features, [by_level[index] for index in indices], x if level is None else by_level[level]
+
+
+def level_at(net: TimmModel, stride: int) -> int:
+    """The number of a network's last feature level at a stride, the very last level aside.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = [info['reduction'] for info in net.feature_info[:-1]]
+    if stride not in found:
+        raise ValueError(f'A {type(net).__name__} has maps at strides {found} and a last one; none at {stride}.')
+    return len(found) - 1 - found[::-1].index(stride)
 
 
 class Given(nn.Identity):
@@ -190,8 +206,43 @@ def deviations(found: torch.Tensor) -> torch.Tensor:
     return found.clamp(min=max(0.01 * found.mean().item(), 1e-6))
 
 
+class MapHelper(nn.Module):
+    """Predicts a teacher's map, each channel with unit variance, from a student's map through a 1x1 convolution."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, own: torch.Tensor, wanted: torch.Tensor):
+        """Of maps (B, C, h, w) of both."""
+        super().__init__()
+        self.conv = nn.Conv2d(own.shape[1], wanted.shape[1], 1)
+        self.register_buffer('mean', torch.zeros(wanted.shape[1], 1, 1))
+        self.register_buffer('std', torch.ones(wanted.shape[1], 1, 1))
+
+    def forward(self, own: torch.Tensor) -> torch.Tensor:
+        return self.conv(own).float()
+
+    def error(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of a prediction, on the coarser of the two grids."""
+        wanted = (wanted.float() - self.mean) / self.std
+        size = min(found.shape[-2], wanted.shape[-2]), min(found.shape[-1], wanted.shape[-1])
+        return F.mse_loss(F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(wanted, size))
+
+    def calibrate(self, moments: torch.Tensor) -> None:
+        """Take mean and deviation from the first two moments of the wanted channels, (2, C)."""
+        mean, square = moments
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_(deviations((square - mean.square()).clamp(min=0).sqrt()).view(-1, 1, 1))
+
+
+def moments(wanted: torch.Tensor) -> torch.Tensor:
+    """Means of the channels of a map (B, C, h, w) and of their squares, (2, C)."""
+    channels = wanted.float().transpose(0, 1).flatten(1)
+    return torch.stack([channels.mean(1), channels.square().mean(1)])
+
+
 class Distiller(nn.Module):
-    """A student with layers that predict the teacher's features, map and logits from its own.
+    """A student with layers that predict the teacher's features, maps and logits from its own.
 
     The classifier is the teacher's and stays fixed. At the end, `fold` merges it with the linear layer before it into
     the student's classifier.
@@ -199,49 +250,46 @@ class Distiller(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
-    map_mean: torch.Tensor
-    map_std: torch.Tensor
 
-    def __init__(self, student: TimmModel, teacher: TimmModel, size: int):
+    def __init__(self, student: TimmModel, teacher: TimmModel, size: int, strides: Sequence[int] = ()):
         super().__init__()
         with torch.no_grad():
             images = torch.zeros(2, 3, size, size)
-            own, own_map, _ = outputs(student.eval(), images)
-            features, last_map, _ = outputs(teacher, images)
-        self.student = student
+            own, own_maps, _ = outputs(student.eval(), images, strides=strides)
+            features, wanted_maps, _ = outputs(teacher, images, strides=strides)
+        self.student, self.strides = student, tuple(strides)
         self.features = nn.Linear(own.shape[1], features.shape[1])
-        self.map = nn.Conv2d(own_map.shape[1], last_map.shape[1], 1)
+        self.maps: Any = nn.ModuleList(map(MapHelper, own_maps, wanted_maps))
         self.classifier = nn.Linear(features.shape[1], teacher.num_classes)
         self.classifier.load_state_dict(teacher.get_classifier().state_dict())
         self.register_buffer('mean', torch.zeros(features.shape[1]))
         self.register_buffer('std', torch.ones(features.shape[1]))
-        self.register_buffer('map_mean', torch.zeros(last_map.shape[1], 1, 1))
-        self.register_buffer('map_std', torch.ones(last_map.shape[1], 1, 1))
 
-    def forward(self, x: torch.Tensor, skip: Sequence[str] = ()) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs of `outputs` to standardised features (B, F), the map (B, C, h, w) and logits (B, classes)."""
-        own, own_map, _ = outputs(self.student, x, skip)
+    def forward(
+        self, x: torch.Tensor, skip: Sequence[str] = ()
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Inputs of `outputs` to standardised features (B, F), standardised maps (B, C, h, w), logits (B, classes)."""
+        own, own_maps, _ = outputs(self.student, x, skip, strides=self.strides)
         features = self.features(own).float()
-        return features, self.map(own_map).float(), self.classifier(features * self.std + self.mean).float()
+        maps = [helper(one) for helper, one in zip(self.maps, own_maps, strict=True)]
+        return features, maps, self.classifier(features * self.std + self.mean).float()
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
+    def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]) -> None:
         """Take means and deviations from the teacher, and initialise `features` by ridge regression.
 
         Args:
-            batches: Features (B, own) of the student, and features (B, F) and map (B, C, h, w) of the teacher. All
+            batches: Features (B, own) of the student, and features (B, F) and maps (B, C, h, w) of the teacher. All
                 batches have the same size.
         """
         rows: list[tuple[torch.Tensor, torch.Tensor]] = []
-        cells: list[torch.Tensor] = []
-        for own, features, last_map in batches:
+        of_maps: list[list[torch.Tensor]] = []
+        for own, features, maps in batches:
             rows.append((own.float(), features.float()))
-            of_channels = last_map.float().transpose(0, 1).flatten(1)
-            cells.append(torch.stack([of_channels.mean(1), of_channels.square().mean(1)]))
+            of_maps.append([moments(wanted) for wanted in maps])
+        for helper, found in zip(self.maps, zip(*of_maps, strict=True), strict=True):
+            helper.calibrate(torch.stack(found).mean(0))
         X, Y = (torch.cat(part) for part in zip(*rows, strict=True))
-        mean, square = torch.stack(cells).mean(0)
-        self.map_mean.copy_(mean.view(-1, 1, 1))
-        self.map_std.copy_(deviations((square - mean.square()).clamp(min=0).sqrt()).view(-1, 1, 1))
         self.mean.copy_(Y.mean(0))
         self.std.copy_(deviations(Y.std(0)))
         center, Y = X.mean(0), (Y - self.mean) / self.std

@@ -48,10 +48,13 @@ class DistillationRecipe:
         cutmix: alpha of CutMix; 0 for none.
         features: Weight of the squared error of the pooled features, each with unit variance.
         maps: Weight of the squared error of the last map, each channel with unit variance.
+        strides: Strides of further maps to learn, each with the weight `maps`.
         logits: Weight of the Kullback-Leibler divergence of the logits.
         nested_tokens: In each step, use only the first k of the student's tokens, with k random from 1 to all (nested
             dropout, Rippel et al. 2014, https://arxiv.org/abs/1402.0915). The weights then work with any number of
             tokens: `timm.create_model(..., num_tokens=4)`.
+        keep_statistics: Let BatchNorms use the statistics that they have, also in training. A network grown from basic
+            blocks to bottlenecks needs this, since some of its channels are 0 at first.
         stages: Which parts learn when, and at which image size.
     """
 
@@ -74,8 +77,10 @@ class DistillationRecipe:
     cutmix: float
     features: float
     maps: float
+    strides: tuple[int, ...]
     logits: float
     nested_tokens: bool
+    keep_statistics: bool
     stages: tuple[Stage, ...]
 
     def stage(self, step: int) -> Stage:

@@ -24,7 +24,7 @@ from ...network.vt_stage import first_filters
 from ...processes import rank_and_world
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
-from .networks import Distiller, outputs, shared_parts
+from .networks import Distiller, MapHelper, outputs, shared_parts
 from .recipe import DistillationRecipe, Stage
 
 __all__ = ['DistillationRun']
@@ -32,12 +32,6 @@ __all__ = ['DistillationRun']
 EMA_DECAY = 0.999
 CLIP_NORM = 1.0
 EVALUATION_BATCH = 64
-
-
-def error_of_maps(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of two maps (B, C, h, w), on the coarser of their grids."""
-    height, width = min(found.shape[-2:], wanted.shape[-2:])
-    return F.mse_loss(F.adaptive_avg_pool2d(found, (height, width)), F.adaptive_avg_pool2d(wanted, (height, width)))
 
 
 class DistillationRun(ResumableRun):
@@ -65,11 +59,11 @@ class DistillationRun(ResumableRun):
         self.views, self.held_out, self.workers = Views(recipe, data, seed, unreadable), data.held_out, workers
         self.normalization = [constants(net, device) for net in (student, teacher)]
         self.teacher = teacher.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        net = Distiller(student, teacher, recipe.stages[0].size)
+        net = Distiller(student, teacher, recipe.stages[0].size, recipe.strides)
         self.net = net.to(device).to(memory_format=torch.channels_last)
         of_trunk = [nn.ModuleDict({name: getattr(student, name) for name in trunk})]
         rest = {name: part for name, part in student.named_children() if name not in trunk}
-        of_rest = nn.ModuleDict({**rest, 'helper': net.features, 'map_helper': net.map})
+        of_rest = nn.ModuleDict({**rest, 'helper': net.features, 'map_helpers': net.maps})
         groups = [
             {**group, 'lr': recipe.lr * factor}
             for part, factor in ((of_trunk[0], recipe.trunk_lr), (of_rest, 1.0))
@@ -117,33 +111,34 @@ class DistillationRun(ResumableRun):
             value.requires_grad_(is_free(name))
         student.get_classifier().requires_grad_(False)  # set at the end
         self.net.classifier.requires_grad_(False)
-        self.shared, self.level = shared_parts(student, self.teacher) if self.same_images() else ([], None)
+        alike = self.same_images() and not self.recipe.strides
+        self.shared, self.level = shared_parts(student, self.teacher) if alike else ([], None)
         self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
 
     def same_images(self) -> bool:
         return all(map(torch.equal, *self.normalization))
 
-    def targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images from 0 to 1 to the student's input (after shared parts), and the teacher's features and map."""
+    def targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Images from 0 to 1 to the student's input (after shared parts), and the teacher's features and maps."""
         with torch.no_grad(), autocast(self.device):
             x, of_teacher = (
                 ((images - mean) / std).contiguous(memory_format=torch.channels_last)
                 for mean, std in self.normalization
             )
-            features, last_map, shared = outputs(self.teacher, of_teacher, level=self.level)
-            return (x if self.level is None else shared), features, last_map
+            features, maps, shared = outputs(self.teacher, of_teacher, level=self.level, strides=self.recipe.strides)
+            return (x if self.level is None else shared), features, maps
 
     def losses(self, net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The losses (3) of features, maps and logits, and the logits of student and teacher."""
-        x, features, last_map = self.targets(images)
+        x, features, maps = self.targets(images)
         with autocast(self.device):
-            found, found_map, logits = functional_call(net, self.fewer_tokens(net), (x, self.shared))
+            found, found_maps, logits = functional_call(net, self.fewer_tokens(net), (x, self.shared))
         own = self.net
         wanted = own.classifier(features.float())
         losses = torch.stack(
             [
                 F.mse_loss(found, (features.float() - own.mean) / own.std),
-                error_of_maps(found_map, (last_map.float() - own.map_mean) / own.map_std),
+                torch.stack([*map(MapHelper.error, own.maps, found_maps, maps)]).sum(),
                 F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction='batchmean'),
             ]
         )
@@ -161,16 +156,20 @@ class DistillationRun(ResumableRun):
         self.net.train()
         for module in self.frozen:
             module.training = False
+        if self.recipe.keep_statistics:
+            for module in self.net.student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.training = False
 
     @torch.no_grad()
     def calibrate(self) -> None:
         """Run `Distiller.calibrate` before the first step."""
         self.train_mode()
 
-        def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            x, features, last_map = self.targets(self.to_device(views))
+        def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+            x, features, maps = self.targets(self.to_device(views))
             with autocast(self.device):
-                return outputs(self.net.student, x, self.shared)[0], features, last_map
+                return outputs(self.net.student, x, self.shared)[0], features, maps
 
         self.net.calibrate(map(of_views, self.loader(0, self.recipe.calibration_steps)))
         if self.world > 1:  # the views of the first process are enough
