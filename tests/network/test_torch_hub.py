@@ -9,6 +9,7 @@ ENTRIES = [
     'vt_efficientnet_lite0',
     'vt_fpn_resnet101',
     'vt_fpn_resnet10t',
+    'vt_fpn_resnet18',
     'vt_fpn_resnet50',
     'vt_net',
     'vt_resnet10',

@@ -92,7 +92,7 @@ def test_changes_and_files(tmp_path):
     [
         (
             {'learning_rate': 1},
-            "'learning_rate' is not a setting of a segmentation recipe; use absent_classes, batch",
+            "'learning_rate' is not a setting of a segmentation recipe; use absent_classes, backbone_checkpoint, batch",
         ),
         ({'optimizer': 'adam'}, r"optimizer must be .*'sgd', 'adamw'\], not 'adam'"),
         ({'schedule': 'linear'}, r"schedule must be .*, not 'linear'"),
@@ -115,7 +115,9 @@ def test_wrong_settings(changes, message):
 
 
 def test_wrong_recipes(tmp_path):
-    with pytest.raises(LookupError, match="no segmentation recipe 'voc'; use coco_stuff, lip, shapes or a YAML file"):
+    with pytest.raises(
+        LookupError, match="no segmentation recipe 'voc'; use camvid, coco_stuff, lip, shapes or a YAML file"
+    ):
         load_segmentation_recipe('voc')
     (tmp_path / 'half.yaml').write_text('model: test_vt_fpn\nlr: 0.1\n')
     with pytest.raises(ValueError, match=r'half\.yaml is not a complete recipe: it lacks .*batch_size'):
@@ -569,6 +571,39 @@ def test_a_run_may_start_from_other_weights(finished):
     trained = timm.create_model(f'local-dir:{finished / "model"}', pretrained=True).state_dict()
     for name, value in model.state_dict().items():
         assert name.startswith('head.predictor') or torch.equal(value, trained[name]), name
+
+
+def test_a_backbone_may_start_from_a_file(tmp_path):
+    torch.manual_seed(1)
+    whole = timm.create_model('test_resnet', num_classes=7)
+    torch.save(whole.state_dict(), tmp_path / 'backbone.pth')
+    changes = {'model': 'test_vt_fpn', 'backbone_checkpoint': str(tmp_path / 'backbone.pth')}
+    recipe = load_segmentation_recipe('shapes', changes | {'model_args': {'pretrained_backbone': True}})
+    trunk, trained = start_model(recipe, list('abc')).backbone.state_dict(), whole.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in trunk.items())
+    torch.save({'conv1.0.weight': trained['conv1.0.weight']}, tmp_path / 'backbone.pth')
+    with pytest.raises(ValueError, match=r'backbone\.pth does not fit the model'):
+        start_model(recipe, list('abc'))
+
+
+def test_classes_may_have_weights(tmp_path):
+    recipe = load_segmentation_recipe('shapes', {'model': 'test_vt_fpn', 'class_weights': [1.0, 0.0, 4.0]})
+    model = start_model(recipe, list('abc')).eval()
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to='none')
+    trainer = SegmentationTrainer(recipe, model=model, args=arguments)
+    x, labels = torch.rand(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+    labels[:, :9] = IGNORE
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, {'pixel_values': x, 'labels': labels})
+        logits = model(x).logits
+        logits = torch.nn.functional.interpolate(logits, size=(64, 64), mode='bilinear')
+        chances = logits.log_softmax(1).gather(1, labels.clamp(max=2)[:, None])[:, 0]
+    weights = torch.tensor([1.0, 0.0, 4.0])[labels.clamp(max=2)] * (labels != IGNORE)
+    torch.testing.assert_close(loss, -(weights * chances).sum() / weights.sum())
+
+
+def test_weights_fit_the_classes(shapes, run, tmp_path):
+    fails(run(*training(shapes, tmp_path / 'run', '--class-weights', '[1.0, 2.0]')), '2 class weights, but')
 
 
 def fails(result, *parts):

@@ -106,7 +106,7 @@ def test_no_folders(folder, tmp_path):
         open_data(tmp_path / 'nowhere', 'val')
 
 
-@pytest.mark.parametrize(('split', 'layout'), [('test', 'folders'), ('train', 'voc')])
+@pytest.mark.parametrize(('split', 'layout'), [('tests', 'folders'), ('train', 'voc')])
 def test_unknown_layout_or_split(folder, split, layout):
     with pytest.raises(ValueError, match=f'no layout {layout} with a split {split}: layouts are folders, coco-stuff'):
         open_data(folder, split, layout)
@@ -328,6 +328,15 @@ def test_lip_incomplete(tmp_path):
     write(tmp_path / 'val_id.txt', '1_1\n2_2\n')
     with pytest.raises(ValueError, match=r'val_images has no image 2_2 \(1 of 2 are missing\)'):
         open_data(tmp_path, 'val', 'lip')
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_camvid(tmp_path, split):
+    image, mask = tmp_path / split / '0001TP.png', tmp_path / f'{split}annot' / '0001TP.png'
+    save_pair(image, mask, np.where(MASK == 2, 11, MASK).astype(np.uint8))
+    data = open_data(tmp_path, split, 'camvid')
+    assert np.array_equal(data[0][1], np.where(MASK == 2, 255, MASK))
+    assert (data.split, len(data.classes), data.classes[8]) == (split, 11, 'car')
 
 
 # the datasets library

