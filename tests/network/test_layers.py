@@ -45,11 +45,16 @@ def naive_pool(x, w, scale):
     """softmax_HW(X W / scale)^T X for one image, element by element; w is (C, L)."""
     X = rows(x)
     logits = [
-        [sum(X[p, c].item() * w[c, t].item() for c in range(X.shape[1])) / scale for t in range(w.shape[1])]
-        for p in range(len(X))
+        [sum(X[p, c].item() * w[c, t].item() for c in range(X.shape[1])) / scale for p in range(len(X))]
+        for t in range(w.shape[1])
     ]
-    A = torch.tensor([softmax([row[t] for row in logits]) for t in range(w.shape[1])])  # (L, P)
-    return torch.stack([sum(A[t, p] * X[p] for p in range(len(X))) for t in range(w.shape[1])]), A
+    return naive_tokens(x, logits)
+
+
+def naive_tokens(x, logits):
+    """softmax_HW(logits)^T X for one image; the logits are a list of those of each token."""
+    X, A = rows(x), torch.tensor([softmax(of_token) for of_token in logits])  # (L, P)
+    return torch.stack([sum(A[t, p] * X[p] for p in range(len(X))) for t in range(len(A))]), A
 
 
 def assert_close(actual, expected):
@@ -88,21 +93,31 @@ def unit(w):
 @torch.no_grad()
 @pytest.mark.parametrize('token_dim', [C, D])
 @pytest.mark.parametrize('recurrent', [False, True])
-def test_distinct_tokenizer_is_equation_1_or_2_with_logits_of_one_deviation(recurrent, token_dim):
+def test_distinct_tokenizer_is_equation_1_or_2_with_shared_and_own_logits(recurrent, token_dim):
     x, tokens = 3 * torch.randn(B, C, H, W), torch.randn(B, L, token_dim)
     tokenizer = DistinctTokenizer(C, token_dim, L, recurrent=recurrent)
+    tokenizer.filters[1:] += 0.3  # so that the own part of one token is stronger than the others'
     out, attn = tokenizer(x, tokens)
+    seen = []
     for b in range(B):
-        filters = []
+        logits = []
         for t in range(L):
             w = unit(tokenizer.filters[t])
             if recurrent:
                 asked = torch.stack([tokens[b, t] @ row for row in tokenizer.token_to_filter.weight])
                 w = w + 0.5 * (unit(asked) if asked.norm() > 1 else asked)
-            filters.append(w / statistics.pstdev((pixel @ w).item() for pixel in rows(x[b])))
-        expected, A = naive_pool(x[b], torch.stack(filters, 1), 1)
+            found = [(pixel @ w).item() for pixel in rows(x[b])]
+            logits.append([value / statistics.pstdev(found) for value in found])
+        shared = [statistics.mean(values) for values in zip(*logits, strict=True)]
+        for t in range(L):
+            own = [value - other for value, other in zip(logits[t], shared, strict=True)]
+            seen.append(statistics.pstdev(own))
+            both = [s + o / min(seen[-1], 1) for s, o in zip(shared, own, strict=True)]
+            logits[t] = [value / statistics.pstdev(both) for value in both]
+        expected, A = naive_tokens(x[b], logits)
         assert_close(out[b], apply(expected, tokenizer.proj))
         assert_close(attn[b], A)
+    assert min(seen) < 1 < max(seen)
 
 
 @torch.no_grad()
@@ -137,6 +152,16 @@ def test_equal_tokens_do_not_align_the_filters_of_a_distinct_tokenizer():
     together = RecurrentTokenizer(C, D, L)(x, tokens)[1]
     assert (apart[:, :1] - apart[:, 1:]).abs().amax((0, 2)).min() > 0.01
     assert_close(together, together[:, :1].expand(-1, L, -1))
+
+
+@torch.no_grad()
+def test_even_nearly_equal_filters_give_tokens_of_their_own():
+    """Half of what the logits of a token say is its own: the cosine of two maps is 0.6, for normal distributions."""
+    tokenizer, x = DistinctTokenizer(C, D, L), torch.randn(B, C, 32, 32)
+    tokenizer.filters.copy_(torch.ones(L, C) + 0.01 * torch.randn(L, C))
+    maps = torch.nn.functional.normalize(tokenizer(x)[1], dim=2)
+    cosine = (maps @ maps.transpose(1, 2)).sum((1, 2)).sub(L) / (L * (L - 1))
+    assert 0.5 < cosine.min() <= cosine.max() < 0.7
 
 
 def test_pooling_tokenizer_averages_cells():

@@ -20,6 +20,11 @@ def pixels(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def deviation(Z: Tensor) -> Tensor:
+    """Standard deviation over the pixels of logits (B, P, L), (B, 1, L)."""
+    return Z.std(dim=1, correction=0, keepdim=True).clamp(min=1e-3)
+
+
 def token_grid(num_tokens: int) -> Tuple[int, int]:
     """The most square (rows, columns) with rows * columns = num_tokens: 4 x 4, 4 x 8, 8 x 8 for 16, 32, 64."""
     rows = max(r for r in range(1, int(num_tokens**0.5) + 1) if num_tokens % r == 0)
@@ -67,10 +72,11 @@ class RecurrentTokenizer(Tokenizer):
 
 
 class DistinctTokenizer(Tokenizer):
-    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(Z / std_P(Z)), Z = X W^T, T = A^T X W_C.
+    """Equations 1 and 2 with tokens that stay apart: A = softmax_P(u(S + O / min(std_P(O), 1))), T = A^T X W_C.
 
-    The filters W (L, C) are W_A with rows of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows
-    clipped to unit length: 78 degrees apart if all T_in are equal.
+    u(Z) = Z / std_P(Z) gives logits unit deviation over the pixels. Of Z = u(X W^T), S = mean_L(Z) is what the tokens
+    share, and O = Z - S is each token's own part, which is never the weaker one. The filters W (L, C) are W_A with rows
+    of unit length. A recurrent tokenizer adds half of T_in W_(T->R), with rows clipped to unit length.
     """
 
     def __init__(self, dim: int, token_dim: int, num_tokens: int, recurrent: bool = False, device=None, dtype=None):
@@ -88,8 +94,11 @@ class DistinctTokenizer(Tokenizer):
         if self.token_to_filter is not None and tokens is not None:
             W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
         Z = X @ W.transpose(-2, -1)
-        deviation = Z.std(dim=1, correction=0, keepdim=True).clamp(min=1e-3)
-        A = (Z / deviation).softmax(dim=1)  # each token reads about 60 % of the pixels
+        Z = Z / deviation(Z)
+        shared = Z.mean(dim=2, keepdim=True)
+        own = Z - shared
+        Z = shared + own / deviation(own).clamp(max=1.0)
+        A = (Z / deviation(Z)).softmax(dim=1)  # each token reads about 60 % of the pixels
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
 
 
