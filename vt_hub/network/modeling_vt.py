@@ -325,6 +325,25 @@ class VTNetBackbone(VTNetPreTrainedModel, VTBackbone):  # type: ignore[misc]
     """VT-Net as a backbone."""
 
 
+def segmentation_loss(
+    logits: torch.Tensor, labels: torch.Tensor, ignored: int, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy over the labelled pixels, 0 without any.
+
+    Args:
+        logits: (B, num_classes, h, w).
+        labels: Class of each pixel, (B, H, W).
+        ignored: Label of the other pixels.
+        weights: Weight of each class, (num_classes); default: 1.
+    """
+    upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode='bilinear', align_corners=False)
+    total = F.cross_entropy(upsampled, labels, weights, ignore_index=ignored, reduction='sum')
+    known = labels != ignored
+    if weights is None:
+        return total / known.sum().clamp(min=1)
+    return total / (known * weights[labels.where(known, 0)]).sum().clamp(min=1e-6)
+
+
 class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
     """VT-FPN, or the panoptic FPN baseline, for semantic segmentation."""
 
@@ -371,10 +390,7 @@ class VTFPNForSemanticSegmentation(VTFPNBody, VTPreTrainedModel):
         maps, attns = self.forward_maps(self.forward_features(pixel_values.to(dtype)), output_attentions)
         logits, loss = self.head(maps), None
         if labels is not None:
-            upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode='bilinear', align_corners=False)
-            ignored = self.config.semantic_loss_ignore_index
-            total = F.cross_entropy(upsampled, labels, ignore_index=ignored, reduction='sum')
-            loss = total / (labels != ignored).sum().clamp(min=1)  # 0 where nothing is labelled, not NaN
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
         return SemanticSegmenterOutput(
             loss=loss,
             logits=logits,

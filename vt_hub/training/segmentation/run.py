@@ -23,7 +23,7 @@ from ...loading.conversion import load_trunk
 from ...loading.published import list_pretrained
 from ...loading.source import Source
 from ...network.checksums import file_sha256
-from ...network.modeling_vt import VTFPNForSemanticSegmentation
+from ...network.modeling_vt import VTFPNForSemanticSegmentation, segmentation_loss
 from ...network.vt_fpn import ARCHITECTURES, is_segmenter
 from ...publishing import export
 from ...publishing.model_folder import config_of
@@ -126,10 +126,8 @@ class SegmentationTrainer(Trainer):
         weights = self.recipe.class_weights
         if not weights:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        labels = inputs['labels']
-        logits = model(pixel_values=inputs['pixel_values']).logits.float()
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode='bilinear', align_corners=False)
-        return F.cross_entropy(logits, labels, logits.new_tensor(weights), ignore_index=IGNORE)
+        logits = model(pixel_values=inputs['pixel_values']).logits
+        return segmentation_loss(logits, inputs['labels'], IGNORE, torch.tensor(weights, device=logits.device))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         result = evaluate_segmentation(
