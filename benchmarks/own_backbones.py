@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / 'model_cards' / 'photographs'))
-from measure import accuracy, logits_of, nips
+from measure import NETWORK_ARGS, accuracy, logits_of, nips
 
 from vt_hub.files import read_json
 from vt_hub.loading.conversion import put_vt_stage
@@ -28,7 +28,6 @@ from vt_hub.reporting import machine
 from vt_hub.training.distillation import Folders, distill, load_distillation_recipe
 
 SIZE = 224
-LAYERS: dict[str, dict[str, Any]] = {'resnet18': {'layers': [2, 2, 2, 3]}}  # the trunk's last stage has three blocks
 
 
 def top1(model: torch.nn.Module, photographs: Path) -> float:
@@ -39,8 +38,7 @@ def top1(model: torch.nn.Module, photographs: Path) -> float:
 
 def taught(backbone: str, checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of a backbone, and of the VT-Net that learned from it."""
-    given = LAYERS.get(backbone, {})
-    start, whole = put_vt_stage(backbone, checkpoint, backbone_args=given)
+    start, whole = put_vt_stage(backbone, checkpoint, backbone_args=NETWORK_ARGS.get(backbone, {}))
     folder, run = args.work / backbone / 'start', args.work / backbone / 'run'
     if not folder.is_dir():
         export(start.model, folder)

@@ -35,6 +35,7 @@ from vt_hub.training.resumable import autocast
 SYNSETS = {name: number for number, name in enumerate(ImageNetInfo('imagenet-1k').label_names())}
 RESOLUTIONS = (128, 160, 192, 224, 256, 320)
 NUM_TOKENS = (1, 4, 16)
+NETWORK_ARGS: dict[str, dict[str, Any]] = {'resnet18': {'layers': [2, 2, 2, 3]}}  # three blocks in the last stage
 BINS = 15  # of the expected calibration error
 CPU = torch.device('cpu')
 Photographs = list[tuple[Path, int]]
@@ -78,8 +79,7 @@ def create(source: str, **kwargs: Any) -> torch.nn.Module:
     """A network in evaluation mode; see the module's text for the source."""
     name, _, path = source.partition(':')
     if path:
-        layers = {'layers': [2, 2, 2, 3]} if name == 'resnet18' else {}  # the trunk's last stage has three blocks
-        return load_trained(name, Path(path), **layers)
+        return load_trained(name, Path(path), **NETWORK_ARGS.get(name, {}))
     return timm.create_model(f'local-dir:{Source.parse(source).folder()}', pretrained=True, **kwargs).eval()
 
 

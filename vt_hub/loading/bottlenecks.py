@@ -27,7 +27,7 @@ MOST_BLOCKS = 3  # each but a shortened one needs C of the 3 C other channels
 
 
 @torch.no_grad()
-def embed_stage(blocks: Any, into: Any, used: int, name: str) -> tuple[int, bool]:
+def embed_stage(blocks: Any, into: Any, used: int, name: str) -> int:
     """Write the function of a stage of basic blocks into a stage of bottlenecks.
 
     If there is one bottleneck too few, the last one gets the last basic block with the middle of its second convolution
@@ -40,7 +40,7 @@ def embed_stage(blocks: Any, into: Any, used: int, name: str) -> tuple[int, bool
         name: Name of the stage, for errors.
 
     Returns:
-        Number of first channels of the output that are not always 0, and whether the first C of them are exact.
+        Number of first channels of the output that are not always 0.
 
     Raises:
         ValueError: The blocks do not fit.
@@ -71,7 +71,7 @@ def embed_stage(blocks: Any, into: Any, used: int, name: str) -> tuple[int, bool
     for bottleneck in bottlenecks:  # identities
         nn.init.zeros_(bottleneck.bn3.weight)
         nn.init.zeros_(bottleneck.bn3.bias)
-    return used, missing <= 0
+    return used
 
 
 def identity(norm: Any) -> None:

@@ -59,7 +59,7 @@ def grow(source: nn.Module, architecture: str, **kwargs: Any) -> VTResNet:
     for name in STAGES:
         blocks, into = getattr(source, name), getattr(model, name)
         if wider:
-            used, _ = embed_stage(blocks, into, used, name)
+            used = embed_stage(blocks, into, used, name)
         else:
             grow_stage(blocks, into, name)
     if isinstance(source, VTResNet) and not wider:

@@ -6,7 +6,7 @@ from typing import Any
 import timm
 import torch.nn as nn
 
-__all__ = ['create_trunk']
+__all__ = ['create_trunk', 'last_level']
 
 
 def create_trunk(
@@ -44,6 +44,11 @@ def create_trunk(
     found = [info['reduction'] for info in trunk.feature_info]
     if missing := [stride for stride in strides if stride not in found]:
         raise ValueError(f'{backbone} has feature maps at strides {found}; stride {missing[0]} is needed too.')
-    levels = [len(found) - 1 - found[::-1].index(stride) for stride in strides]
+    levels = [last_level(found, stride) for stride in strides]
     trunk.prune_intermediate_layers(levels, prune_norm=True, prune_head=True)
     return trunk, levels
+
+
+def last_level(strides: Sequence[int], stride: int) -> int:
+    """The number of the last of some feature levels, given by their strides, that has a stride."""
+    return max(number for number, found in enumerate(strides) if found == stride)

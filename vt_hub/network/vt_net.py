@@ -51,11 +51,12 @@ class VTNetBody(VTBody):
         """
         self.backbone, self.backbone_args = backbone, backbone_args or {}
         self.trunk: Any
-        self.trunk, [last] = create_trunk(backbone, (16,), in_chans, pretrained_backbone, backbone_args, device, dtype)
+        self.trunk, [self.last_level] = create_trunk(
+            backbone, (16,), in_chans, pretrained_backbone, backbone_args, device, dtype
+        )
         self.feature_info = [
-            {**info, 'module': f'trunk.{info["module"]}'} for info in self.trunk.feature_info[: last + 1]
+            {**info, 'module': f'trunk.{info["module"]}'} for info in self.trunk.feature_info[: self.last_level + 1]
         ]
-        self.trunk_levels = list(range(last + 1))
         self.first_conv = next(
             f'trunk.{name}' for name, part in self.trunk.named_modules() if isinstance(part, nn.Conv2d)
         )
@@ -70,18 +71,18 @@ class VTNetBody(VTBody):
     @torch.jit.ignore
     def forward_trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, in_chans, H, W) to the trunk's map (B, C, H / 16, W / 16)."""
-        return self.trunk.forward_intermediates(x, indices=self.trunk_levels[-1:], intermediates_only=True)[0]
+        return self.trunk.forward_intermediates(x, indices=[self.last_level], intermediates_only=True)[0]
 
     @torch.jit.ignore
     def forward_levels(self, x: torch.Tensor, last: int) -> List[torch.Tensor]:
         """Image (B, in_chans, H, W) to the maps of the trunk's levels up to number `last`."""
-        levels = self.trunk_levels[: last + 1]
+        levels = list(range(min(last, self.last_level) + 1))
         return self.trunk.forward_intermediates(x, indices=levels, stop_early=True, intermediates_only=True)
 
     @torch.jit.ignore
     def prune_trunk(self, last: int) -> None:
         """Remove the layers after level number `last`."""
-        self.trunk_levels = self.trunk_levels[: last + 1]
+        self.last_level = last
         self.trunk.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
 
 

@@ -2,8 +2,8 @@
 
 A VT-ResNet is compared with timm's ResNet of the same depth and with its own trunk (stem to layer3, pooled and
 classified), the upper limit of its speed. A VT-Net is compared with its whole backbone and its trunk, and a VT-FPN with
-the panoptic FPN. In each round every network runs
-once, in rotating order. The report has the median and quartiles of the ratios within a round.
+the panoptic FPN. In each round every network runs once, in rotating order. The report has the median and quartiles of
+the ratios within a round.
 """
 
 import csv

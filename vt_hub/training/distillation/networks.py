@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ...loading.checkpoints import TimmModel, load_into, read_foreign
 from ...loading.conversion import load_trained, load_trunk
 from ...loading.source import Source, load_model
+from ...network.trunk import last_level
 from ...network.vt_net import VTNet
 from .recipe import DistillationRecipe
 
@@ -36,7 +37,7 @@ def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int
     """
     if isinstance(student, VTNet):
         shared = frozen(student.trunk) and same(student.trunk, teacher)
-        return (['trunk'], student.trunk_levels[-1]) if shared else ([], None)
+        return (['trunk'], student.last_level) if shared else ([], None)
     names: list[str] = []
     level = None
     for number, parts in enumerate(RESNET_LEVELS):
@@ -67,28 +68,32 @@ def load_networks(
         LookupError: timm has no such model.
         ValueError: Networks and checkpoints do not fit.
     """
+    start: TimmModel | None = load_model(recipe.model) if Source.parse(recipe.model).is_folder else None
     source, args = recipe.teacher, recipe.teacher_args
     if source is None:
-        source, own_args = own_backbone(recipe.model, **recipe.model_args)
+        source, own_args = own_backbone(recipe, start)
         args = own_args | args
     teacher = load_trained(source, teacher_checkpoint, **args)
     if not isinstance(teacher.get_classifier(), nn.Linear):
         raise ValueError(f'{source} has no linear classifier on pooled features; a teacher needs one.')
-    student = create_student(recipe, teacher)
+    student = fitting_student(start, recipe, teacher) if start else create_student(recipe, teacher)
     trunk = ['trunk'] if isinstance(student, VTNet) else []
     return teacher, student, load_start(student, trunk_checkpoint) if trunk_checkpoint else trunk
 
 
-def own_backbone(student: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
-    """The timm model whose last part a student's VT stage replaces, and its arguments.
+def own_backbone(recipe: DistillationRecipe, start: TimmModel | None) -> tuple[str, dict[str, Any]]:
+    """The timm model whose last part the student's VT stage replaces, and its arguments.
+
+    Args:
+        recipe: It names the student.
+        start: The student, if it comes from a folder.
 
     Raises:
         ValueError: The student is not a VT-Net.
     """
-    given = Source.parse(student)
-    net = load_model(student) if given.is_folder else timm.create_model(student, device='meta', **kwargs)
+    net = start or timm.create_model(recipe.model, device='meta', **recipe.model_args)
     if not isinstance(net, VTNet):
-        raise ValueError(f'{student} is not a VT-Net, so it needs a teacher: name a timm model.')
+        raise ValueError(f'{recipe.model} is not a VT-Net, so it needs a teacher: name a timm model.')
     return net.backbone, net.backbone_args
 
 
@@ -115,21 +120,22 @@ def load_start(student: TimmModel, checkpoint: Path) -> list[str]:
     return taken
 
 
+def fitting_student(start: TimmModel, recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
+    """A student from a folder, if it has the teacher's classes."""
+    if start.num_classes != teacher.num_classes:
+        raise ValueError(
+            f'{recipe.model} has {start.num_classes} classes and the teacher {teacher.num_classes}; '
+            'name a teacher with the same ones.'
+        )
+    return start
+
+
 def create_student(recipe: DistillationRecipe, teacher: TimmModel) -> TimmModel:
-    """The student of a recipe, with the teacher's classes."""
-    student: TimmModel
-    if Source.parse(recipe.model).is_folder:
-        student = load_model(recipe.model)
-        if student.num_classes != teacher.num_classes:
-            raise ValueError(
-                f'{recipe.model} has {student.num_classes} classes and the teacher {teacher.num_classes}; '
-                'name a teacher with the same ones.'
-            )
-        return student
+    """A new student of a recipe's architecture, with the teacher's classes."""
     if not timm.is_model(recipe.model):
         raise LookupError(f'There is no model {recipe.model!r} in timm; `vt-hub list` shows the models of vt_hub.')
     size = (3, recipe.input_size, recipe.input_size)
-    student = timm.create_model(
+    student: TimmModel = timm.create_model(
         recipe.model,
         num_classes=teacher.num_classes,
         pretrained_cfg_overlay={'input_size': size},
@@ -178,7 +184,7 @@ def level_at(net: TimmModel, stride: int) -> int:
     found = [info['reduction'] for info in net.feature_info[:-1]]
     if stride not in found:
         raise ValueError(f'A {type(net).__name__} has maps at strides {found} and a last one; none at {stride}.')
-    return len(found) - 1 - found[::-1].index(stride)
+    return last_level(found, stride)
 
 
 class Given(nn.Identity):
