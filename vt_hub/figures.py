@@ -10,21 +10,24 @@ from .files import replaced_whole
 
 __all__ = ['check_figure', 'colours', 'new_figure', 'save_figure']
 
-GOLDEN = 0.618034  # hue step between classes, in turns; gives consecutive classes very different colours
+FIRST = (  # class 0 is grey; then the colours of Okabe and Ito, and of Tol's "muted" that differ: for the colour-blind
+    '404040 e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 332288 117733 999933 ddcc77 cc6677 882255 aa4499'
+)
+GOLDEN = 0.618034  # hue step between further classes, in turns; gives consecutive classes very different colours
 
 
 def colours(num_classes: int) -> np.ndarray:
-    """A colour for each class, (num_classes, 3) uint8, class 0 dark grey."""
+    """A colour for each class, (num_classes, 3) uint8, class 0 dark grey. The first 15 suit the colour-blind."""
+    first = np.array([list(bytes.fromhex(colour)) for colour in FIRST.split()], np.uint8)
     hues = np.arange(num_classes) * GOLDEN % 1
     values = np.array([1.0, 0.8, 0.6])[np.arange(num_classes) % 3]
     ramps = np.clip(np.abs((hues[:, None] + np.array([1, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
-    table = values[:, None] * (1 - 0.85 * (1 - ramps))
-    table[:1] = 0.25
-    return np.rint(255 * table).astype(np.uint8)
+    further = np.rint(255 * values[:, None] * (1 - 0.85 * (1 - ramps))).astype(np.uint8)
+    return np.concatenate([first, further[len(first) :]])[:num_classes]
 
 
 def new_figure(**kwargs: Any) -> Any:
-    """Create a `matplotlib.figure.Figure` with these arguments and matplotlib's automatic layout.
+    """Create a `matplotlib.figure.Figure` with these arguments; by default with matplotlib's automatic layout.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -33,7 +36,7 @@ def new_figure(**kwargs: Any) -> Any:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('Pictures need matplotlib: pip install "vt_hub[explain]".') from error
-    return Figure(layout='constrained', **kwargs)
+    return Figure(**{'layout': 'constrained', **kwargs})
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from helpers.segmentation import image_of
-from matplotlib.colors import Normalize
+from matplotlib import colormaps
 from PIL import Image
 
 import vt_hub
@@ -100,29 +100,59 @@ def test_other_models_are_refused(model):
         vt_hub.explain(model(), image_of(96, 96))
 
 
+def pictures_of(figure):
+    """The photographs and the maps of a figure, as they are drawn, and the names above the maps."""
+    found = [picture.get_array() for picture in figure.axes[0].images]
+    return found, [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_picture_shows_every_token_at_one_scale(explanation):
-    figure = draw_explanation(explanation)
-    heat = [axes.images[1] for axes in figure.axes if len(axes.images) == 2]
-    assert len(heat) == 2 * 16
-    highest = max(picture.get_array().max() for picture in heat)
-    assert {(picture.norm.vmin, picture.norm.vmax) for picture in heat} == {(0, highest)}
-    assert isinstance(heat[0].norm, Normalize)
-    first = torch.nn.functional.interpolate(100 * explanation.attention[0][None], (96, 96), mode='bilinear')[0, 0]
-    assert np.allclose(heat[0].get_array(), first, atol=1e-4)
-    assert heat[0].cmap(1.0)[0] > heat[0].cmap(1.0)[2]  # red high, blue low
-    assert heat[0].cmap(0.0)[2] > heat[0].cmap(0.0)[0]
-    bars = next(axes for axes in figure.axes if axes.get_xlabel() == 'token').patches
-    assert [bar.get_height() for bar in bars] == pytest.approx(explanation.contributions[0].tolist())
+    maps = [torch.randn(16, 36).mul(2).softmax(1).unflatten(1, (6, 6)) for _ in range(2)]  # no two tokens alike
+    explanation = replace(explanation, attention=maps)
+    found, names = pictures_of(draw_explanation(explanation, 'a title'))
+    assert len(found) == 2 * (1 + 16)
+    assert all(np.array_equal(found[i], explanation.image) for i in (0, 17))
+    assert names[0] == 'a title'
+    assert names[2:18] == [f'token {number}' for number in range(1, 17)]
+    cells = torch.cat([attention.flatten() for attention in explanation.attention]).numpy()
+    for attention, drawn in zip(explanation.attention, (found[1:17], found[18:]), strict=True):
+        for share, picture in zip(attention.numpy(), drawn, strict=True):
+            expected = np.minimum(share / np.quantile(cells, 0.99), 1)
+            heat = colormaps['viridis'](expected)[..., :3].repeat(16, 0).repeat(16, 1)  # a block of 16 pixels each
+            grey = explanation.image.mean(2, keepdims=True)
+            assert np.abs(picture - (0.65 * 255 * heat + 0.35 * grey)).max() < 1
+
+
+def test_tokens_that_look_at_the_same_place_share_a_picture(explanation):
+    same = [attention[:1].expand(16, -1, -1).clone() for attention in explanation.attention]
+    same[1][3] = explanation.attention[1][3]
+    found, names = pictures_of(draw_explanation(replace(explanation, attention=same)))
+    assert len(found) == 2 + 1 + 2
+    assert [names[2], *names[4:]] == ['tokens 1 to 16', '15 tokens', 'token 4']
+
+
+def test_contributions_that_do_not_differ_are_one_sentence(explanation):
+    def drawn(contributions):
+        figure = draw_explanation(replace(explanation, contributions=contributions))
+        axes = figure.axes[2]
+        return [bar.get_height() for bar in axes.patches], [text.get_text() for text in axes.texts]
+
+    bars, texts = drawn(explanation.contributions)
+    assert bars == pytest.approx(explanation.contributions[0].tolist())
+    assert texts == []
+    bars, texts = drawn(torch.full((4, 16), 0.25))
+    assert bars == []
+    assert texts == ['All 16 tokens add nearly the same, about 0.25 each.']
 
 
 def test_picture_of_labels_as_they_are(explanation):
     """Not as formulas, of which matplotlib knows few, and no longer than there is room."""
     named = [{**prediction, 'label': f'$\\nosuch$ {"x" * 90}'} for prediction in explanation.predictions]
-    figure = draw_explanation(replace(explanation, predictions=named))
+    figure = draw_explanation(replace(explanation, predictions=named), '$\\nosuch$')
     figure.canvas.draw()
     classes, tokens = figure.axes[1:3]
     assert [text.get_text()[:9] for text in classes.get_yticklabels()] == ['$\\nosuch$'] * len(named)
-    assert len(tokens.get_title()) < 100
+    assert max(len(line) for line in tokens.get_title(loc='left').splitlines()) < 80
     assert len(classes.patches) == len(named)
 
 
@@ -150,10 +180,12 @@ def folder(tmp_path_factory):
 def test_command(run, folder, tmp_path):
     image_of(120, 100).save(tmp_path / 'a.png')
     code, out, err = run('explain', tmp_path / 'a.png', '--model', folder, '--out', tmp_path / 'sheet.png')
-    assert (code, err) == (0, '')
+    assert (code, err.count('\n')) == (0, 1)
+    assert err.startswith(f'{folder} names an image as one of 6 classes, whatever it shows: a, b')
     path, text = out.strip().split(': ')
     assert path == str(tmp_path / 'a.png')
-    assert text.split(', ')[0] in 'abcdef'
+    assert text[0] in 'abcdef'
+    assert text.endswith(f' %, {tmp_path / "sheet.png"}')
     assert (tmp_path / 'sheet.png').is_file()
 
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vt_hub
 from vt_hub.figures import colours
-from vt_hub.inference.segment import draw_overlay, largest_class, save_picture, segment_image
+from vt_hub.inference.segment import GAP, draw_overlay, largest_class, save_picture, segment_image
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,8 @@ def files(folder):
 
 def test_text(run, folder, images):
     code, out, err = run('segment', images, '--model', folder)
-    assert (code, err) == (0, '')
+    assert code == 0
+    assert err == f'{folder} names every pixel as one of 5 classes, whatever it shows: sky, tree, road, car, dog.\n'
     lines = dict(line.split(': ') for line in out.splitlines())
     assert list(lines) == [str(images / 'a.png'), str(images / 'b.jpg')]
     for path, text in lines.items():
@@ -63,7 +64,8 @@ def test_text(run, folder, images):
         shares = [float(share) for _, share in found]
         assert shares == sorted(shares, reverse=True)
         classes = classes_of(folder, path)
-        assert len(found) == len(np.unique(classes)) > 2
+        counts = np.bincount(classes.ravel())
+        assert len(found) == (counts >= 0.0005 * classes.size).sum() > 2  # what would be 0.0 % is left out
         for label, share in found:
             assert float(share) == pytest.approx(100 * (classes == LABELS.index(label)).mean(), abs=0.051)
 
@@ -102,33 +104,53 @@ def test_overlay(run, folder, images, tmp_path, name):
     with Image.open(target) as picture:
         assert picture.format == ('PNG' if name.endswith('png') else 'JPEG')
         assert picture.height == 117 * 5  # enlarged to 480 pixels at least
-        assert picture.width > 151 * 5  # the legend is beside it
+        assert picture.width > 2 * 151 * 5  # the image, the overlay, and the legend
     assert files(tmp_path / 'new') == [name]
 
 
 def test_overlay_shows_classes_in_the_colours_of_its_legend():
     mask = np.zeros((500, 600), np.uint8)
     mask[100:, 50:] = 3
+    mask[0, :100] = 1  # too small to be named
     picture = np.asarray(draw_overlay(Image.new('RGB', (600, 500), 'white'), mask, LABELS)).astype(int)
+    assert (picture[:, :600] == 255).all()  # the image itself
+    overlay = picture[:, 600 + GAP : 1200 + GAP]
     for y, x, label in ((50, 300, 0), (300, 300, 3)):
-        assert np.abs(picture[y, x] - (0.4 * 255 + 0.6 * colours(5)[label])).max() <= 1
-    legend = picture[:, 600:].reshape(-1, 3)
+        assert np.abs(overlay[y, x] - (0.4 * 255 + 0.6 * colours(5)[label])).max() <= 1
+    assert (overlay[99, 60:] == 255).all()  # a line between classes
+    legend = picture[:, 1200 + GAP :].reshape(-1, 3)
     there = [(legend == colour).all(1).sum() > 50 for colour in colours(5)]
     assert there == [True, False, False, True, False]
     assert picture.shape[0] == 500
 
 
-@pytest.mark.parametrize('size', [(1, 2000), (2000, 1)])
-def test_a_strip_is_enlarged_within_bounds(size):
-    picture = draw_overlay(Image.new('RGB', size), np.zeros(size[::-1], np.uint8), LABELS)
-    assert size[0] < picture.width < 4500
-    assert picture.height <= 4096
+@pytest.mark.parametrize('size', [(1, 2000), (2000, 1), (5000, 3000)])
+def test_a_picture_stays_within_bounds(size):
+    mask = np.zeros(size[::-1], np.uint8)
+    picture = draw_overlay(Image.new('RGB', size), mask, LABELS)
+    assert max(picture.size) < 2 * 2048 + 800
+
+
+def test_a_wide_image_is_above_its_overlay():
+    picture = np.asarray(draw_overlay(Image.new('RGB', (1500, 500), 'white'), np.zeros((500, 1500), np.uint8), LABELS))
+    assert picture.shape[0] == 2 * 500 + GAP
+    assert (picture[:500, :1500] == 255).all()
+    assert (picture[500 + GAP :, 1000] < 255).all()
+
+
+def test_an_enlarged_mask_has_no_stairs():
+    mask = np.tri(60, dtype=np.uint8)
+    picture = np.asarray(draw_overlay(Image.new('RGB', (60, 60)), mask, LABELS))[:, 480 + GAP : 960 + GAP]
+    border = (picture == 255).all(2)[40:440]
+    rows = [np.flatnonzero(row) for row in border]
+    assert all(len(row) for row in rows)  # a diagonal line, not steps of eight pixels
+    assert max(len(row) for row in rows) <= 4
 
 
 def test_a_long_legend_fits():
     mask = np.arange(182, dtype=np.uint8).repeat(30).reshape(182, 30)
     picture = np.asarray(draw_overlay(Image.new('RGB', (30, 182)), mask, [f'class {i}' for i in range(182)]))
-    legend = picture[:, 30 * 16 :].reshape(-1, 3)
+    legend = picture[:, -200:].reshape(-1, 3)
     assert all((legend == colour).all(1).any() for colour in colours(182))
 
 
@@ -140,7 +162,8 @@ def test_colours_differ(num_classes):
 def test_folders_for_several_images(run, folder, images, tmp_path):
     masks, overlays = tmp_path / 'masks', tmp_path / 'some' / 'overlays'
     code, out, err = run('segment', images, '--model', folder, '--mask', masks, '--overlay', overlays)
-    assert (code, err, len(out.splitlines())) == (0, '', 2)
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert 'failed' not in err
     assert files(masks) == files(overlays) == ['a.png', 'b.png']
     for path in images.iterdir():
         assert np.array_equal(Image.open(masks / f'{path.stem}.png'), classes_of(folder, path))

@@ -1,18 +1,33 @@
 """What the commands share: tables, JSON, progress, signals."""
 
 import json
+import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ['Json', 'print_json', 'print_table', 'progress', 'report_failed', 'sigterm_as_interrupt']
+if TYPE_CHECKING:
+    from ..network.vt_fpn import Network
+
+__all__ = [
+    'Json',
+    'print_json',
+    'print_table',
+    'print_wrapped',
+    'progress',
+    'report_failed',
+    'say_what_it_knows',
+    'sigterm_as_interrupt',
+    'steps_shown',
+]
 
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
 
@@ -26,6 +41,32 @@ def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iter
     for row in rows:
         table.add_row(*map(str, row))
     console.print(table)
+
+
+def print_wrapped(text: str, indent: str = '', file: TextIO | None = None) -> None:
+    """A paragraph on stdout or another stream; wrapped to the width of a terminal only."""
+    file = file or sys.stdout
+    width = shutil.get_terminal_size().columns if file.isatty() else 1000
+    print(textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent), file=file, flush=True)
+
+
+def say_what_it_knows(name: str, model: 'Network', as_json: bool) -> None:
+    """Say on stderr what a model can answer, since it gives such an answer for any image."""
+    from ..inference.scores import knowledge_of
+
+    if not as_json:
+        print_wrapped(f'{name} {knowledge_of(model)}.', file=sys.stderr)
+
+
+@contextmanager
+def steps_shown(doing: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr, if that is a terminal, that says which step runs. Yields what takes the name of each."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda name: None
+        return
+    with console.status(doing) as status:
+        yield lambda name: status.update(f'{doing}: {name}')
 
 
 def print_json(value: Any) -> None:

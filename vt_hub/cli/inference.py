@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, print_json, print_table, progress, report_failed, sigterm_as_interrupt
+from .common import (
+    Json,
+    print_json,
+    print_table,
+    print_wrapped,
+    progress,
+    report_failed,
+    say_what_it_knows,
+    sigterm_as_interrupt,
+)
 
 DEFAULT_MODEL = 'vt_resnet10.digits'
 DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
@@ -24,7 +34,7 @@ def list_(
 ) -> None:
     """List the models or, with --pretrained, the published weights.
 
-    Weights come with size, licence, sha256 and measured metrics.
+    Weights come with what they know, size, licence and a measured metric.
 
     Example: vt-hub list --pretrained
     """
@@ -56,30 +66,39 @@ def list_(
     if as_json:
         print_json(entries)
     elif pretrained:
-        print_table(
-            ['weights', 'MB', 'licence', 'measured', 'sha256'],
-            (  # `info` and --json have all that was measured
-                [e['name'], f'{e["size"] / 1e6:.1f}', e['license'], format_metric(e['metrics'][0]), e['sha256']]
-                for e in entries
-            ),
-            ['MB'],
-        )
+        for entry in entries:
+            print(f'{entry["name"]}: {entry["size"] / 1e6:.1f} MB, {entry["license"]}')
+            print_wrapped(f'{entry["knows"]}.', '  ')
+            print_wrapped(
+                f'{score(entry["metrics"][0])} on {entry["metrics"][0]["dataset"]}.', '  '
+            )  # `info` and --json have all that was measured
     else:
-        print_table(
-            ['model', 'params (M)', 'MACs (M)', 'at', 'pretrained'],
-            ([e['model'], e['params_m'], e['macs_m'], e['macs_at'], ', '.join(e['pretrained'])] for e in entries),
-            ['params (M)', 'MACs (M)', 'at'],
-        )
+        rows = []
+        for entry in entries:
+            weights = [describe_pretrained(name) for name in entry['pretrained']]
+            rows.append(
+                [
+                    entry['model'],
+                    f'{entry["params_m"]:.1f} M',
+                    f'{entry["macs_m"] / 1e3:.2f} G',
+                    entry['macs_at'],
+                    '\n'.join(name.partition('.')[2] for name in entry['pretrained']),
+                    '\n'.join(score(one['metrics'][0]) for one in weights),
+                ]
+            )
+        print_table(['model', 'params', 'MACs', 'at', 'weights', 'measured'], rows, ['params', 'MACs', 'at'])
 
 
-def format_metric(metric: dict[str, Any]) -> str:
-    return f'{metric["name"]} {metric["value"]:g} on {metric["dataset"]}'
+def score(metric: dict[str, Any]) -> str:
+    """A metric without its data: '99.7 % top-1 accuracy'."""
+    name, percent, _ = metric['name'].partition(' (%)')
+    return f'{metric["value"]:.1f}{" %" if percent else ""} {name}'
 
 
 def info(
     model: Annotated[str, typer.Argument(help='Model, model.tag, folder or hf-hub:ID.')], as_json: Json = False
 ) -> None:
-    """Describe a model: size, input, classes, weights, licence.
+    """Describe a model: what it knows, size, input, classes, weights, licence.
 
     Example: vt-hub info vt_resnet10.digits
     """
@@ -88,27 +107,44 @@ def info(
     entry = describe(model)
     if as_json:
         print_json(entry)
-        return
-    weights = entry.pop('weights', None)
+    else:
+        print_table(['', ''], info_rows(entry))
+
+
+def info_rows(entry: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The lines of `info` for people."""
+    weights = entry.get('weights')
+    yield 'model', entry['model'] if not weights else weights['name']
+    yield 'task', entry['task']
+    yield 'knows', entry['knows'] or 'nothing yet: these weights are random'
+    tokens = '{} tokens of width {}'.format(*entry['tokens']) if entry['tokens'] else 'no tokens'
+    yield 'size', f'{entry["params_m"]:.2f} M parameters, {tokens}'
+    channels, height, width = entry['input_size']
+    yield 'input', f'{height} x {width} pixels, {channels} channels; {entry["interpolation"]}, crop {entry["crop_pct"]}'
+    for key in ('mean', 'std'):
+        yield key, ', '.join(f'{value:.4g}' for value in entry[key])
+    yield 'classes', entry['num_classes']
+    if entry['license']:
+        yield 'licence', entry['license']
     if weights:
-        entry |= weights | {
-            'size': f'{weights["size"] / 1e6:.1f} MB',
-            'metrics': '\n'.join(f'{format_metric(metric)}, {metric["split"]}' for metric in weights['metrics']),
-        }
-    print_table(['', ''], ([key, ', '.join(map(str, v)) if isinstance(v, list) else v] for key, v in entry.items()))
+        for number, metric in enumerate(weights['metrics']):
+            yield '' if number else 'measured', f'{score(metric)} on {metric["dataset"]}, {metric["split"]}'
+        yield 'file', f'{weights["size"] / 1e6:.1f} MB in {weights["folder"]}'
+        yield 'sha256', weights['sha256']
 
 
 def predict(
     images: Annotated[list[str], typer.Argument(help='Image files, folders or glob patterns.', metavar='IMAGE...')],
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
-    topk: Annotated[int, typer.Option(min=1, help='Classes to print for each image.')] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch.')] = 16,
+    topk: Annotated[int, typer.Option(metavar='N', min=1, help='Classes to print for each image.')] = 3,
+    batch_size: Annotated[int, typer.Option(metavar='N', min=1, help='Images in one batch.')] = 16,
     dtype: Annotated[Literal['fp32', 'bf16', 'fp16'], typer.Option(help='bf16 and fp16 are mixed precision.')] = 'fp32',
     output: Annotated[
         Path | None, typer.Option(help='Write a table, .jsonl or .parquet, for any number of images.')
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help='With --output: processes that read images; default: one per core.')
+        int | None,
+        typer.Option(metavar='N', min=1, help='With --output: processes that read images; default: one per core.'),
     ] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
 ) -> None:
@@ -145,6 +181,7 @@ def predict(
         elif 'predictions' in result:
             classes = '  '.join(f'{p["label"]} {shown(network, p["score"])}' for p in result['predictions'])
             print(f'{result["image"]}: {classes}')
+    say_what_it_knows(model, network, as_json)
     report_failed(failed, len(paths))
 
 
@@ -194,7 +231,7 @@ def segment(
     """
     from ..image_files import find_images
     from ..inference.scores import label_names
-    from ..inference.segment import check_mask, check_picture, draw_overlay, save_mask, save_picture
+    from ..inference.segment import SHOWN, check_mask, check_picture, draw_overlay, save_mask, save_picture
     from ..inference.segment import segment as run
     from ..loading.source import load_model
     from ..network.images import read_image
@@ -223,8 +260,11 @@ def segment(
         if as_json:
             print(json.dumps(result))
         elif 'classes' in result:
-            shares = '  '.join(f'{c["label"]} {100 * c["share"]:.1f} %' for c in result['classes'])
+            shares = '  '.join(
+                f'{c["label"]} {100 * c["share"]:.1f} %' for c in result['classes'] if c['share'] >= SHOWN
+            )
             print(f'{path}: {shares}')
+    say_what_it_knows(model, network, as_json)
     report_failed(failed, len(paths))
 
 
@@ -235,7 +275,7 @@ def explain(
         Path | None,
         typer.Option(help='Picture to write; a folder for several images; default: explanation.png, none with --json.'),
     ] = None,
-    topk: Annotated[int, typer.Option(min=1, help='Classes to show for each image.')] = 5,
+    topk: Annotated[int, typer.Option(metavar='N', min=1, help='Classes to show for each image.')] = 5,
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
 ) -> None:
     """Show where each token looks, and what it adds to the answer.
@@ -246,6 +286,7 @@ def explain(
     from ..image_files import find_images
     from ..inference.explain import explain as run
     from ..inference.explain import save_explanation
+    from ..inference.scores import shown
     from ..loading.source import load_model
     from ..network.images import read_image
 
@@ -266,12 +307,15 @@ def explain(
                 print(json.dumps({'image': str(path), 'error': str(error)}))
             continue
         explanation = run(network, image, topk)
+        best = explanation.predictions[0]
+        answer = f'{best["label"]} {shown(network, best["score"])}'
         if out:
-            save_explanation(explanation, targets[path])
+            save_explanation(explanation, targets[path], f'{path.name}: {answer} ({model})')
         if as_json:
             print(json.dumps({'image': str(path), **explanation.to_dict()}))
         else:
-            print(f'{path}: {explanation.predictions[0]["label"]}, {targets[path]}')
+            print(f'{path}: {answer}, {targets[path]}')
+    say_what_it_knows(model, network, as_json)
     report_failed(failed, len(paths))
 
 
@@ -302,7 +346,7 @@ def demo(
     ] = [],  # noqa: B006
     host: Annotated[str, typer.Option(help='Address to listen on; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help='Port; default: the first free one from 7860.')
+        int | None, typer.Option(metavar='N', min=1, max=65535, help='Port; default: the first free one from 7860.')
     ] = None,
     browser: Annotated[bool, typer.Option('--browser', help='Open the page.')] = False,
 ) -> None:

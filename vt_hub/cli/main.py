@@ -1,6 +1,7 @@
 """The command `vt-hub`."""
 
 import codecs
+import inspect
 import io
 import os
 import sys
@@ -59,7 +60,16 @@ def options(
 def add(app: typer.Typer, functions: Iterable[Callable[..., None]], panel: str | None = None) -> None:
     for function in functions:
         settings = OTHERS if function in TAKE_OTHERS else None
-        app.command(function.__name__.rstrip('_'), rich_help_panel=panel, context_settings=settings)(function)
+        command = app.command(
+            function.__name__.rstrip('_'), help=unwrapped(function), rich_help_panel=panel, context_settings=settings
+        )
+        command(function)
+
+
+def unwrapped(function: Callable[..., None]) -> str:
+    """A docstring without line breaks in its paragraphs; the terminal has a width of its own."""
+    paragraphs = inspect.cleandoc(function.__doc__ or '').split('\n\n')
+    return '\n\n'.join(paragraph.replace('\n', ' ') for paragraph in paragraphs)
 
 
 def build_app() -> typer.Typer:

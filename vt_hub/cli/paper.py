@@ -8,28 +8,33 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, print_json, print_table, progress
+from .common import Json, print_json, print_table, print_wrapped, progress
+
+WIDE = 0.1  # of the median
 
 
 def benchmark(
     models: Annotated[list[str], typer.Argument(help='Models of vt_hub.', metavar='MODEL...')],
     backbone: Annotated[str, typer.Option(help='timm model, for vt_net or a VT-FPN.')] = '',
-    batch_size: Annotated[list[int], typer.Option(min=1, help='Images in a batch; may be repeated.')] = [1],  # noqa: B006
+    batch_size: Annotated[
+        list[int] | None, typer.Option(metavar='N', min=1, help='Images in a batch; may be repeated; default: 1.')
+    ] = None,
     size: Annotated[
-        list[int] | None, typer.Option(min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.')
+        list[int] | None,
+        typer.Option(metavar='N', min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.'),
     ] = None,
     dtype: Annotated[
         Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Type of weights and images; in training, of autocast.')
     ] = 'fp32',
     device: Annotated[Literal['cpu', 'cuda'], typer.Option(help='Where to run.')] = 'cpu',
-    threads: Annotated[int | None, typer.Option(min=1, help='CPU threads.')] = None,
+    threads: Annotated[int | None, typer.Option(metavar='N', min=1, help='CPU threads.')] = None,
     channels_last: Annotated[
         bool, typer.Option('--channels-last', help='Memory format of weights and images.')
     ] = False,
     compile_: Annotated[bool, typer.Option('--compile', help='Compile the networks.')] = False,
     fuse: Annotated[bool, typer.Option('--fuse', help='Fold norms and merge projections first.')] = False,
     train: Annotated[bool, typer.Option('--train', help='A training step instead of inference.')] = False,
-    rounds: Annotated[int, typer.Option(min=1, help='How often each network runs.')] = 15,
+    rounds: Annotated[int, typer.Option(metavar='N', min=1, help='How often each network runs.')] = 15,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
     csv: Annotated[Path | None, typer.Option(help='CSV file to write.')] = None,
     plot: Annotated[Path | None, typer.Option(help='Picture to write.')] = None,
@@ -55,7 +60,7 @@ def benchmark(
     settings = [
         run.Setting(name, batch, pixels, dtype, device, channels_last, compile_, fuse, train, backbone)
         for name in models
-        for batch, pixels in itertools.product(batch_size, size or [default_size(name)])
+        for batch, pixels in itertools.product(batch_size or [1], size or [default_size(name)])
     ]
     rows = run.benchmark(settings, rounds, progress)
     found = {'command': shlex.join(['vt-hub', *sys.argv[1:]]), 'rows': rows, **machine(torch.device(device))}
@@ -105,6 +110,11 @@ def print_speeds(rows: list[dict[str, Any]]) -> None:
             cells.append([NAMES[name], *costs, f'{speed:g}', row['peak_mb'][name], shown])
         header = ['network', 'M params', 'M MACs', 'images/s', 'MB', 'speed of VT (quartiles)']
         print_table(header, cells, header[1:5])
+    ratios = [ratio for row in rows for ratio in row['ratios'].values()]
+    if any(ratio['quartiles'][1] - ratio['quartiles'][0] > WIDE * ratio['median'] for ratio in ratios):
+        print_wrapped(
+            f'Some quartiles are more than {WIDE:.0%} apart: those ratios are unreliable. Stop what else runs.'
+        )
 
 
 def tables(

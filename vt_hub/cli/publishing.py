@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, print_json, print_table
+from .common import Json, print_json, print_table, steps_shown
 
 GROWN_PROSE = """\
 A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` copied a smaller network into this deeper
@@ -175,7 +175,8 @@ def verify(
     """
     from ..publishing import verify as run
 
-    checks = run(source, trust_remote_code)
+    with steps_shown('Checking') as started:
+        checks = run(source, trust_remote_code, started)
     if as_json:
         print_json([check.to_dict() for check in checks])
     else:
@@ -231,7 +232,9 @@ def push(
     """
     from ..publishing import push as run
 
-    print(run(folder, tag, repo, private, create_pr, dry_run, trust_remote_code))
+    with steps_shown('Checking and publishing') as started:
+        address = run(folder, tag, repo, private, create_pr, dry_run, trust_remote_code, started)
+    print(address)
 
 
 def pull(
@@ -260,7 +263,7 @@ def convert(
     grow: Annotated[
         str | None, typer.Option(help='Deeper architecture to copy the source into; it computes the same.')
     ] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help='Classes of the new classifier.')] = None,
+    num_classes: Annotated[int | None, typer.Option(metavar='N', min=1, help='Classes of the new classifier.')] = None,
     labels: Annotated[
         Path | None, typer.Option(help='File with one class name per line, or a folder of class folders.')
     ] = None,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..training.segmentation.data import SegmentationData
     from ..training.segmentation.recipe import SegmentationRecipe
 
+SEVERAL = 'Several GPUs or machines'  # a panel of the help
 LONGEST_EDGE = 1333  # pixels
 Task = Literal['classification', 'segmentation']
 Layout = Annotated[
@@ -25,35 +26,40 @@ Layout = Annotated[
 ]
 Classes = Annotated[Path | None, typer.Option(help='File with one class name per line, if the data has none.')]
 ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
-Workers = Annotated[int, typer.Option(min=0, help='Processes that read images, for each device.')]
+Workers = Annotated[int, typer.Option(metavar='N', min=0, help='Processes that read images, for each device.')]
 Recipe = Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')]
 Output = Annotated[Path, typer.Option(help='Folder of the run.')]
 StartModel = Annotated[str | None, typer.Option(help="Start model: name, weights or folder; default: the recipe's.")]
 DeviceBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Images that fit on a device; gradients are summed to the recipe's batch.")
+    int | None,
+    typer.Option(metavar='N', min=1, help="Images that fit on a device; gradients are summed to the recipe's batch."),
 ]
 Resume = Annotated[bool, typer.Option('--resume', help='Resume from the last checkpoint in the folder.')]
 DryRun = Annotated[bool, typer.Option('--dry-run', help='Only check, and print the command.')]
-Processes = Annotated[int, typer.Option(min=1, help='Processes on each machine, one per GPU.')]
-Machines = Annotated[int, typer.Option(min=1, help='Machines.')]
-MachineNumber = Annotated[int, typer.Option(min=0, help='Number of this machine.')]
-Address = Annotated[str, typer.Option(help='Address of machine 0.')]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps; default: the recipe's.")]
-Minutes = Annotated[float | None, typer.Option(min=0, help='Stop after this time; start again to resume.')]
+Processes = Annotated[
+    int, typer.Option(metavar='N', min=1, rich_help_panel=SEVERAL, help='Processes on each machine, one per GPU.')
+]
+Machines = Annotated[int, typer.Option(metavar='N', min=1, rich_help_panel=SEVERAL, help='Machines.')]
+MachineNumber = Annotated[
+    int, typer.Option(metavar='N', min=0, rich_help_panel=SEVERAL, help='Number of this machine.')
+]
+Address = Annotated[str, typer.Option(rich_help_panel=SEVERAL, help='Address of machine 0.')]
+Steps = Annotated[int | None, typer.Option(metavar='N', min=1, help="Steps; default: the recipe's.")]
+Minutes = Annotated[float | None, typer.Option(metavar='X', min=0, help='Stop after this time; start again to resume.')]
 Device = Annotated[
     Literal['cpu', 'cuda'] | None, typer.Option(help='Where to train; default: the GPU if there is one.')
 ]
-Port = Annotated[int, typer.Option(help='Free port of machine 0.')]
+Port = Annotated[int, typer.Option(rich_help_panel=SEVERAL, help='Free port of machine 0.')]
 
 
 def shapes(
     out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
-    train: Annotated[int, typer.Option(min=0, help='Images to train on.')] = 4000,
-    val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
+    train: Annotated[int, typer.Option(metavar='N', min=0, help='Images to train on.')] = 4000,
+    val: Annotated[int, typer.Option(metavar='N', min=0, help='Images to validate on.')] = 300,
     objects: Annotated[bool, typer.Option('--objects', help='One object per image, in class folders.')] = False,
-    size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
-    seed: Annotated[int, typer.Option(min=0, help='Random seed of the scenes.')] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help='Processes; default: one per core.')] = None,
+    size: Annotated[int, typer.Option(metavar='N', min=16, help='Height and width in pixels.')] = 128,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Random seed of the scenes.')] = 0,
+    workers: Annotated[int | None, typer.Option(metavar='N', min=1, help='Processes; default: one per core.')] = None,
 ) -> None:
     """Scenes of shapes and textures with exact masks, for segmentation; or single objects, for classification.
 
@@ -66,12 +72,12 @@ def shapes(
 
 def scenes(
     out: Annotated[Path, typer.Option(help='Folder to write; must not exist.')],
-    train: Annotated[int, typer.Option(min=1, help='Images to train on.')] = 4000,
-    val: Annotated[int, typer.Option(min=0, help='Images to validate on.')] = 300,
-    classes: Annotated[int, typer.Option(min=1, help='Fractals to tell apart.')] = 100,
+    train: Annotated[int, typer.Option(metavar='N', min=1, help='Images to train on.')] = 4000,
+    val: Annotated[int, typer.Option(metavar='N', min=0, help='Images to validate on.')] = 300,
+    classes: Annotated[int, typer.Option(metavar='N', min=1, help='Fractals to tell apart.')] = 100,
     objects: Annotated[bool, typer.Option('--objects', help='One fractal per image, in class folders.')] = False,
-    size: Annotated[int, typer.Option(min=16, help='Height and width in pixels.')] = 128,
-    seed: Annotated[int, typer.Option(min=0, help='Random seed of fractals and scenes.')] = 0,
+    size: Annotated[int, typer.Option(metavar='N', min=16, help='Height and width in pixels.')] = 128,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Random seed of fractals and scenes.')] = 0,
 ) -> None:
     """Scenes of coloured fractals with exact masks, for segmentation; or single fractals, for classification.
 
@@ -99,7 +105,8 @@ def classifier(
     device_batch_size: DeviceBatchSize = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of the run; default: the recipe's, or 0.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read, for each device; default: the recipe's, or 2.")
+        int | None,
+        typer.Option(metavar='N', min=0, help="Processes that read, for each device; default: the recipe's, or 2."),
     ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -271,7 +278,7 @@ def pretrain(
     steps: Steps = None,
     minutes: Minutes = None,
     device: Device = None,
-    seed: Annotated[int, typer.Option(min=0, help='Random seed of weights, fractals and scenes.')] = 0,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Random seed of weights, fractals and scenes.')] = 0,
 ) -> None:
     """Pretrain a model on generated scenes of fractals.
 
@@ -292,7 +299,8 @@ def distill(
     output: Annotated[Path, typer.Option(help='Folder of the run; an interrupted run resumes.')],
     recipe: Recipe = 'photographs',
     share: Annotated[
-        list[float] | None, typer.Option(min=0, help="A folder's share of the views; default: its number of images.")
+        list[float] | None,
+        typer.Option(metavar='X', min=0, help="A folder's share of the views; default: its number of images."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="timm architecture or model folder; default: the recipe's.")] = None,
     teacher: Annotated[str | None, typer.Option(help="timm model or model folder; default: the recipe's.")] = None,
@@ -303,7 +311,7 @@ def distill(
     steps: Steps = None,
     minutes: Minutes = None,
     device: Device = None,
-    seed: Annotated[int, typer.Option(min=0, help='Random seed of new weights and views.')] = 0,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Random seed of new weights and views.')] = 0,
     workers: Workers = 2,
 ) -> None:
     """Teach a model to predict what another one predicts, on unlabelled images.
@@ -333,15 +341,17 @@ def evaluate(
     data_dir: Annotated[str, typer.Option(help='Folder of the data; for segmentation also a data set on the Hub.')],
     task: Annotated[Task | None, typer.Option(help='What the model must do; default: what it does.')] = None,
     split: Annotated[Literal['train', 'val', 'test'], typer.Option(help='Part of the data.')] = 'val',
-    batch_size: Annotated[int, typer.Option(min=1, help='Images in one batch of a classifier.')] = 64,
+    batch_size: Annotated[int, typer.Option(metavar='N', min=1, help='Images in one batch of a classifier.')] = 64,
     layout: Layout = None,
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
     shortest_edge: Annotated[
-        int | None, typer.Option(min=1, help="Segment at this shorter edge instead of the model's input size.")
+        int | None,
+        typer.Option(metavar='N', min=1, help="Segment at this shorter edge instead of the model's input size."),
     ] = None,
     longest_edge: Annotated[
-        int | None, typer.Option(min=1, help='With --shortest-edge: limit of the longer edge; default: 1333.')
+        int | None,
+        typer.Option(metavar='N', min=1, help='With --shortest-edge: limit of the longer edge; default: 1333.'),
     ] = None,
     workers: Workers = 2,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,

@@ -8,18 +8,17 @@ from PIL import Image
 
 from ..inference.explain import explain
 from ..inference.scores import label_names, shown
-from ..inference.segment import draw_overlay, segment_image
+from ..inference.segment import SHOWN, paint, segment_image
 from ..loading.published import list_pretrained
 from ..loading.source import Source, load_model
 from ..network.images import read_image
 from ..network.vt_fpn import VTFPN, Network, is_segmenter
 from ..synthesis.shapes import scene
-from .figure import token_figure
+from .figure import legend, token_figure
 
-__all__ = ['classify', 'load_models', 'open_upload', 'segment', 'summary', 'write_samples']
+__all__ = ['classify', 'load_models', 'open_upload', 'segment', 'write_samples']
 
 TOPK = 5
-SHOWN = 10  # class names listed for a model
 MAX_SIDE = 768  # pixels of a segmented image; a larger one is slow to draw and to send
 MAX_RATIO = 10  # ratio of the sides of an image
 SAMPLED_TAGS = ('digits', 'shapes')  # other weights are a start for fine-tuning
@@ -45,14 +44,6 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, Network]:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
         models[name] = load_model(source)
     return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # classifiers come first
-
-
-def summary(model: Network) -> str:
-    """One line on what a model can answer: one of its classes, for any image."""
-    labels = label_names(model)
-    some = ', '.join(labels[:SHOWN]) + (f' and {len(labels) - SHOWN} more' if len(labels) > SHOWN else '')
-    does = 'Names every pixel' if is_segmenter(model) else 'Names the image'
-    return f'{does} as one of {len(labels)} classes, whatever it shows: {some}.'
 
 
 def write_samples(folder: Path) -> dict[str, list[Path]]:
@@ -91,9 +82,12 @@ def classify(model: Network, path: str | Path) -> tuple[dict[str, float] | str, 
     return scores, token_figure(explanation)
 
 
-def segment(model: VTFPN, path: str | Path) -> tuple[dict[str, float], Image.Image]:
-    """The classes of an image file with their shares of the pixels, and the overlay with its legend."""
+def segment(model: VTFPN, path: str | Path) -> tuple[dict[str, float], str, Image.Image]:
+    """The classes of an image file with their shares of the pixels, the legend as HTML, and the overlay."""
     image = open_upload(path, model.in_chans)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     mask, classes = segment_image(model, image)
-    return {found['label']: found['share'] for found in classes}, draw_overlay(image, mask, label_names(model))
+    shares = {found['label']: found['share'] for found in classes}
+    labels = label_names(model)
+    named = [label for label, share in shares.items() if share >= SHOWN]
+    return shares, legend(labels, named), paint(image, mask, len(labels))[1]

@@ -17,8 +17,9 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
+from ..inference.scores import knowledge_of
 from ..network.vt_fpn import VTFPN, Network, is_segmenter
-from .answers import classify, load_models, open_upload, segment, summary, write_samples
+from .answers import classify, load_models, open_upload, segment, write_samples
 
 __all__ = ['build', 'start']
 
@@ -60,15 +61,12 @@ class Replies:
     def answer(
         self, model: str, image: str | None
     ) -> tuple[dict[str, float] | str | None, str | None, Image.Image | None]:
-        """The scores, and the figure of the tokens or the overlay."""
+        """The scores; the figure of the tokens; or the legend of the classes, and the overlay."""
         if not image:
             return None, None, None
         with errors_shown():
             network = self.models[model]
-            if isinstance(network, VTFPN):
-                shares, overlay = segment(network, image)
-                return shares, None, overlay
-            return *classify(network, image), None
+            return segment(network, image) if isinstance(network, VTFPN) else (*classify(network, image), None)
 
     def check(self, model: str, image: str | None) -> None:
         """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
@@ -81,11 +79,11 @@ class Replies:
         own, segments = self.samples_of(model), is_segmenter(self.models[model])
         sample = not image or Path(image).name in self.sample_names
         return (
-            summary(self.models[model]),
+            f'This model {knowledge_of(self.models[model])}.',
             gr.Dataset(samples=[[path] for path in own]),
             own[0] if sample else image,  # not gr.skip(): see only_uploads
             gr.Label(label='Share of the pixels' if segments else 'Probability'),
-            gr.HTML(visible=not segments),
+            gr.HTML(label='Classes' if segments else 'Tokens'),
             gr.Image(visible=segments),
         )
 
@@ -117,7 +115,7 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320):
                 scores = gr.Label(num_top_classes=5, show_heading=False, elem_id='scores')
                 figure = gr.HTML(label='Tokens', show_label=True, container=True, padding=True, elem_id='tokens')
-                overlay = gr.Image(label='Classes', format='png', interactive=False, buttons=[], elem_id='overlay')
+                overlay = gr.Image(label='Overlay', format='png', interactive=False, buttons=[], elem_id='overlay')
         parts = [about, gallery, image, scores, figure, overlay]
         answered: dict[str, Any] = {
             'fn': replies.answer,

@@ -1,20 +1,20 @@
 """The tokens of a prediction as HTML without scripts. The mouse or the arrow keys choose a token."""
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image
 
+from ..figures import colours
 from ..inference.explain import COLOURS, OPACITY, Explanation
 
-__all__ = ['token_figure']
+__all__ = ['legend', 'token_figure']
 
-SIDE = 64  # minimum pixels of a map's picture; enough for a smooth display in the browser
 PALETTE = np.rint(255 * colormaps[COLOURS](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
 
 
@@ -25,10 +25,17 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def map_picture(values: torch.Tensor) -> Image.Image:
-    """Values from 0 to 1, (H, W), in the colours of the scale."""
+    """Values from 0 to 1 of a map's cells, (H, W), in the colours of the scale, a pixel each."""
     picture = Image.fromarray((255 * values).round().to(torch.uint8).numpy()).convert('P')
     picture.putpalette(PALETTE.tobytes())
     return picture
+
+
+def legend(labels: Sequence[str], found: Sequence[str]) -> str:
+    """The colours of some of a model's classes as HTML."""
+    table = dict(zip(labels, colours(len(labels)).tolist(), strict=True))
+    parts = [f'<span><i style="background: rgb{tuple(table[label])}"></i>{escape(label)}</span>' for label in found]
+    return f'<div class="vt-legend">{"".join(parts)}</div>'.replace('{{', '{ {')
 
 
 def bar(value: float, values: list[float]) -> str:
@@ -46,17 +53,15 @@ def bar(value: float, values: list[float]) -> str:
 def token_figure(explanation: Explanation) -> str:
     """The image, where the chosen token looks in each module, and what every token adds to the most likely class.
 
-    All maps share one colour scale, from zero to the largest share of a token's attention in one cell. At first, the
-    token that adds the most is chosen. The styles are in `style.css`.
+    All maps share one colour scale; see `Explanation.highest`. At first, the token that adds the most is chosen. The
+    styles are in `style.css`.
     """
     label = escape(explanation.predictions[0]['label'])
     logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()
     adds = explanation.contributions[0].tolist()
     chosen = int(np.argmax(adds))
     height, width = explanation.image.shape[:2]
-    size = (SIDE * height // min(height, width), SIDE * width // min(height, width))
-    shares = [F.interpolate(part[None], size, mode='bilinear')[0] for part in explanation.attention]
-    highest = max(part.max().item() for part in shares)
+    shares, highest = explanation.attention, explanation.highest
     modules, tokens = range(1, len(shares) + 1), range(1, len(adds) + 1)
 
     rules = [
@@ -66,7 +71,7 @@ def token_figure(explanation: Explanation) -> str:
     views = ['<figure><div class="view"><div class="image"></div></div><figcaption>input</figcaption></figure>']
     columns = []
     for module, part in zip(modules, shares, strict=True):
-        for token, share in zip(tokens, part / highest, strict=True):
+        for token, share in zip(tokens, (part / highest).clamp(max=1), strict=True):
             rules.append(f'.vt .map{module}-{token} {{ background-image: url({data_uri(map_picture(share))}) }}')
     for module in modules:
         maps = ''.join(f'<div class="map map{module}-{token} of{token}"></div>' for token in tokens)
@@ -94,11 +99,11 @@ def token_figure(explanation: Explanation) -> str:
 <style>{' '.join(rules)}</style>
 <div class="views">{''.join(views)}</div>
 <div class="scale"><span>0 %</span><span class="colours" style="background: linear-gradient(90deg, {stops})"></span>
-<span>{100 * highest:.0f} % of a token's attention in one cell</span></div>
+<span>{100 * highest:.1f} % or more of a token's attention</span></div>
 <p class="said">{said}</p>
 <div class="picks" role="radiogroup" aria-label="token">{''.join(columns)}</div>
 <p class="note">A column is a token: what it adds, and where it looks in {' and '.join(f'module {m}' for m in modules)}.
-All columns and the bias ({bias:+.2f}) sum to the logit of {label}, {logit:.2f}.</p>
+All columns and the bias ({bias:+.2f}) sum to the logit of {label}, {logit:.2f}. {explanation.even}</p>
 <p class="note">{differ}</p>
 </div>"""
     return html.replace('{{', '{ {')  # Gradio would take it for a template

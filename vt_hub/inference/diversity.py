@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ..network.vt_fpn import VTDecoder, VTFPNBody
 from ..network.vt_stage import VTBody
 
-__all__ = ['TokenDiversity', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
+__all__ = ['TokenDiversity', 'alike', 'average', 'measure_module', 'token_diversity', 'token_figures', 'warning_of']
 
 ALIKE = 0.95  # above this cosine of the maps, tokens look at the same place
 EQUAL = 0.02  # below this spread, tokens are nearly equal
@@ -54,6 +54,20 @@ def measure_module(tokens: torch.Tensor, attention: torch.Tensor) -> TokenDivers
     spread = (T - T.mean(dim=1, keepdim=True)).norm(dim=(1, 2)) / T.norm(dim=(1, 2)).clamp(min=1e-12)
     entropy = torch.special.entr(A).sum(dim=2) / torch.tensor(float(max(num_pixels, 2))).log()
     return TokenDiversity(cosine.mean().item(), spread.mean().item(), entropy.mean().item(), num_tokens)
+
+
+def alike(attention: torch.Tensor) -> list[list[int]]:
+    """The tokens of an image in groups that look at the same place: maps (L, P) with a cosine above that of `ALIKE`.
+
+    A token joins the first group whose first token it is like.
+    """
+    unit = F.normalize(attention.float(), dim=1)
+    cosine = unit @ unit.T
+    groups: list[list[int]] = []
+    for token in range(len(unit)):
+        group = next((group for group in groups if cosine[group[0], token] > ALIKE), None)
+        groups.append([token]) if group is None else group.append(token)
+    return groups
 
 
 @torch.no_grad()

@@ -3,29 +3,33 @@
 The classifier reads the average of the tokens, so a logit is exactly the sum of each token's contribution and the bias.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from ..figures import new_figure, save_figure
 from ..network.images import to_channels
 from ..network.vt_stage import VTClassifier
-from .diversity import TokenDiversity, measure_module
+from .diversity import TokenDiversity, alike, measure_module
 from .preprocessing import data_config, eval_transform
 from .scores import label_names, meaning_of, scores_of
 
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
 
-COLUMNS = 8  # tokens in a row
+COLUMNS = 8  # pictures of tokens in a row
+TILE, GAP, LINE, HEADING, TOP, SCALE = 1.05, 0.06, 0.22, 0.36, 2.7, 0.55  # inches
 LABEL_LENGTH = 24  # characters
-COLOURS = 'RdYlBu_r'  # red high, blue low, as in the paper
-OPACITY = 0.6  # of the attention over the image
+COLOURS = 'viridis'
+OPACITY = 0.65  # of the colours over the image
+BRIGHTEST = 0.99  # quantile of all cells from which the colour is the brightest; a few cells would make the rest dark
+BAR = '#31688e'
+EVEN = 0.05  # contributions that differ by less, relative to their mean, are called the same
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,19 @@ class Explanation:
     biases: torch.Tensor
     diversity: list[TokenDiversity]
     meaning: str
+
+    @property
+    def highest(self) -> float:
+        """The share of a token's attention from which its cell has the brightest colour: a quantile of all cells."""
+        return torch.cat([part.flatten() for part in self.attention]).quantile(BRIGHTEST).item()
+
+    @property
+    def even(self) -> str:
+        """A sentence if all tokens add nearly the same to the best class; else empty."""
+        adds = self.contributions[0]
+        if len(adds) < 2 or adds.max() - adds.min() >= EVEN * adds.mean().abs():
+            return ''
+        return f'All {len(adds)} tokens add nearly the same, about {adds.mean():.2f} each.'
 
     def to_dict(self) -> dict[str, Any]:
         """Everything except the image, in plain Python types."""
@@ -107,8 +124,35 @@ def shortened(label: str) -> str:
     return label if len(label) <= LABEL_LENGTH else f'{label[: LABEL_LENGTH - 1]}…'
 
 
-def draw_explanation(explanation: Explanation) -> Any:
-    """Draw the image, its classes, each token's contribution to the best class, and where each token looks.
+def token_names(tokens: Sequence[int]) -> str:
+    """Numbers of tokens, from 1, in words: 'token 3', 'tokens 1, 4', 'tokens 1 to 16'."""
+    first, last = tokens[0] + 1, tokens[-1] + 1
+    if len(tokens) == 1:
+        return f'token {first}'
+    if len(tokens) > 2 and last - first == len(tokens) - 1:
+        return f'tokens {first} to {last}'
+    if len(tokens) > 4:
+        return f'{len(tokens)} tokens'
+    return f'tokens {", ".join(str(token + 1) for token in tokens)}'
+
+
+def heat_over(image: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 of a map's cells, (h, w), in colours over a grey image (H, W, 3) uint8; a cell is a block."""
+    from matplotlib import colormaps
+
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(image.shape, share.shape, strict=False))
+    heat = 255 * colormaps[COLOURS](share)[..., :3][rows[:, None], columns]
+    return np.rint(OPACITY * heat + (1 - OPACITY) * image.mean(2, keepdims=True)).astype(np.uint8)
+
+
+def draw_explanation(explanation: Explanation, title: str = '') -> Any:
+    """Draw the classes, what each token adds to the best one, and beside the image where each token looks.
+
+    Tokens of a module that look at the same place share a picture. All pictures have one scale of colours.
+
+    Args:
+        explanation: From `explain`.
+        title: A line on top, such as the names of the file and of the model.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -116,56 +160,86 @@ def draw_explanation(explanation: Explanation) -> Any:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    maps = explanation.attention
-    num_tokens = len(maps[0])
-    rows = -(-num_tokens // COLUMNS)
-    height, width = explanation.image.shape[:2]
-    tile = 1.35  # inches
-    tall = (rows * len(maps) * height / width + 2) * tile + 0.4 * len(maps)
-    figure = new_figure(figsize=(COLUMNS * tile + 0.9, tall))
-    top, *parts = figure.subfigures(1 + len(maps), 1, height_ratios=[2.3] + [rows + 0.3] * len(maps))
+    maps = [attention.numpy() for attention in explanation.attention]
+    groups = [alike(attention.flatten(1)) for attention in explanation.attention]
+    shares = [[part[tokens].mean(0) for tokens in found] for part, found in zip(maps, groups, strict=True)]
+    highest = explanation.highest
+    image = explanation.image
+    tall = TILE * image.shape[0] / image.shape[1]
+    tops, height = [], TOP
+    for found in groups:
+        tops.append(height)
+        height += HEADING + max(2, -(-len(found) // COLUMNS)) * (tall + LINE)
+    width = (COLUMNS + 2) * (TILE + GAP) + 4 * GAP
+    figure = new_figure(figsize=(width, height + SCALE), layout='none')
+    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height + SCALE, 0))  # in inches
+    sheet.axis('off')
 
-    image_axes, class_axes, token_axes = top.subplots(1, 3, width_ratios=[1, 1.2, 2])
-    image_axes.imshow(explanation.image)
-    image_axes.axis('off')
-    labels = [shortened(prediction['label']) for prediction in explanation.predictions]
-    places = range(len(labels))
-    of_chance = explanation.meaning != 'value'
-    scores = [prediction['score'] * (100 if of_chance else 1) for prediction in explanation.predictions]
-    class_axes.barh(places, scores, color='0.35')
-    class_axes.set_yticks(places, labels, parse_math=False)
-    class_axes.invert_yaxis()
-    class_axes.set_title(f'{explanation.meaning} (%)' if of_chance else 'value')
-    if of_chance:
-        class_axes.set_xlim(0, 100)
-    token_axes.bar(range(1, num_tokens + 1), explanation.contributions[0].tolist(), color='0.35')
-    token_axes.axhline(0, color='0.35', linewidth=0.8)
-    logit, bias = explanation.predictions[0]['logit'], explanation.biases[0].item()
-    title = f'what each token adds to the logit of\n{labels[0]} ({logit:.2f}, bias {bias:.2f})'
-    token_axes.set_title(title, parse_math=False)
-    token_axes.set(xlabel='token')
-    token_axes.set_xticks(range(1, num_tokens + 1))
-    for axes in (class_axes, token_axes):
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.title.set_size('medium')
+    def put(picture: np.ndarray, left: float, top: float, size: int = 1) -> None:
+        sheet.imshow(picture, extent=(left, left + size * TILE, top + size * tall, top), aspect='auto')
 
-    shares = [100 * F.interpolate(part[None], (height, width), mode='bilinear')[0] for part in maps]
-    highest = max(part.max().item() for part in shares)
-    grey = explanation.image.mean(2)
-    for number, (part, subfigure) in enumerate(zip(shares, parts, strict=True), 1):
-        differ = explanation.diversity[number - 1]
-        subfigure.suptitle(f'Module {number}: where each token looks ({differ})', fontsize='medium')
-        grid = subfigure.subplots(rows, COLUMNS, squeeze=False)
-        for axes in grid.flat:
-            axes.axis('off')
-        for token, (axes, share) in enumerate(zip(grid.flat, part, strict=False), 1):
-            axes.imshow(grey, cmap='gray', vmin=0, vmax=255)
-            heat = axes.imshow(share.numpy(), cmap=COLOURS, vmin=0, vmax=highest, alpha=OPACITY)
-            axes.set_title(str(token), fontsize='small', pad=2)
-        subfigure.colorbar(heat, ax=grid, label='% of its attention', fraction=0.02, pad=0.01)
+    def write(text: str, left: float, top: float, **kwargs: Any) -> None:
+        sheet.text(left, top, text, va='bottom', parse_math=False, **kwargs)
+
+    def axes_at(left: float, top: float, wide: float, high: float) -> Any:
+        place = (left / width, 1 - (top + high) / (height + SCALE), wide / width, high / (height + SCALE))
+        return figure.add_axes(place)
+
+    write(title, 2 * GAP, HEADING, fontsize='large')
+    draw_classes(axes_at(0.2 * width, 2 * HEADING, 0.24 * width, TOP - 4 * HEADING), explanation)
+    draw_contributions(axes_at(0.52 * width, 2 * HEADING, 0.46 * width, TOP - 4 * HEADING), explanation)
+    for number, (part, found, top) in enumerate(zip(shares, groups, tops, strict=True)):
+        write(f'Module {number + 1}: where its tokens look ({explanation.diversity[number]})', 2 * GAP, top)
+        put(image, 2 * GAP, top + LINE, 2)
+        for place, (share, tokens) in enumerate(zip(part, found, strict=True)):
+            row, column = divmod(place, COLUMNS)
+            left, upper = 4 * GAP + (column + 2) * (TILE + GAP), top + LINE + row * (tall + LINE)
+            put(heat_over(image, np.minimum(share / highest, 1)), left, upper)
+            write(token_names(tokens), left, upper, fontsize='small')
+    draw_scale(axes_at(4 * GAP + 2 * (TILE + GAP), height, 2 * TILE, LINE / 2), 100 * highest)
     return figure
 
 
-def save_explanation(explanation: Explanation, path: str | Path) -> None:
-    """Draw an explanation into a file; see `save_figure`."""
-    save_figure(draw_explanation(explanation), path)
+def draw_classes(axes: Any, explanation: Explanation) -> None:
+    """The scores of the best classes as bars."""
+    labels = [shortened(prediction['label']) for prediction in explanation.predictions]
+    of_chance = explanation.meaning != 'value'
+    scores = [prediction['score'] * (100 if of_chance else 1) for prediction in explanation.predictions]
+    bars = axes.barh(range(len(labels)), scores, color=BAR)
+    axes.bar_label(bars, [f'{score:.1f} %' if of_chance else f'{score:.4g}' for score in scores], padding=3)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_xticks([])
+    axes.invert_yaxis()
+    axes.set_title(explanation.meaning if of_chance else 'value', loc='left', fontsize='medium')
+    axes.spines[['top', 'right', 'bottom']].set_visible(False)
+    if of_chance:
+        axes.set_xlim(0, 125)
+
+
+def draw_contributions(axes: Any, explanation: Explanation) -> None:
+    """What each token adds to the best class as bars, or one sentence if all tokens add nearly the same."""
+    adds = explanation.contributions[0].tolist()
+    label, logit = shortened(explanation.predictions[0]['label']), explanation.predictions[0]['logit']
+    axes.spines[['top', 'right']].set_visible(False)
+    bias = explanation.biases[0].item()
+    title = f'what each token adds to the logit of\n{label} ({logit:.2f}, of which {bias:.2f} is the bias)'
+    axes.set_title(title, loc='left', fontsize='medium', parse_math=False)
+    if explanation.even:
+        axes.axis('off')
+        axes.text(0, 0.5, explanation.even, transform=axes.transAxes)
+        return
+    axes.bar(range(1, len(adds) + 1), adds, color=BAR)
+    axes.axhline(0, color='0.35', linewidth=0.8)
+    axes.set(xlabel='token', xticks=range(1, len(adds) + 1))
+
+
+def draw_scale(axes: Any, highest: float) -> None:
+    """The scale of the colours, in percent of a token's attention."""
+    axes.imshow(np.linspace(0, 1, 256)[None], aspect='auto', cmap=COLOURS, extent=(0, highest, 0, 1))
+    axes.set(yticks=[], xticks=[0, highest], xticklabels=['0 %', f"{highest:.1f} % or more of a token's attention"])
+    axes.spines[:].set_visible(False)
+
+
+def save_explanation(explanation: Explanation, path: str | Path, title: str = '') -> None:
+    """Draw an explanation into a file; see `draw_explanation` and `save_figure`."""
+    save_figure(draw_explanation(explanation, title), path)

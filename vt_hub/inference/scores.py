@@ -1,12 +1,17 @@
 """The meaning of a model's outputs: names of the classes, and scores as in transformers' pipeline."""
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..loading.checkpoints import TimmModel
-from ..network.vt_fpn import Network
+from ..network.vt_fpn import Network, is_segmenter
 
-__all__ = ['class_names', 'label_names', 'meaning_of', 'scores_of', 'shown']
+__all__ = ['class_names', 'knowledge', 'knowledge_of', 'label_names', 'meaning_of', 'scores_of', 'shown']
+
+NAMED = 10  # classes that a sentence names
 
 
 def label_names(model: Network) -> list[str]:
@@ -25,6 +30,12 @@ def class_names(model: TimmModel) -> list[str] | None:
     subset = infer_imagenet_subset(model)
     if subset is None:
         return None
+    return imagenet_names(subset)
+
+
+@cache
+def imagenet_names(subset: str = 'imagenet-1k') -> list[str]:
+    """The first synonym of each class of ImageNet."""
     return [name.split(', ')[0] for name in ImageNetInfo(subset).label_descriptions()]
 
 
@@ -37,6 +48,24 @@ def meaning_of(model: Network) -> str:
     if problem == 'regression':
         return 'value'
     return 'presence' if problem == 'multi_label_classification' or model.num_classes == 1 else 'probability'
+
+
+def knowledge(labels: Sequence[str], segments: bool, meaning: str = 'probability') -> str:
+    """What a model with these classes answers for any image, in words; see `meaning_of` for the last argument."""
+    some = ', '.join(labels[:NAMED]) + (f' and {len(labels) - NAMED} more' if len(labels) > NAMED else '')
+    if meaning == 'value':
+        return f'gives {"a value" if len(labels) == 1 else f"{len(labels)} values"} for an image: {some}'
+    if meaning == 'presence':
+        return f'says how likely it is that an image shows {"this class" if len(labels) == 1 else "each class"}: {some}'
+    does = 'names every pixel' if segments else 'names an image'
+    if list(labels) == imagenet_names():
+        return f"{does} as one of ImageNet's 1,000 classes"
+    return f'{does} as one of {len(labels)} classes, whatever it shows: {some}'
+
+
+def knowledge_of(model: Network) -> str:
+    """`knowledge` of a model."""
+    return knowledge(label_names(model), is_segmenter(model), meaning_of(model))
 
 
 def scores_of(model: Network, logits: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..figures import colours
 from ..files import replaced_whole
@@ -17,9 +17,11 @@ from .preprocessing import eval_transform
 from .scores import label_names
 
 __all__ = [
+    'SHOWN',
     'check_mask',
     'check_picture',
     'draw_overlay',
+    'paint',
     'save_mask',
     'save_picture',
     'segment',
@@ -28,7 +30,10 @@ __all__ = [
 
 MIN_SIDE = 480  # minimum pixels of a drawn picture, so that its legend is readable
 ENLARGED = 8  # classes enlarged at a time
-MAX_SIDE = 4096  # pictures are enlarged up to this number of pixels
+MAX_SIDE = 2048  # maximum pixels of a drawn picture; the mask has all
+GAP = 8  # pixels between pictures
+SMOOTHED = 4  # pixels
+SHOWN = 0.0005  # share of the pixels from which a class is named to people
 
 
 def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -96,34 +101,62 @@ def segment(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         yield {'image': str(path), 'classes': classes, 'mask': mask}
 
 
+def paint(image: Image.Image, mask: np.ndarray, num_classes: int) -> tuple[Image.Image, Image.Image]:
+    """The image in a size to look at, and the same with its classes in colour.
+
+    Args:
+        image: RGB.
+        mask: Class of every pixel, (H, W).
+        num_classes: Number of the model's classes, which have a colour each.
+    """
+    enlarged = max(min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)), 1)
+    shrunk = min(MAX_SIDE / max(image.size), 1)
+    size = tuple(max(round(side * enlarged * shrunk), 1) for side in image.size)
+    photograph = image.convert('RGB').resize(size, Image.Resampling.BICUBIC)
+    classes = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    if enlarged > 1:
+        classes = classes.filter(ImageFilter.ModeFilter(2 * min(enlarged, SMOOTHED) + 1))  # no stairs
+    colour = Image.fromarray(colours(num_classes)[np.asarray(classes)])
+    overlay = Image.blend(photograph, colour, 0.6)
+    overlay.paste('white', mask=borders(np.asarray(classes)))
+    return photograph, overlay
+
+
+def borders(classes: np.ndarray) -> Image.Image:
+    """Pixels whose class differs from that of the right or lower neighbour, as a mask."""
+    there = np.zeros(classes.shape, bool)
+    there[:, :-1] |= classes[:, 1:] != classes[:, :-1]
+    there[:-1] |= classes[1:] != classes[:-1]
+    return Image.fromarray(there)
+
+
 def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) -> Image.Image:
-    """Draw the classes in colour over the image, and a legend with the share of each beside it.
+    """Draw the image, beside it its classes in colour, and a legend with the share of each.
 
     Args:
         image: RGB.
         mask: Class of every pixel, (H, W).
         labels: Name of every class.
     """
+    photograph, overlay = paint(image, mask, len(labels))
+    width, height = overlay.size
     table = colours(len(labels))
-    scale = max(min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)), 1)
-    size = image.width * scale, image.height * scale
-    colour = Image.fromarray(table[mask]).resize(size, Image.Resampling.NEAREST)
-    picture = Image.blend(image.convert('RGB').resize(size, Image.Resampling.BICUBIC), colour, 0.6)
     counts = np.bincount(mask.ravel(), minlength=len(labels))
-    found = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
-    line = max(min(size[1] // max(len(found) + 1, 16), size[1] // 14), 12)
+    found = [i for i in np.argsort(-counts, kind='stable') if counts[i] >= SHOWN * mask.size]
+    line = max(min(height // max(len(found) + 1, 16), height // 14), 12)
     font = ImageFont.load_default(0.7 * line)
     texts = [f'{labels[i]}  {100 * counts[i] / mask.size:.1f} %' for i in found]
-    width = round(2.5 * line + max(font.getlength(text) for text in texts))
-    sheet = Image.new('RGB', (size[0] + width, max(size[1], line * (len(found) + 1))), 'white')
-    sheet.paste(picture)
+    left, top = (width + GAP, 0) if width < 2 * height else (0, height + GAP)
+    right, bottom = left + width, top + height
+    legend = round(2.5 * line + max(font.getlength(text) for text in texts))
+    sheet = Image.new('RGB', (right + legend, max(bottom, line * (len(found) + 1))), 'white')
+    sheet.paste(photograph)
+    sheet.paste(overlay, (left, top))
     draw = ImageDraw.Draw(sheet)
     for row, (i, text) in enumerate(zip(found, texts, strict=True)):
-        left, top = size[0] + line // 2, round((row + 0.5) * line)
-        draw.rectangle(
-            (left, top + line // 8, left + 3 * line // 4, top + 7 * line // 8), fill=tuple(table[i].tolist())
-        )
-        draw.text((left + line, top + line // 2), text, fill='black', font=font, anchor='lm')
+        x, y = right + line // 2, round((row + 0.5) * line)
+        draw.rectangle((x, y + line // 8, x + 3 * line // 4, y + 7 * line // 8), fill=tuple(table[i].tolist()))
+        draw.text((x + line, y + line // 2), text, fill='black', font=font, anchor='lm')
     return sheet
 
 

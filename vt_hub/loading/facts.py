@@ -6,8 +6,9 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-from ..inference.scores import label_names
-from ..network.vt_fpn import Network, VTDecoder, task_of
+from ..files import read_json
+from ..inference.scores import knowledge, knowledge_of, label_names
+from ..network.vt_fpn import Network, VTDecoder, is_segmenter, task_of
 from ..network.vt_stage import VTClassifier
 from .published import PRETRAINED, pretrained_folder, resolve_name
 from .source import Source, list_models, load_model
@@ -16,12 +17,14 @@ __all__ = ['describe', 'describe_pretrained']
 
 
 def describe_pretrained(name: str) -> dict[str, Any]:
-    """Size in bytes, licence, sha256 and measured metrics of published weights, from their folder."""
+    """What published weights know, their size in bytes, licence, sha256 and measured metrics, from their folder."""
     name = resolve_name(name)
     folder = pretrained_folder(name)
     card = ModelCard.load(folder / 'README.md').data
+    labels = list(read_json(folder / 'config.json')['id2label'].values())
     return {
         'name': name,
+        'knows': knowledge(labels, is_segmenter(name.split('.')[0])),
         'folder': str(folder),
         'size': (folder / 'model.safetensors').stat().st_size,
         'license': card.license,
@@ -59,6 +62,7 @@ def describe(source: str) -> dict[str, Any]:
     entry = {
         'model': cfg['architecture'],
         'task': task_of(model),
+        'knows': knowledge_of(model) if pretrained else None,
         'params_m': round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
         'tokens': token_shape(model, data['input_size']),
         'input_size': list(data['input_size']),

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ def push(
     create_pr: bool = False,
     dry_run: bool = False,
     trust_remote_code: bool = False,
+    started: Callable[[str], None] = lambda name: None,
 ) -> str:
     """Verify a model folder and publish it: one commit with all its files and nothing else, and a tag.
 
@@ -43,6 +44,7 @@ def push(
         create_pr: Open a pull request instead of committing; no tag is set.
         dry_run: Only verify, and return what would be published.
         trust_remote_code: As for `verify`.
+        started: Called with the name of each step as it starts.
 
     Returns:
         The address of the commit or pull request; with `dry_run`, the repository and its files.
@@ -62,7 +64,7 @@ def push(
     validate_repo_id(repo_id)
     if not tag:
         raise ValueError('Name a tag for the version, such as v1.0.0.')
-    for check in verify(folder, trust_remote_code):
+    for check in verify(folder, trust_remote_code, started):
         if not check.passed:
             raise ValueError(f'{folder} is not published: {check.name}: {check.detail.rstrip(".")}.')
         if check.warning:
@@ -74,6 +76,7 @@ def push(
         card.write_text(retarget(card.read_text('utf-8'), repo_id), 'utf-8')
         if dry_run:
             return f'{repo_id}: {", ".join(published_files(copy))}'
+        started('upload')
         commit = commit_folder(api, copy, repo_id, tag, private, create_pr)
     if create_pr:
         return commit.pr_url or commit.commit_url  # without changes there is no pull request

@@ -80,12 +80,15 @@ class Check:
         return asdict(self)
 
 
-def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
+def verify(
+    source: str | Path, trust_remote_code: bool = False, started: Callable[[str], None] = lambda name: None
+) -> list[Check]:
     """Check a model folder: checksums, card, fixture, and that every loader computes the same logits.
 
     Args:
         source: A folder, published weights (`vt_resnet10.digits`), or `hf-hub:ID` for a folder on the Hub.
         trust_remote_code: Run the folder's own code even if it differs from that of this package version.
+        started: Called with the name of each check as it starts.
 
     Returns:
         The checks in order. If the checksums or the first loader fail, the other checks do not run.
@@ -98,6 +101,7 @@ def verify(source: str | Path, trust_remote_code: bool = False) -> list[Check]:
     checks: list[Check] = []
 
     def check(name: str, function: Callable[[], str]) -> bool:
+        started(name)
         try:
             checks.append(Check(name, True, function()))
         except Exception as error:  # any error of a loader is a finding

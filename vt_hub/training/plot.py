@@ -10,10 +10,25 @@ from ..files import read_json
 __all__ = ['plot_run', 'read_curves']
 
 Curve = tuple[list[float], list[float]]
-PANELS = {  # title: columns of timm's script, transformers' Trainer and pretraining
-    'loss': ('train_loss', 'eval_loss', 'loss'),
-    'accuracy (%)': ('eval_top1', 'eval_top5', 'eval_miou', 'eval_pixel_accuracy', 'hit_rate'),
-    'learning rate': ('lr', 'learning_rate'),
+PANELS = {  # label of an axis: the columns of timm's script, transformers' Trainer, pretraining and distillation
+    'loss': {
+        'train_loss': 'training',
+        'eval_loss': 'validation',
+        'loss': 'training',
+        'features_loss': 'features',
+        'maps_loss': 'maps',
+        'logits_loss': 'logits',
+    },
+    'accuracy (%)': {
+        'eval_top1': 'top-1',
+        'eval_top5': 'top-5',
+        'eval_miou': 'mean IoU',
+        'eval_pixel_accuracy': 'pixel accuracy',
+        'hit_rate': 'scenes that show the likeliest class',
+        'held_out_agreement': 'agreement with the teacher',
+    },
+    'cosine of the maps': {f'cosine_{number}': f'tokens of module {number}' for number in range(1, 5)},
+    'learning rate': {'lr': 'learning rate', 'learning_rate': 'learning rate'},
 }
 
 
@@ -58,18 +73,30 @@ def plot_run(run: str | Path, path: str | Path) -> None:
         path: Picture to write; see `save_figure`.
 
     Raises:
-        ValueError: The folder has no figures.
+        ValueError: The folder has no figures, or none that change.
     """
     unit, curves = read_curves(run)
-    panels = {title: [c for c in columns if c in curves] for title, columns in PANELS.items()}
-    panels = {title: columns for title, columns in panels.items() if columns}
+    first = 1 if unit == 'epoch' else 0  # timm's script counts epochs from 0
+    panels: dict[str, dict[str, Curve]] = {}
+    for label, names in PANELS.items():
+        found = {names[column]: curves[column] for column in names if column in curves}
+        # a curve that never changes says nothing
+        panels[label] = {name: (x, y) for name, (x, y) in found.items() if len(x) == 1 or len(set(y)) > 1}
+    panels = {label: found for label, found in panels.items() if found}
+    if not panels:
+        raise ValueError(f'{run} has no figures that change.')
     figure = new_figure(figsize=(4.2 * len(panels), 3.2))
-    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for column in columns:
-            axes.plot(*curves[column], marker='o' if len(curves[column][0]) < 30 else '', markersize=3, label=column)
-        axes.set(title=title, xlabel=unit)
+    for axes, (label, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, (x, y) in found.items():
+            few = len(x) < 30
+            axes.plot(
+                [value + first for value in x], y, 'o-' if few else '-', markersize=6 if len(x) == 1 else 3, label=name
+            )
+        axes.set(ylabel=label, xlabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
-        if len(columns) > 1:
+        if [*found] != [label]:
             axes.legend(frameon=False)
+    figure.suptitle(Path(run).resolve().name, fontsize='medium', parse_math=False)
     save_figure(figure, path)
