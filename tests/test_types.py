@@ -16,11 +16,14 @@ PUBLIC = {  # an expression, and a part of its type
     'vt_hub.pretrained_folder': 'Path',
     'vt_hub.export': '-> Path',
     'vt_hub.export_onnx': '-> OnnxExport',
+    "vt_hub.predict('vt_resnet18', 'cat.png')": 'list[dict[str, Any]]',
     "vt_hub.verify('folder')": 'list[Check]',
     'vt_hub.push': '-> str',
     "vt_hub.pull('name', 'folder')": 'Path',
 }
 WITH_TORCH = {  # these types pass through decorators or classes of other packages
+    "vt_hub.predict('vt_resnet18', ['cat.png'], topk=1)": 'list[list[dict[str, Any]]]',
+    "vt_hub.segment('vt_fpn_resnet10t', ['street.png'])": 'list[dict[str, Any]]',
     "vt_hub.load_model('vt_resnet18').fuse()": MODEL,
     'vt_hub.explain(vt_hub.VTResNet(), Image.new("RGB", (64, 64)))': 'Explanation',
     'vt_hub.token_diversity(vt_hub.VTResNet(), torch.rand(1))': 'list[TokenDiversity]',

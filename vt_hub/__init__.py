@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_all
 
 if TYPE_CHECKING:  # `as` tells type checkers that a name is public
+    from .inference.classify import predict as predict
     from .inference.diversity import token_diversity as token_diversity
     from .inference.explain import explain as explain
+    from .inference.segment import segment as segment
     from .loading.published import list_pretrained as list_pretrained
     from .loading.published import pretrained_folder as pretrained_folder
     from .loading.source import list_models as list_models
@@ -57,9 +59,11 @@ _MODULES = {  # of what is imported on first use
     'list_models': 'loading.source',
     'list_pretrained': 'loading.published',
     'load_model': 'loading.source',
+    'predict': 'inference.classify',
     'pretrained_folder': 'loading.published',
     'pull': 'publishing',
     'push': 'publishing',
+    'segment': 'inference.segment',
     'token_diversity': 'inference.diversity',
     'verify': 'publishing',
 }

@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from PIL import Image
 import vt_hub
 from vt_hub.cli import main as cli
 from vt_hub.cli.main import GROUPS
+from vt_hub.loading.published import PRETRAINED
 from vt_hub.paper import tables
 
 
 def test_predict_reads_the_samples(run, samples):
     code, out, err = run('predict', samples / 'digit_*.png', '--topk', 1)
-    assert (code, err) == (0, '')
+    assert code == 0
+    assert err == (
+        'vt_resnet10.digits names an image as one of 10 classes, whatever it shows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n'
+    )
     lines = out.splitlines()
     assert len(lines) >= 5
     for line in lines:
@@ -70,7 +75,7 @@ def test_predict_prints_names_that_are_not_unicode(samples, tmp_path):
     os.symlink(samples / 'digit_3.png', name)
     command = [sys.executable, '-m', 'vt_hub', 'predict', name, '--topk', '1']
     result = subprocess.run(command, capture_output=True, env=os.environ)
-    assert (result.returncode, result.stderr) == (0, b'')
+    assert (result.returncode, result.stderr.count(b'\n')) == (0, 1)
     assert result.stdout.startswith(name + b': 3 ')
 
 
@@ -81,7 +86,7 @@ def test_predict_with_a_grey_model(run, samples, tmp_path):
 
 def test_predict_with_a_folder_as_model(run, samples):
     folder = vt_hub.pretrained_folder('vt_resnet10')
-    assert run('predict', samples, '--model', folder) == run('predict', samples)
+    assert run('predict', samples, '--model', folder)[:2] == run('predict', samples)[:2]
 
 
 def test_an_empty_folder_hides_no_model(run, samples, tmp_path, monkeypatch):
@@ -161,7 +166,20 @@ def test_list(run):
     assert {'vt_resnet10', 'vt_resnet18', 'vt_resnet34', 'vt_resnet50', 'vt_resnet101'} <= models.keys()
     assert not any(name.startswith('test_') for name in models)
     assert models['vt_resnet10']['pretrained'] == ['vt_resnet10.digits']
-    assert 'vt_resnet50' in run('list')[1]
+    lines = {line.split()[0]: line for line in run('list')[1].splitlines()}
+    assert lines['vt_resnet10'].split()[1:] == [
+        '1.7',
+        'M',
+        '0.72',
+        'G',
+        '224',
+        'digits',
+        '99.7',
+        '%',
+        'top-1',
+        'accuracy',
+    ]
+    assert lines['vt_resnet101'].split()[1:] == ['41.2', 'M', '7.23', 'G', '224']
 
 
 def test_list_pretrained(run):
@@ -171,8 +189,12 @@ def test_list_pretrained(run):
         assert entry['license'] == 'apache-2.0'
         assert entry['metrics']
         assert len(entry['sha256']) == 64
-    text = run('list', '--pretrained')[1]
-    assert all(entry['sha256'] in text for entry in entries)
+    lines = run('list', '--pretrained')[1].splitlines()
+    assert len(lines) == 3 * len(entries)
+    for entry, title, knows, measured in zip(entries, lines[::3], lines[1::3], lines[2::3], strict=True):
+        assert title.startswith(f'{entry["name"]}: ')
+        assert knows == f'  {entry["knows"]}.'
+        assert measured.endswith(f'on {entry["metrics"][0]["dataset"]}.')
 
 
 def test_info(run):
@@ -182,8 +204,39 @@ def test_info(run):
     assert entry['weights']['sha256']
     assert json.loads(run('info', 'test_vt_resnet', '--json')[1])['pretrained'] is False
     text = run('info', 'vt_resnet10')[1]
-    assert 'top-1' in text
-    assert '3.4 MB' in text
+    for part in ('names an image as one of 10 classes', '99.7 % top-1 accuracy', '3.4 MB', entry['weights']['sha256']):
+        assert part in text
+    assert 'nothing yet: these weights are random' in run('info', 'test_vt_resnet')[1]
+
+
+def test_no_line_of_the_terminal_is_cut_by_force():
+    """At 80 columns: names and sha256 are whole, paragraphs of the help have the terminal's width."""
+    environment = {**os.environ, 'COLUMNS': '80', 'HF_HUB_OFFLINE': '1', 'TERM': 'xterm'}
+
+    def shown(*arguments):
+        ours, theirs = pty.openpty()
+        os.set_blocking(ours, False)
+        subprocess.run([sys.executable, '-m', 'vt_hub', *arguments], stdout=theirs, env=environment, check=True)
+        os.close(theirs)
+        text = os.read(ours, 100_000).decode()
+        os.close(ours)
+        return re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', text).splitlines()
+
+    lines = [
+        line
+        for arguments in (['list'], ['list', '--pretrained'], ['info', 'vt_resnet10'])
+        for line in shown(*arguments)
+    ]
+    assert len(lines) > 30
+    assert max(map(len, lines)) <= 80
+    words = ' '.join(lines).split()
+    for name in vt_hub.list_models():
+        assert name in words or name.startswith('test_')
+    assert PRETRAINED['vt_resnet10.digits'] in words
+    help_text = shown('predict', '--help')
+    assert max(map(len, help_text)) <= 80
+    assert ' With --output, worker processes read the images, and a GPU computes if there' in map(str.rstrip, help_text)
+    assert not any('range>' in line for line in help_text)
 
 
 def test_tables(run):

@@ -24,7 +24,7 @@ from vt_hub.inference import batch_run as prediction_run
 from vt_hub.inference import preprocessing
 from vt_hub.inference.batch_output import read_jsonl
 from vt_hub.inference.batch_run import Parts, Workers, predict_files, sorted_on_disk
-from vt_hub.inference.classify import predict
+from vt_hub.inference.classify import predict_each
 
 IMAGES = 30
 fork = multiprocessing.get_context('fork')
@@ -78,7 +78,7 @@ def expected(classify, tmp_path_factory):
 
 def test_rows_are_those_of_predict(model, folder, expected):
     found = [json.loads(line) for line in expected.splitlines()]
-    results = list(predict(model, find_images([str(folder)]), topk=2))
+    results = list(predict_each(model, find_images([str(folder)]), topk=2))
     for row, result in zip(found, results, strict=True):
         assert row.keys() == result.keys()
         assert (row['image'], row.get('error')) == (result['image'], result.get('error'))
@@ -425,7 +425,7 @@ def test_scores_that_are_not_finite_are_errors(model, folder):
     with torch.no_grad():
         bias.fill_(float('inf'))
     try:
-        [row] = predict(model, [folder / '0' / '0.png'])
+        [row] = predict_each(model, [folder / '0' / '0.png'])
     finally:
         with torch.no_grad():
             bias.copy_(before)

@@ -10,7 +10,7 @@ import pytest
 
 import vt_hub
 from vt_hub.inference.batch_output import to_table
-from vt_hub.inference.classify import predict
+from vt_hub.inference.classify import predict_each
 from vt_hub.inference.ray_data import Classify
 
 MODEL = 'vt_resnet10.digits'
@@ -25,7 +25,7 @@ def files(samples, tmp_path):
 
 
 def expected(files):
-    return to_table(list(predict(vt_hub.load_model(MODEL), files, topk=2))).to_pylist()
+    return to_table(list(predict_each(vt_hub.load_model(MODEL), files, topk=2))).to_pylist()
 
 
 @pytest.mark.parametrize('read', [True, False])

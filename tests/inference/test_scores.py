@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, pipeline
 import vt_hub
 from vt_hub.demo import answers
 from vt_hub.inference.batch_run import fingerprint
-from vt_hub.inference.classify import predict
+from vt_hub.inference.classify import predict_each
 from vt_hub.inference.scores import meaning_of, scores_of, shown
 from vt_hub.loading.conversion import load_source
 
@@ -63,7 +63,7 @@ def test_every_door_says_the_same(kind, folder, image, run, quick):
     if meaning == 'value':
         assert expected == dict(zip(labels, [12.5] if outputs == 1 else [4.0, 4.0, -4.0], strict=True))
     found = [
-        next(predict(model, [image]))['predictions'],
+        next(predict_each(model, [image]))['predictions'],
         vt_hub.explain(model, Image.open(image)).predictions,
         json.loads(run('predict', image, '--model', folder, '--json')[1])['predictions'],
     ]

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import vt_hub
-from vt_hub.inference.classify import predict
+from vt_hub.inference.classify import predict_each
 from vt_hub.inference.preprocessing import eval_transform
 
 
@@ -37,7 +37,7 @@ def test_every_loader_uses_it_and_the_export_has_it(saved, samples, tmp_path, qu
         vt_hub.load_model(exported),
     ):
         assert torch.equal(eval_transform(model)(image), expected)
-        assert next(predict(model, [path]))['predictions'][0]['score'] == pytest.approx(score, abs=1e-5)
+        assert next(predict_each(model, [path]))['predictions'][0]['score'] == pytest.approx(score, abs=1e-5)
     cfg = json.loads((exported / 'config.json').read_text())['pretrained_cfg']
     assert (cfg['input_size'], cfg['interpolation'], cfg['mean']) == ([3, 96, 96], 'bilinear', [0.1, 0.2, 0.3])
     assert all(check.passed for check in vt_hub.verify(exported))

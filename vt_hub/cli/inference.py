@@ -160,7 +160,7 @@ def predict(
     Example: vt-hub predict photos --output results.parquet
     """
     from ..image_files import find_images
-    from ..inference.classify import predict as run
+    from ..inference.classify import predict_each
     from ..inference.scores import shown
     from ..loading.source import load_model
 
@@ -171,7 +171,7 @@ def predict(
         raise typer.BadParameter('--workers needs --output')
     paths = find_images(images)
     network = load_model(model).fuse()
-    results = run(network, paths, topk=topk, batch_size=batch_size, dtype=dtype)
+    results = predict_each(network, paths, topk=topk, batch_size=batch_size, dtype=dtype)
     failed = []
     for result in progress(results, len(paths), 'Classifying'):
         if 'error' in result:
@@ -231,8 +231,15 @@ def segment(
     """
     from ..image_files import find_images
     from ..inference.scores import label_names
-    from ..inference.segment import SHOWN, check_mask, check_picture, draw_overlay, save_mask, save_picture
-    from ..inference.segment import segment as run
+    from ..inference.segment import (
+        SHOWN,
+        check_mask,
+        check_picture,
+        draw_overlay,
+        save_mask,
+        save_picture,
+        segment_each,
+    )
     from ..loading.source import load_model
     from ..network.images import read_image
 
@@ -248,7 +255,7 @@ def segment(
     network = load_model(model)
     labels = label_names(network)
     failed = []
-    for path, result in zip(paths, progress(run(network, paths), len(paths), 'Segmenting'), strict=True):
+    for path, result in zip(paths, progress(segment_each(network, paths), len(paths), 'Segmenting'), strict=True):
         classes = result.pop('mask', None)
         if 'error' in result:
             failed.append(result['error'])

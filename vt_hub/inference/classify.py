@@ -4,15 +4,15 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from ..network.vt_fpn import Network, is_segmenter
-from .preprocessing import DTYPES, ImageReader
+from .preprocessing import DTYPES, ImageLike, ImageReader, as_image, as_model
 from .scores import label_names, scores_of
 
-__all__ = ['Classifier', 'predict']
+__all__ = ['Classifier', 'predict', 'predict_each']
 
 
 class Classifier(torch.utils.data.Dataset[list[dict[str, Any]]]):
@@ -63,7 +63,41 @@ class Classifier(torch.utils.data.Dataset[list[dict[str, Any]]]):
         return results
 
 
-def predict(
+@overload
+def predict(model: Network | str | Path, images: ImageLike, topk: int = 5) -> list[dict[str, Any]]: ...
+
+
+@overload
+def predict(model: Network | str | Path, images: list[Any], topk: int = 5) -> list[list[dict[str, Any]]]: ...
+
+
+def predict(model: Network | str | Path, images: ImageLike | list[Any], topk: int = 5) -> Any:
+    """Name what images show.
+
+    Args:
+        model: A timm classifier in evaluation mode, or what `load_model` takes, such as 'vt_resnet18'.
+        images: An image or a path, or a list of these.
+        topk: Number of classes, best first.
+
+    Returns:
+        The best classes of the image, each with `label` and `score` (see `scores_of`). For a list, a list of these.
+
+    Raises:
+        ValueError: The model does not classify, or an image cannot be read.
+        LookupError: There is no such model, or it has no weights.
+    """
+    classifier = Classifier(as_model(model), topk)
+    found = []
+    for image in images if isinstance(images, list) else [images]:
+        pixels = classifier.reader.transform(as_image(image, classifier.reader.channels))
+        result = classifier.classify(pixels[None], [{'image': image}])[0]
+        if 'error' in result:
+            raise ValueError(result['error'])
+        found.append(result['predictions'])
+    return found if isinstance(images, list) else found[0]
+
+
+def predict_each(
     model: Network,
     paths: Sequence[Path],
     topk: int = 5,

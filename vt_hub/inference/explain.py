@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from ..figures import new_figure, save_figure
-from ..network.images import to_channels
+from ..network.vt_fpn import Network
 from ..network.vt_stage import VTClassifier
 from .diversity import TokenDiversity, alike, measure_module
-from .preprocessing import data_config, eval_transform
+from .preprocessing import ImageLike, as_image, as_model, data_config, eval_transform
 from .scores import label_names, meaning_of, scores_of
 
 __all__ = ['Explanation', 'draw_explanation', 'explain', 'save_explanation']
@@ -79,23 +78,25 @@ class Explanation:
 
 
 @torch.inference_mode()
-def explain(model: torch.nn.Module, image: Image.Image, topk: int = 5) -> Explanation:
+def explain(model: Network | str | Path, image: ImageLike, topk: int = 5) -> Explanation:
     """Split a prediction of a VT-ResNet or VT-Net for an image into the contributions of its tokens.
 
     Args:
-        model: A VT-ResNet or VT-Net with a classifier in evaluation mode, through timm.
-        image: An image of any mode.
+        model: A VT-ResNet or VT-Net with a classifier in evaluation mode, through timm; or what `load_model` takes.
+        image: An image, or a path.
         topk: Number of classes, best first.
 
     Raises:
-        ValueError: The model is not a VT-ResNet or VT-Net with a classifier.
+        ValueError: The model is not a VT-ResNet or VT-Net with a classifier, or the image cannot be read.
+        LookupError: There is no such model, or it has no weights.
     """
+    model = as_model(model)
     if not isinstance(model, VTClassifier) or not isinstance(model.fc, nn.Linear) or model.pruned:
         raise ValueError(
             'Only the predictions of a VT-ResNet or VT-Net with a classifier can be explained by its tokens.'
         )
     config = data_config(model)
-    pixels, weight = eval_transform(model)(to_channels(image, model.in_chans)), model.fc.weight
+    pixels, weight = eval_transform(model)(as_image(image, model.in_chans)), model.fc.weight
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     seen = (pixels * std + mean).clamp(0, 1).expand(3, -1, -1)
 

@@ -8,13 +8,26 @@ import timm
 import torch
 from PIL import Image
 
-from ..network.images import read_image, with_channels
+from ..loading.source import load_model
+from ..network.images import read_image, to_channels, with_channels
 from ..network.vt_fpn import Network
 
-__all__ = ['DTYPES', 'ImageReader', 'data_config', 'eval_transform']
+__all__ = ['DTYPES', 'ImageLike', 'ImageReader', 'as_image', 'as_model', 'data_config', 'eval_transform']
+
+ImageLike = Image.Image | str | Path
 
 Read = tuple[torch.Tensor | None, list[dict[str, Any]]]  # see ImageReader.read
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def as_model(model: Network | str | Path) -> Network:
+    """A model as it is, or loaded by `load_model`."""
+    return load_model(model) if isinstance(model, (str, Path)) else model
+
+
+def as_image(image: ImageLike, channels: int) -> Image.Image:
+    """An image, upright and with the channels of a model, or one read from a file by `read_image`."""
+    return to_channels(image, channels) if isinstance(image, Image.Image) else read_image(image, channels)
 
 
 def data_config(model: Network, use_test_size: bool = False) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ..figures import colours
 from ..files import replaced_whole
 from ..network.images import read_image, to_channels
 from ..network.vt_fpn import VTFPN, Network
-from .preprocessing import eval_transform
+from .preprocessing import ImageLike, as_image, as_model, eval_transform
 from .scores import label_names
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     'save_mask',
     'save_picture',
     'segment',
+    'segment_each',
     'segment_image',
 ]
 
@@ -75,7 +76,45 @@ def segment_image(model: VTFPN, image: Image.Image) -> tuple[np.ndarray, list[di
     return mask, [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
 
 
-def segment(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+@overload
+def segment(model: Network | str | Path, images: ImageLike) -> dict[str, Any]: ...
+
+
+@overload
+def segment(model: Network | str | Path, images: list[Any]) -> list[dict[str, Any]]: ...
+
+
+def segment(model: Network | str | Path, images: ImageLike | list[Any]) -> Any:
+    """Name the class of every pixel of images.
+
+    Args:
+        model: A timm model in evaluation mode, or what `load_model` takes, such as 'vt_fpn_resnet10t'.
+        images: An image or a path, or a list of these.
+
+    Returns:
+        `classes`, a list of `label` and `share` (of the pixels), largest first, and `mask`, the class of every pixel,
+        (H, W) uint8. For a list, a list of these.
+
+    Raises:
+        ValueError: The model does not segment, or an image cannot be read.
+        LookupError: There is no such model, or it has no weights.
+    """
+    network = check_segments(as_model(model))
+    found = []
+    for image in images if isinstance(images, list) else [images]:
+        mask, classes = segment_image(network, as_image(image, network.in_chans))
+        found.append({'classes': classes, 'mask': mask})
+    return found if isinstance(images, list) else found[0]
+
+
+def check_segments(model: Network) -> VTFPN:
+    """The model; raises ValueError if it does not segment."""
+    if not isinstance(model, VTFPN):
+        raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
+    return model
+
+
+def segment_each(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Segment image files in order.
 
     Args:
@@ -89,15 +128,14 @@ def segment(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: The model does not segment.
     """
-    if not isinstance(model, VTFPN):
-        raise ValueError(f'{model.pretrained_cfg["architecture"]} does not segment; `vt-hub predict` classifies.')
+    network = check_segments(model)
     for path in paths:
         try:
-            image = read_image(path, model.in_chans)
+            image = read_image(path, network.in_chans)
         except ValueError as error:
             yield {'image': str(path), 'error': str(error)}
             continue
-        mask, classes = segment_image(model, image)
+        mask, classes = segment_image(network, image)
         yield {'image': str(path), 'classes': classes, 'mask': mask}
 
 
@@ -111,7 +149,7 @@ def paint(image: Image.Image, mask: np.ndarray, num_classes: int) -> tuple[Image
     """
     enlarged = max(min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)), 1)
     shrunk = min(MAX_SIDE / max(image.size), 1)
-    size = tuple(max(round(side * enlarged * shrunk), 1) for side in image.size)
+    size = [max(round(side * enlarged * shrunk), 1) for side in image.size]
     photograph = image.convert('RGB').resize(size, Image.Resampling.BICUBIC)
     classes = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
     if enlarged > 1:
