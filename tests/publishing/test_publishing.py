@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 import vt_hub
+from vt_hub.loading.source import Source
 from vt_hub.publishing import verify
-from vt_hub.publishing.card import retarget
+from vt_hub.publishing.card import lineage, retarget
 from vt_hub.publishing.model_folder import write_checksums
 
 LABELS = ['tulip', 'rose', 'daisy']
@@ -198,8 +199,27 @@ def test_card(folder):
         ('top-1 accuracy (%)', 91.25),
         ('top-5 accuracy (%)', 100.0),
     }
-    for text in ('tulip, rose, daisy', '| Flowers | test | 120 | 91.25 | 100.0 |', 'local-dir:flowers', 'wu2020visual'):
+    assert card.data.library_name == 'transformers'  # whose snippet on the Hub works, with custom_code
+    assert 'custom_code' in card.data.tags
+    for text in (
+        'This model names an image as one of 3 classes, whatever it shows: tulip, rose, daisy.',
+        '| Flowers | test | 120 | 91.25 | 100.0 |',
+        'local-dir:flowers',
+        'wu2020visual',
+    ):
         assert text in card.text
+
+
+def test_a_card_has_what_a_training_started_from(tmp_path):
+    sentence, metadata = lineage(Source.parse('vt_resnet10'))
+    assert sentence == 'The training started from the weights of vt_resnet10.digits.'
+    assert metadata == {'base_model': 'vt-hub/vt_resnet10.digits', 'base_model_relation': 'finetune'}
+    assert lineage(Source.parse('hf-hub:me/flowers'))[1]['base_model'] == 'me/flowers'
+    assert lineage(Source.parse('local-dir:some/folder'))[1] == {}
+    folder = vt_hub.export(tiny(), tmp_path / 'new', license='mit', origin=sentence, metadata=metadata, code=False)
+    card = ModelCard.load(folder / 'README.md')
+    assert sentence in card.text
+    assert (card.data.base_model, card.data.base_model_relation) == ('vt-hub/vt_resnet10.digits', 'finetune')
 
 
 def test_card_command(folder, tmp_path, run, quick):

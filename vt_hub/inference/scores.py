@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ..loading.checkpoints import TimmModel
 from ..network.vt_fpn import Network, is_segmenter
 
-__all__ = ['class_names', 'knowledge', 'knowledge_of', 'label_names', 'meaning_of', 'scores_of', 'shown']
+__all__ = ['class_names', 'knowledge', 'knowledge_of', 'label_names', 'meaning', 'meaning_of', 'scores_of', 'shown']
 
 NAMED = 10  # classes that a sentence names
 
@@ -39,23 +39,30 @@ def imagenet_names(subset: str = 'imagenet-1k') -> list[str]:
     return [name.split(', ')[0] for name in ImageNetInfo(subset).label_descriptions()]
 
 
-def meaning_of(model: Network) -> str:
+def meaning(problem_type: str | None, num_outputs: int) -> str:
     """'probability' of one class among all, 'presence' of each class by itself, or 'value', a number for regression.
 
-    It depends on the model's `problem_type`, from its folder's `config.json`. A model with one output gives a presence.
+    Args:
+        problem_type: As in a folder's `config.json`.
+        num_outputs: Number of logits. A single one is a presence, unless it is a value.
     """
-    problem = getattr(model, 'problem_type', None)
-    if problem == 'regression':
+    if problem_type == 'regression':
         return 'value'
-    return 'presence' if problem == 'multi_label_classification' or model.num_classes == 1 else 'probability'
+    return 'presence' if problem_type == 'multi_label_classification' or num_outputs == 1 else 'probability'
 
 
-def knowledge(labels: Sequence[str], segments: bool, meaning: str = 'probability') -> str:
-    """What a model with these classes answers for any image, in words; see `meaning_of` for the last argument."""
+def meaning_of(model: Network) -> str:
+    """`meaning` of a model's scores."""
+    return meaning(getattr(model, 'problem_type', None), model.num_classes)
+
+
+def knowledge(labels: Sequence[str], segments: bool, problem_type: str | None = None) -> str:
+    """What a model with these classes answers for any image, in words; see `meaning` for the last argument."""
     some = ', '.join(labels[:NAMED]) + (f' and {len(labels) - NAMED} more' if len(labels) > NAMED else '')
-    if meaning == 'value':
+    of_scores = 'probability' if segments else meaning(problem_type, len(labels))
+    if of_scores == 'value':
         return f'gives {"a value" if len(labels) == 1 else f"{len(labels)} values"} for an image: {some}'
-    if meaning == 'presence':
+    if of_scores == 'presence':
         return f'says how likely it is that an image shows {"this class" if len(labels) == 1 else "each class"}: {some}'
     does = 'names every pixel' if segments else 'names an image'
     if list(labels) == imagenet_names():
@@ -65,7 +72,7 @@ def knowledge(labels: Sequence[str], segments: bool, meaning: str = 'probability
 
 def knowledge_of(model: Network) -> str:
     """`knowledge` of a model."""
-    return knowledge(label_names(model), is_segmenter(model), meaning_of(model))
+    return knowledge(label_names(model), is_segmenter(model), getattr(model, 'problem_type', None))
 
 
 def scores_of(model: Network, logits: torch.Tensor) -> torch.Tensor:

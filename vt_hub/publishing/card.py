@@ -8,8 +8,10 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ..inference.diversity import TokenDiversity, warning_of
+from ..loading.source import Source
+from ..network.weights import hub_id
 
-__all__ = ['build_card', 'retarget']
+__all__ = ['build_card', 'lineage', 'retarget']
 
 METRICS = {
     'top1': ('accuracy', 'top-1 accuracy (%)'),
@@ -22,6 +24,8 @@ METRICS = {
 
 BODY = """\
 # {{ name }}
+
+This model {{ summary }}.
 
 {{ prose }}
 {% if origin %}
@@ -55,6 +59,14 @@ Limit: {{ warning }}. The network uses them as one average.
 {%- endif %}
 ## Use it
 
+In transformers. Without vt_hub, `trust_remote_code` runs the code in this repository:
+
+```python
+from transformers import pipeline
+
+{{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
+```
+
 In timm, with vt_hub installed:
 
 ```python
@@ -64,15 +76,7 @@ import vt_hub
 model = timm.create_model('{{ source }}', pretrained=True).eval()
 ```
 
-In transformers. Without vt_hub, `trust_remote_code` runs the code in the folder, which `vt-hub pull` downloads:
-
-```python
-from transformers import pipeline
-
-{{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
-```
-
-In torch.hub, from that folder on disk:
+In torch.hub, from a folder on disk, which `vt-hub pull` downloads:
 
 ```python
 import torch
@@ -122,8 +126,10 @@ def build_card(
     prose: str,
     origin: str,
     task: str,
+    summary: str,
     results: list[dict[str, Any]],
     license: str = 'apache-2.0',
+    metadata: dict[str, Any] | None = None,
     **values: Any,
 ) -> ModelCard:
     """The card of a model folder.
@@ -135,9 +141,11 @@ def build_card(
         prose: Markdown before the results, a Jinja template that can use `results`.
         origin: A sentence after the prose that says which weights these are.
         task: The Hub's name for the task, also used by `pipeline`.
+        summary: What the model answers; see `knowledge`.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
             `metrics`, and may have `tokens`.
         license: Licence of the weights, with the Hub's abbreviation.
+        metadata: More of the Hub's metadata, such as `datasets`, `base_model` and `co2_eq_emissions`.
         values: Other values for the template.
 
     Raises:
@@ -154,6 +162,7 @@ def build_card(
         name=name,
         source=source,
         repo=repo,
+        summary=summary,
         prose=text.strip(),
         origin=origin,
         task=task,
@@ -166,12 +175,20 @@ def build_card(
     data = ModelCardData(
         model_name=name,
         license=license,
-        library_name='timm',
+        library_name='transformers',  # the Hub then prints a snippet that works without vt_hub
         pipeline_tag=task,
-        tags=[task, 'timm', 'transformers', 'vt_hub', 'visual-transformers'],
+        tags=[task, 'custom_code', 'timm', 'vt_hub', 'visual-transformers'],
         eval_results=eval_results(results) or None,
+        **(metadata or {}),
     )
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
+
+
+def lineage(start: Source) -> tuple[str, dict[str, Any]]:
+    """What a fine-tuned model started from: a sentence for its card, and the Hub's metadata."""
+    repo = start.repo or (start.published and hub_id(start.published))
+    metadata = {'base_model': repo, 'base_model_relation': 'finetune'} if repo else {}
+    return f'The training started from the weights of {start.published or start.text}.', metadata
 
 
 def retarget(card: str, repo: str, source: str | None = None) -> str:

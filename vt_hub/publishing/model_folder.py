@@ -20,6 +20,7 @@ from transformers import AutoConfig
 from .. import network
 from ..files import replaced_whole, written_whole
 from ..inference.preprocessing import DTYPES
+from ..inference.scores import knowledge
 from ..loading.checkpoints import create_network, find_not_finite, load_folder
 from ..network.checksums import file_sha256
 from ..network.configuration_vt import VTConfig
@@ -29,7 +30,7 @@ from ..network.modeling_vt import (
     VTNetForImageClassification,
     VTResNetForImageClassification,
 )
-from ..network.vt_fpn import VTFPN, Network, task_of
+from ..network.vt_fpn import VTFPN, Network, is_segmenter, task_of
 from ..network.vt_net import VTNet
 from ..network.vt_resnet import VTResNet
 from . import hubconf_folder
@@ -78,7 +79,7 @@ MODELS: dict[type[Network], type[TransformersModel]] = {
     VTFPN: VTFPNForSemanticSegmentation,
 }
 Exportable = Network | TransformersModel
-DEFAULT_PROSE = 'A {{ architecture }} with {{ num_labels }} classes: {{ labels }}.'
+DEFAULT_PROSE = 'The architecture is `{{ architecture }}` of vt_hub.'
 
 
 def config_of(model: Exportable, labels: Sequence[str] | None = None) -> VTConfig:
@@ -207,6 +208,7 @@ def export(
     metrics: Sequence[dict[str, Any]] = (),
     prose: str = DEFAULT_PROSE,
     origin: str = '',
+    metadata: dict[str, Any] | None = None,
     source: str | None = None,
     repo: str | None = None,
     license: str | None = None,
@@ -224,6 +226,7 @@ def export(
         metrics: Contents of result files for the card; see `build_card`.
         prose: Markdown for the card, a Jinja template.
         origin: A sentence for the card that says which weights of which training these are.
+        metadata: More of the Hub's metadata for the card; see `build_card`.
         source: What the card's timm snippet loads; default: the folder's name.
         repo: What the card's pipeline snippet loads; default: the folder's name.
         license: Licence of the weights; default: that of the model.
@@ -251,7 +254,7 @@ def export(
         save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
         if onnx:
             export_onnx(load_folder(unfinished), unfinished / ONNX_FILE, attention)
-        write_card(unfinished, metrics, prose, origin=origin, source=source, repo=repo, name=folder.name)
+        write_card(unfinished, metrics, prose, origin, metadata, source=source, repo=repo, name=folder.name)
         write_checksums(unfinished)
     return folder
 
@@ -280,6 +283,7 @@ def write_card(
     metrics: Sequence[dict[str, Any]] = (),
     prose: str = DEFAULT_PROSE,
     origin: str = '',
+    metadata: dict[str, Any] | None = None,
     source: str | None = None,
     repo: str | None = None,
     name: str | None = None,
@@ -298,6 +302,8 @@ def write_card(
         repo=repo or name,
         prose=prose,
         origin=origin,
+        metadata=metadata,
+        summary=knowledge(config.label_names, is_segmenter(config.architecture), config.problem_type),
         results=list(metrics),
         license=config.pretrained_cfg.get('license') or 'other',
         task=task_of(config.architecture),

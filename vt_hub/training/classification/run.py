@@ -21,6 +21,7 @@ from ...loading.source import Source
 from ...network.images import with_channels
 from ...network.vt_fpn import is_segmenter
 from ...publishing import export, verify
+from ...publishing.card import lineage
 from ...reporting import Progress, find_device, machine, no_progress, write_result
 from ..launch import Launch, run
 from ..recipe_files import RECIPES, list_recipe_files, read_mapping
@@ -334,12 +335,21 @@ class TrainingRun:
             write_result(self.output / 'result.json', result)
             results = [result]
             self.compare(result, facts, checkpoint)
+        origin = f'These are the {facts["weights"]} weights of epoch {facts["epoch"]} of the recipe `{self.recipe}`.'
+        start = Source.parse(self.value('model'))
+        metadata: dict[str, Any] = {}
+        if start.is_folder or self.value('pretrained'):
+            sentence, metadata = lineage(start)
+            origin = f'{origin} {sentence}'
+        if self.named and self.data_dir.startswith('hfds/'):
+            metadata['datasets'] = [self.data_dir.partition('/')[2]]
         folder = export(
             model.cpu(),
             self.output / 'model',
             labels=self.classes or None,
             metrics=results,
-            origin=f'These are the {facts["weights"]} weights of epoch {facts["epoch"]} of the recipe `{self.recipe}`.',
+            origin=origin,
+            metadata=metadata,
         )
         for check in verify(folder):
             if not check.passed:

@@ -26,6 +26,7 @@ from ...network.checksums import file_sha256
 from ...network.modeling_vt import VTFPNForSemanticSegmentation, segmentation_loss
 from ...network.vt_fpn import ARCHITECTURES, is_segmenter
 from ...publishing import export
+from ...publishing.card import lineage
 from ...publishing.model_folder import config_of
 from ...reporting import Progress, machine, no_progress, write_result
 from .data import IGNORE, SegmentationData, check_pairs
@@ -380,5 +381,8 @@ def train_segmentation(
     if arguments.should_save:
         result['training'] = {**settings, 'num_images': len(train_data), **machine(model.device)}
         write_result(output / 'result.json', result)
-        export(model, output / 'model', metrics=[result])
+        start = Source.parse(recipe.model)
+        trained = start.is_folder or recipe.model in list_pretrained()
+        origin, metadata = lineage(start) if trained else ('', {})
+        export(model, output / 'model', metrics=[result], origin=origin, metadata=metadata)
     return output / 'model'
