@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vt_hub
-from vt_hub.loading import published
+from vt_hub.loading import checked, published
 
 NAME = 'vt_resnet10.digits'
 
@@ -57,7 +57,39 @@ def test_unknown_tag():
 def embedded(tmp_path, monkeypatch):
     shutil.copytree(published.EMBEDDED / NAME, tmp_path / NAME)
     monkeypatch.setattr(published, 'EMBEDDED', tmp_path)
+    monkeypatch.setattr(checked, 'MEMORY', tmp_path / 'cache' / 'checked.json')
     return tmp_path / NAME / 'model.safetensors'
+
+
+def test_a_folder_is_hashed_once(embedded, monkeypatch):
+    hashed = []
+    check = checked.check_folder
+    monkeypatch.setattr(checked, 'check_folder', lambda *args: hashed.append(args) or check(*args))
+    for _ in range(2):
+        timm.create_model('vt_resnet10', pretrained=True)
+    assert len(hashed) == 1
+    embedded.write_bytes(embedded.read_bytes())  # written again, as by an installation
+    timm.create_model('vt_resnet10', pretrained=True)
+    assert len(hashed) == 2
+    for content in ('', '[]', '{"other folder": []}'):  # a cache that says nothing
+        checked.MEMORY.write_text(content)
+        timm.create_model('vt_resnet10', pretrained=True)
+    assert len(hashed) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(embedded, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(checked, 'MEMORY', tmp_path / 'file' / 'checked.json')
+    timm.create_model('vt_resnet10', pretrained=True)
+
+
+def test_damage_is_found_after_a_check_that_passed(embedded):
+    timm.create_model('vt_resnet10', pretrained=True)
+    content = bytearray(embedded.read_bytes())
+    content[-1] ^= 1
+    embedded.write_bytes(content)
+    with pytest.raises(OSError, match=published.PRETRAINED[NAME]):
+        timm.create_model('vt_resnet10', pretrained=True)
 
 
 def test_a_damaged_file_is_refused_by_its_sha256(embedded):

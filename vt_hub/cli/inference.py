@@ -233,8 +233,6 @@ def segment(
     from ..inference.scores import label_names
     from ..inference.segment import (
         SHOWN,
-        check_mask,
-        check_picture,
         draw_overlay,
         save_mask,
         save_picture,
@@ -244,14 +242,7 @@ def segment(
     from ..network.images import read_image
 
     paths = find_images(images)
-    targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
-    if overlay and mask:
-        written = [{path.resolve() for path in targets[option].values()} for option in (overlay, mask)]
-        for path in written[0] & written[1]:
-            raise ValueError(f'Overlay and mask would overwrite each other in {path.name}; name two places.')
-    for option, check in ((overlay, check_picture), (mask, check_mask)):
-        for target in targets[option].values() if option else ():
-            check(target)
+    targets = segment_outputs(overlay, mask, paths)
     network = load_model(model)
     labels = label_names(network)
     failed = []
@@ -273,6 +264,21 @@ def segment(
             print(f'{path}: {shares}')
     say_what_it_knows(model, network, as_json)
     report_failed(failed, len(paths))
+
+
+def segment_outputs(overlay: Path | None, mask: Path | None, paths: list[Path]) -> dict[Path, dict[Path, Path]]:
+    """Where the picture and the mask of each image are written, checked before the first image is segmented."""
+    from ..inference.segment import check_mask, check_picture
+
+    targets = {option: output_paths(option, paths) for option in (overlay, mask) if option}
+    if overlay and mask:
+        written = [{path.resolve() for path in targets[option].values()} for option in (overlay, mask)]
+        for path in written[0] & written[1]:
+            raise ValueError(f'Overlay and mask would overwrite each other in {path.name}; name two places.')
+    for option, check in ((overlay, check_picture), (mask, check_mask)):
+        for target in targets[option].values() if option else ():
+            check(target)
+    return targets
 
 
 def explain(

@@ -1,6 +1,8 @@
 """The command `vt-hub`."""
 
+import atexit
 import codecs
+import gc
 import inspect
 import io
 import os
@@ -98,6 +100,8 @@ def as_is_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def main() -> None:
     """Run the command: errors are one sentence on stderr and exit code 1, with a traceback if VT_HUB_DEBUG=1."""
+    gc.set_threshold(500_000)  # importing torch and timm makes many objects and no garbage; see benchmarks/startup.py
+    atexit.register(gc.freeze)  # nor does garbage matter at the end
     if not sys.stderr.isatty():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')  # transformers asks the Hub client, too
     codecs.register_error('as_is_or_escaped', as_is_or_escaped)

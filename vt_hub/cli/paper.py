@@ -11,18 +11,20 @@ import typer
 from .common import Json, print_json, print_table, print_wrapped, progress
 
 WIDE = 0.1  # of the median
+BatchSizes = Annotated[
+    list[int] | None, typer.Option(metavar='N', min=1, help='Images in a batch; may be repeated; default: 1.')
+]
+Sizes = Annotated[
+    list[int] | None,
+    typer.Option(metavar='N', min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.'),
+]
 
 
 def benchmark(
     models: Annotated[list[str], typer.Argument(help='Models of vt_hub.', metavar='MODEL...')],
     backbone: Annotated[str, typer.Option(help='timm model, for vt_net or a VT-FPN.')] = '',
-    batch_size: Annotated[
-        list[int] | None, typer.Option(metavar='N', min=1, help='Images in a batch; may be repeated; default: 1.')
-    ] = None,
-    size: Annotated[
-        list[int] | None,
-        typer.Option(metavar='N', min=32, help='Height and width; may be repeated; default: 224, VT-FPN 512.'),
-    ] = None,
+    batch_size: BatchSizes = None,
+    size: Sizes = None,
     dtype: Annotated[
         Literal['fp32', 'bf16', 'fp16'], typer.Option(help='Type of weights and images; in training, of autocast.')
     ] = 'fp32',

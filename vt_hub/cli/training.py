@@ -26,6 +26,13 @@ Layout = Annotated[
 ]
 Classes = Annotated[Path | None, typer.Option(help='File with one class name per line, if the data has none.')]
 ReduceLabels = Annotated[bool, typer.Option('--reduce-labels', help='Mask value 0 is "not labelled", 1 class 0.')]
+ShortestEdge = Annotated[
+    int | None,
+    typer.Option(metavar='N', min=1, help="Segment at this shorter edge instead of the model's input size."),
+]
+LongestEdge = Annotated[
+    int | None, typer.Option(metavar='N', min=1, help='With --shortest-edge: limit of the longer edge; default: 1333.')
+]
 Workers = Annotated[int, typer.Option(metavar='N', min=0, help='Processes that read images, for each device.')]
 Recipe = Annotated[str, typer.Option(help='Recipe of the package, or a YAML file.')]
 Output = Annotated[Path, typer.Option(help='Folder of the run.')]
@@ -345,14 +352,8 @@ def evaluate(
     layout: Layout = None,
     classes: Classes = None,
     reduce_labels: ReduceLabels = False,
-    shortest_edge: Annotated[
-        int | None,
-        typer.Option(metavar='N', min=1, help="Segment at this shorter edge instead of the model's input size."),
-    ] = None,
-    longest_edge: Annotated[
-        int | None,
-        typer.Option(metavar='N', min=1, help='With --shortest-edge: limit of the longer edge; default: 1333.'),
-    ] = None,
+    shortest_edge: ShortestEdge = None,
+    longest_edge: LongestEdge = None,
     workers: Workers = 2,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the result.')] = False,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..network.checksums import check_folder
 from ..network.weights import hub_id
+from .checked import check_once
 from .download import fetch
 
 __all__ = ['PRETRAINED', 'list_pretrained', 'pretrained_folder', 'resolve_name']
@@ -42,7 +42,7 @@ def resolve_name(name: str) -> str:
 
 
 def pretrained_folder(name: str) -> Path:
-    """The local folder of a published model, embedded or downloaded, its weights compared with the recorded sha256.
+    """The local folder of a published model, embedded or downloaded, its weights checked against the recorded sha256.
 
     Args:
         name: `arch.tag`, or `arch` for its default tag.
@@ -56,7 +56,7 @@ def pretrained_folder(name: str) -> Path:
     if not folder.is_dir():
         return fetch(hub_id(name), VERSION, PRETRAINED[name])
     try:
-        check_folder(folder, PRETRAINED[name])
+        check_once(folder, PRETRAINED[name])
     except OSError as error:
         raise OSError(f'{str(error).rstrip(".")}; reinstall vt_hub.') from error
     return folder

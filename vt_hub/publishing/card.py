@@ -13,6 +13,7 @@ from ..network.weights import hub_id
 
 __all__ = ['build_card', 'lineage', 'retarget']
 
+ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 METRICS = {
     'top1': ('accuracy', 'top-1 accuracy (%)'),
     'top5': ('accuracy', 'top-5 accuracy (%)'),
@@ -64,7 +65,7 @@ In transformers. Without vt_hub, `trust_remote_code` runs the code in this repos
 ```python
 from transformers import pipeline
 
-{{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
+{{ 'segment' if task == 'image-segmentation' else 'classify' }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
 ```
 
 In timm, with vt_hub installed:
@@ -132,7 +133,7 @@ def build_card(
     metadata: dict[str, Any] | None = None,
     **values: Any,
 ) -> ModelCard:
-    """The card of a model folder.
+    """The card of a model folder. `values` are further values for the template.
 
     Args:
         name: Title, and the model's name in the Hub's model index.
@@ -146,19 +147,18 @@ def build_card(
             `metrics`, and may have `tokens`.
         license: Licence of the weights, with the Hub's abbreviation.
         metadata: More of the Hub's metadata, such as `datasets`, `base_model` and `co2_eq_emissions`.
-        values: Other values for the template.
 
     Raises:
         ValueError: The prose is not a valid template, or uses values that are missing.
     """
-    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
     try:
-        text = environment.from_string(prose).render(results=results, **values)
+        text = ENVIRONMENT.from_string(prose).render(results=results, **values)
     except TemplateError as error:
         raise ValueError(f'The template of the card cannot be filled in: {error}.') from error
-    tokens: list[dict[str, Any]] = next((result['tokens'] for result in results if result.get('tokens')), [])
-    body = environment.from_string(BODY).render(
+    tokens = tokens_of(results)
+    warning = warning_of([TokenDiversity(**module) for module in tokens])
+    body = ENVIRONMENT.from_string(BODY).render(
         name=name,
         source=source,
         repo=repo,
@@ -166,11 +166,10 @@ def build_card(
         prose=text.strip(),
         origin=origin,
         task=task,
-        verb='segment' if task == 'image-segmentation' else 'classify',
         results=results,
         metrics=used,
         tokens=tokens,
-        warning=warning_of([TokenDiversity(**module) for module in tokens]),
+        warning=warning,
     )
     data = ModelCardData(
         model_name=name,
@@ -182,6 +181,11 @@ def build_card(
         **(metadata or {}),
     )
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
+
+
+def tokens_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Token diversity of each module, from the first result that has it."""
+    return next((result['tokens'] for result in results if result.get('tokens')), [])
 
 
 def lineage(start: Source) -> tuple[str, dict[str, Any]]:

@@ -80,13 +80,18 @@ def push(
         commit = commit_folder(api, copy, repo_id, tag, private, create_pr)
     if create_pr:
         return commit.pr_url or commit.commit_url  # without changes there is no pull request
+    set_tag(api, repo_id, tag, commit)
+    return commit.commit_url
+
+
+def set_tag(api: HfApi, repo_id: str, tag: str, commit: CommitInfo) -> None:
+    """Give a commit its version; raises OSError, with the address of the commit, if the Hub refuses."""
     try:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     except Exception as error:
         raise OSError(
             f'{repo_id} is published at {commit.commit_url}, but the tag {tag} could not be set: {hub_reason(error)}.'
         ) from error
-    return commit.commit_url
 
 
 def default_repository(name: str) -> str:
