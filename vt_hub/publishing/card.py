@@ -65,7 +65,8 @@ In transformers. Without vt_hub, `trust_remote_code` runs the code in this repos
 ```python
 from transformers import pipeline
 
-{{ 'segment' if task == 'image-segmentation' else 'classify' }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
+{% set verb = 'segment' if task == 'image-segmentation' else 'classify' -%}
+{{ verb }} = pipeline('{{ task }}', model='{{ repo }}', trust_remote_code=True)
 ```
 
 In timm, with vt_hub installed:
@@ -151,13 +152,11 @@ def build_card(
     Raises:
         ValueError: The prose is not a valid template, or uses values that are missing.
     """
-    used = {key: names for key, names in METRICS.items() if any(key in result['metrics'] for result in results)}
     try:
         text = ENVIRONMENT.from_string(prose).render(results=results, **values)
     except TemplateError as error:
         raise ValueError(f'The template of the card cannot be filled in: {error}.') from error
     tokens = tokens_of(results)
-    warning = warning_of([TokenDiversity(**module) for module in tokens])
     body = ENVIRONMENT.from_string(BODY).render(
         name=name,
         source=source,
@@ -167,9 +166,9 @@ def build_card(
         origin=origin,
         task=task,
         results=results,
-        metrics=used,
+        metrics={key: METRICS[key] for key in METRICS if any(key in result['metrics'] for result in results)},
         tokens=tokens,
-        warning=warning,
+        warning=warning_of([TokenDiversity(**module) for module in tokens]),
     )
     data = ModelCardData(
         model_name=name,
