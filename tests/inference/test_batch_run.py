@@ -277,8 +277,8 @@ def test_a_cut_run_goes_on_with_its_own_settings_only(classify, model, expected,
     before = sorted(os.listdir(f'{output}.parts'))
     with pytest.raises(ValueError, match=r'table.jsonl.parts belongs to a run with topk 2, not 3; use the same, or'):
         classify(output, topk=3)
-    with pytest.raises(ValueError, match='with dtype fp32, not bf16'):
-        classify(output, dtype='bf16')
+    with pytest.raises(ValueError, match='with precision fp32, not bf16'):
+        classify(output, precision='bf16')
     with biased(model, 1), pytest.raises(ValueError, match=r'with model [0-9a-f]{64}, not [0-9a-f]{64}'):
         classify(output)
     output.touch()
@@ -405,14 +405,13 @@ def test_images_that_do_not_fit_in_memory(classify, tmp_path, monkeypatch):
     assert sum(error.endswith('as an image: there is too little memory.') for error in errors) == IMAGES - 2
 
 
-@pytest.mark.parametrize('dtype', ['bf16', 'fp16'])
-def test_mixed_precision(run, samples, tmp_path, dtype):
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_mixed_precision(run, samples, tmp_path, precision):
     rows = [json.loads(line) for line in run('predict', samples / 'digit_*.png', '--json')[1].splitlines()]
-    mixed = run('predict', samples / 'digit_*.png', '--json', '--dtype', dtype)[1]
-    assert run('predict', samples / 'digit_*.png', '--output', tmp_path / 'table.jsonl', '--dtype', dtype)[0] == 0
-    for row, other, written in zip(
-        rows, map(json.loads, mixed.splitlines()), read_jsonl(tmp_path / 'table.jsonl'), strict=True
-    ):
+    mixed = run('predict', samples / 'digit_*.png', '--json', '--precision', precision)[1]
+    table = tmp_path / 'table.jsonl'
+    assert run('predict', samples / 'digit_*.png', '--output', table, '--precision', precision)[0] == 0
+    for row, other, written in zip(rows, map(json.loads, mixed.splitlines()), read_jsonl(table), strict=True):
         scores, others = ([p['score'] for p in result['predictions']] for result in (row, other))
         assert scores != others
         assert scores == pytest.approx(others, abs=0.02)

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'Json',
+    'Precision',
     'print_json',
     'print_table',
     'print_wrapped',
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 Json = Annotated[bool, typer.Option('--json', help='Print JSON.')]
+Precision = Annotated[
+    Literal['auto', 'fp32', 'bf16', 'fp16'],
+    typer.Option(help='bf16 and fp16 are mixed precision; auto is bf16 where the processor has it, else fp32.'),
+]
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[Any]], numbers: Iterable[str] = ()) -> None:

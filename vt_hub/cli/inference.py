@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from .common import (
     Json,
+    Precision,
     print_json,
     print_table,
     print_wrapped,
@@ -138,7 +139,7 @@ def predict(
     model: Annotated[str, typer.Option(help='Model, model.tag, folder or hf-hub:ID.')] = DEFAULT_MODEL,
     topk: Annotated[int, typer.Option(metavar='N', min=1, help='Classes to print for each image.')] = 3,
     batch_size: Annotated[int, typer.Option(metavar='N', min=1, help='Images in one batch.')] = 16,
-    dtype: Annotated[Literal['fp32', 'bf16', 'fp16'], typer.Option(help='bf16 and fp16 are mixed precision.')] = 'fp32',
+    precision: Precision = 'fp32',
     output: Annotated[
         Path | None, typer.Option(help='Write a table, .jsonl or .parquet, for any number of images.')
     ] = None,
@@ -161,17 +162,19 @@ def predict(
     """
     from ..image_files import find_images
     from ..inference.classify import predict_each
+    from ..inference.precision import laid_out
     from ..inference.scores import shown
     from ..loading.source import load_model
 
     if output:
-        predict_table(images, model, output, as_json, topk=topk, batch_size=batch_size, dtype=dtype, workers=workers)
+        options = {'topk': topk, 'batch_size': batch_size, 'precision': precision, 'workers': workers}
+        predict_table(images, model, output, as_json, **options)
         return
     if workers:
         raise typer.BadParameter('--workers needs --output')
     paths = find_images(images)
-    network = load_model(model).fuse()
-    results = predict_each(network, paths, topk=topk, batch_size=batch_size, dtype=dtype)
+    network = laid_out(load_model(model).fuse())
+    results = predict_each(network, paths, topk=topk, batch_size=batch_size, precision=precision)
     failed = []
     for result in progress(results, len(paths), 'Classifying'):
         if 'error' in result:
@@ -188,6 +191,7 @@ def predict(
 def predict_table(images: list[str], model: str, output: Path, as_json: bool, **options: Any) -> None:
     """`vt-hub predict --output`; Ctrl-C and SIGTERM keep what is done, to resume later, and exit with 130."""
     from ..inference.batch_run import check_run, predict_files
+    from ..inference.precision import laid_out
     from ..loading.source import load_model
     from ..processes import processes
 
@@ -195,7 +199,7 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
         with sigterm_as_interrupt(), processes(timeout=LONGEST_RUN) as (rank, device):
             if rank == 0:
                 check_run(images, output)
-            network = load_model(model).fuse().to(device)
+            network = laid_out(load_model(model).fuse().to(device))
             counts = predict_files(network, images, output, **options, progress=progress)
     except KeyboardInterrupt:
         print(f'{output} is not finished; the same command resumes it.', file=sys.stderr)
@@ -221,6 +225,7 @@ def segment(
     mask: Annotated[
         Path | None, typer.Option(help='PNG of class numbers to write; a folder for several images.')
     ] = None,
+    precision: Precision = 'fp32',
     as_json: Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')] = False,
 ) -> None:
     """Name the class of every pixel of images.
@@ -230,6 +235,7 @@ def segment(
     Example: vt-hub segment samples/scene.png --overlay overlay.png
     """
     from ..image_files import find_images
+    from ..inference.precision import laid_out
     from ..inference.scores import label_names
     from ..inference.segment import (
         SHOWN,
@@ -243,10 +249,11 @@ def segment(
 
     paths = find_images(images)
     targets = segment_outputs(overlay, mask, paths)
-    network = load_model(model)
+    network = laid_out(load_model(model).fuse())
     labels = label_names(network)
+    results = segment_each(network, paths, precision)
     failed = []
-    for path, result in zip(paths, progress(segment_each(network, paths), len(paths), 'Segmenting'), strict=True):
+    for path, result in zip(paths, progress(results, len(paths), 'Segmenting'), strict=True):
         classes = result.pop('mask', None)
         if 'error' in result:
             failed.append(result['error'])

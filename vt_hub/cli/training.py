@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .common import print_json, print_table, progress, report_failed
+from .common import Precision, print_json, print_table, progress, report_failed
 
 if TYPE_CHECKING:
     from ..training.segmentation.data import SegmentationData
@@ -354,6 +354,7 @@ def evaluate(
     reduce_labels: ReduceLabels = False,
     shortest_edge: ShortestEdge = None,
     longest_edge: LongestEdge = None,
+    precision: Precision = 'fp32',
     workers: Workers = 2,
     result: Annotated[Path | None, typer.Option(help='Result file to write.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print the result.')] = False,
@@ -368,6 +369,7 @@ def evaluate(
     Example: vt-hub evaluate run/model --data-dir flowers --result result.json
     """
     from ..files import check_place
+    from ..inference.precision import chosen_precision, computing_in, laid_out
     from ..loading.checkpoints import load_folder
     from ..loading.source import Source
     from ..network.vt_fpn import task_of
@@ -388,16 +390,17 @@ def evaluate(
         raise typer.BadParameter('--longest-edge goes with --shortest-edge.')
     if result:
         check_place(result)
-    with processes() as (rank, device):
+    with processes() as (rank, device), computing_in(precision, device):
         if does == 'classification':
             images = open_for_model(network, data_dir, split)
-            found = evaluate_classifier(network, images, device, batch_size, workers, progress)
+            found = evaluate_classifier(laid_out(network), images, device, batch_size, workers, progress)
         else:
             pairs = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
             edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
-            found = evaluate_segmentation(load_segmenter(folder).to(device), pairs, edges, workers, progress)
+            found = evaluate_segmentation(laid_out(load_segmenter(folder).to(device)), pairs, edges, workers, progress)
     if rank == 0:
-        report({**found, 'model': model, **machine(device)}, result, as_json)
+        found |= {'model': model, 'precision': chosen_precision(precision, device), **machine(device)}
+        report(found, result, as_json)
 
 
 def report(found: dict[str, Any], path: Path | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..inference.explain import explain
+from ..inference.precision import laid_out
 from ..inference.scores import label_names, shown
 from ..inference.segment import SHOWN, paint, segment_image
 from ..loading.published import list_pretrained
@@ -42,7 +43,7 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, Network]:
         name = parsed.path.resolve().name if parsed.kind == 'folder' else parsed.repo or parsed.text
         if name in models:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
-        models[name] = load_model(source)
+        models[name] = laid_out(load_model(source))
     return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # classifiers come first
 
 

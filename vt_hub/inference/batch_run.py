@@ -289,7 +289,7 @@ def predict_files(
     output: str | Path,
     topk: int = 5,
     batch_size: int = 16,
-    dtype: str = 'fp32',
+    precision: str = 'fp32',
     workers: int | None = None,
     part_size: int = PART_SIZE,
     progress: Progress = no_progress,
@@ -305,7 +305,7 @@ def predict_files(
         output: File to write, `.jsonl` with what `predict` yields or `.parquet`; see `batch_output.to_table`.
         topk: Number of classes to report, best first.
         batch_size: Images that go through the model together.
-        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+        precision: 'fp32'; 'bf16' or 'fp16' for mixed precision; or 'auto', see `chosen_precision`.
         workers: Processes that read images and, without a GPU, also classify them; default: one for each core.
         part_size: Images whose results are written together.
         progress: Wraps the loop to show progress; it gets the loop's length and a title.
@@ -321,11 +321,12 @@ def predict_files(
             interrupted run had other settings.
     """
     inputs, output = list(inputs), Path(output)
-    classifier = Classifier(model, topk, dtype)
+    classifier = Classifier(model, topk, precision)
     rank, world = rank_and_world()
     todo: list[Any] = [None]
     if rank == 0:
-        todo = [prepare(model, inputs, output, topk=topk, dtype=dtype, batch_size=batch_size, part_size=part_size)]
+        settings = {'topk': topk, 'precision': classifier.precision, 'batch_size': batch_size, 'part_size': part_size}
+        todo = [prepare(model, inputs, output, **settings)]
     if world > 1:
         dist.broadcast_object_list(todo)  # all processes use the same list
     parts = Parts(parts_folder(output))

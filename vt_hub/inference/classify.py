@@ -9,7 +9,8 @@ from typing import Any, overload
 import torch
 
 from ..network.vt_fpn import Network, is_segmenter
-from .preprocessing import DTYPES, ImageLike, ImageReader, as_image, as_model
+from .precision import chosen_precision, computing_in
+from .preprocessing import ImageLike, ImageReader, as_image, as_model
 from .scores import label_names, scores_of
 
 __all__ = ['Classifier', 'predict', 'predict_each']
@@ -21,13 +22,13 @@ class Classifier(torch.utils.data.Dataset[list[dict[str, Any]]]):
     Args:
         model: A timm classifier in evaluation mode; it computes on the device of its parameters.
         topk: Number of classes to report, best first.
-        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+        precision: 'fp32'; 'bf16' or 'fp16' for mixed precision; or 'auto', see `chosen_precision`.
 
     Raises:
         ValueError: The model does not classify.
     """
 
-    def __init__(self, model: Network, topk: int = 5, dtype: str = 'fp32'):
+    def __init__(self, model: Network, topk: int = 5, precision: str = 'fp32'):
         if is_segmenter(model):
             raise ValueError(f'{model.pretrained_cfg["architecture"]} does not classify; `vt-hub segment` segments.')
         if model.num_classes < 1:
@@ -36,9 +37,9 @@ class Classifier(torch.utils.data.Dataset[list[dict[str, Any]]]):
         self.reader = ImageReader(model)
         self.labels = label_names(model)
         self.topk = min(topk, len(self.labels))
-        self.dtype = dtype
         parameter = next(model.parameters())
         self.device, self.weight_dtype = parameter.device, parameter.dtype
+        self.precision = chosen_precision(precision, self.device)
 
     def __getitem__(self, paths: Sequence[Path | str]) -> list[dict[str, Any]]:
         return self.classify(*self.reader[paths])
@@ -48,14 +49,13 @@ class Classifier(torch.utils.data.Dataset[list[dict[str, Any]]]):
         """Add `predictions` to the results without an error. The images and results come from `reader`."""
         if images is None:
             return results
-        dtype = DTYPES[self.dtype]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with computing_in(self.precision, self.device):
             logits = self.model(images.to(self.device, self.weight_dtype, non_blocking=True))
         scores, classes = scores_of(self.model, logits).topk(self.topk)
         good = (result for result in results if 'error' not in result)
         for result, row_scores, row_classes in zip(good, scores.tolist(), classes.tolist(), strict=True):
             if not math.isfinite(row_scores[0]):
-                result['error'] = f'The scores of {result["image"]} are not finite in {self.dtype}.'
+                result['error'] = f'The scores of {result["image"]} are not finite in {self.precision}.'
                 continue
             result['predictions'] = [
                 {'label': self.labels[c], 'score': round(s, 6)} for s, c in zip(row_scores, row_classes, strict=True)
@@ -102,7 +102,7 @@ def predict_each(
     paths: Sequence[Path],
     topk: int = 5,
     batch_size: int = 16,
-    dtype: str = 'fp32',
+    precision: str = 'fp32',
 ) -> Iterator[dict[str, Any]]:
     """Classify image files in order, in batches, in this process; for many files, see `batch_run.predict_files`.
 
@@ -111,7 +111,7 @@ def predict_each(
         paths: Image files.
         topk: Number of classes to report, best first.
         batch_size: Images that go through the model together.
-        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+        precision: 'fp32'; 'bf16' or 'fp16' for mixed precision; or 'auto', see `chosen_precision`.
 
     Yields:
         One dict per path: `image`, and `predictions`, a list of `label` and `score` (see `scores_of`), or `error`, a
@@ -120,7 +120,7 @@ def predict_each(
     Raises:
         ValueError: The model does not classify.
     """
-    classifier = Classifier(model, topk, dtype)
+    classifier = Classifier(model, topk, precision)
     rest = iter(paths)
     while batch := list(islice(rest, batch_size)):
         yield from classifier[batch]

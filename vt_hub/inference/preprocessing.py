@@ -12,12 +12,11 @@ from ..loading.source import load_model
 from ..network.images import read_image, to_channels, with_channels
 from ..network.vt_fpn import Network
 
-__all__ = ['DTYPES', 'ImageLike', 'ImageReader', 'as_image', 'as_model', 'data_config', 'eval_transform']
+__all__ = ['ImageLike', 'ImageReader', 'as_image', 'as_model', 'data_config', 'eval_transform']
 
 ImageLike = Image.Image | str | Path
 
 Read = tuple[torch.Tensor | None, list[dict[str, Any]]]  # see ImageReader.read
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def as_model(model: Network | str | Path) -> Network:

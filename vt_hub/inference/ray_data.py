@@ -7,6 +7,7 @@ import torch
 from ..loading.source import load_model
 from .batch_output import to_table
 from .classify import Classifier
+from .precision import laid_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,16 +26,16 @@ class Classify:
     Args:
         model: Model, model.tag, folder or hf-hub:ID.
         topk: Number of classes to report, best first.
-        dtype: 'fp32', or 'bf16' or 'fp16' for mixed precision.
+        precision: 'fp32'; 'bf16' or 'fp16' for mixed precision; or 'auto', see `chosen_precision`.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
         ValueError: The model does not classify.
     """
 
-    def __init__(self, model: str, topk: int = 5, dtype: str = 'fp32'):
+    def __init__(self, model: str, topk: int = 5, precision: str = 'fp32'):
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        self.classifier = Classifier(load_model(model).to(device), topk, dtype)
+        self.classifier = Classifier(laid_out(load_model(model).fuse().to(device)), topk, precision)
 
     def __call__(self, batch: 'dict[str, np.ndarray | list[Any]]') -> 'pyarrow.Table':
         paths = [str(path) for path in batch['path']]

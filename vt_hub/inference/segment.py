@@ -13,6 +13,7 @@ from ..figures import colours
 from ..files import replaced_whole
 from ..network.images import read_image, to_channels
 from ..network.vt_fpn import VTFPN, Network
+from .precision import computing_in
 from .preprocessing import ImageLike, as_image, as_model, eval_transform
 from .scores import label_names
 
@@ -52,12 +53,13 @@ def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def segment_image(model: VTFPN, image: Image.Image) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def segment_image(model: VTFPN, image: Image.Image, precision: str = 'fp32') -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Predict the class of every pixel of an image.
 
     Args:
         model: A segmentation model in evaluation mode, through timm.
         image: An image of any mode; it is turned upright.
+        precision: 'fp32'; 'bf16' or 'fp16' for mixed precision; or 'auto', see `chosen_precision`.
 
     Returns:
         The class of every pixel, (H, W) uint8, and `label` and `share` (of the pixels) of each class, largest first.
@@ -68,7 +70,8 @@ def segment_image(model: VTFPN, image: Image.Image) -> tuple[np.ndarray, list[di
     if model.num_classes > 256:
         raise ValueError(f'The model has {model.num_classes} classes, but a mask can hold only 256.')
     image, weight = to_channels(image, model.in_chans), model.head.predictor.weight
-    logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
+    with computing_in(precision, weight.device):
+        logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
     mask = largest_class(logits.float().cpu(), (image.height, image.width)).numpy()
     labels = label_names(model)
     counts = np.bincount(mask.ravel(), minlength=len(labels))
@@ -114,12 +117,13 @@ def check_segments(model: Network) -> VTFPN:
     return model
 
 
-def segment_each(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def segment_each(model: Network, paths: Sequence[Path], precision: str = 'fp32') -> Iterator[dict[str, Any]]:
     """Segment image files in order.
 
     Args:
         model: A segmentation model in evaluation mode, through timm.
         paths: Image files.
+        precision: See `segment_image`.
 
     Yields:
         One dict per path: `image`, and `classes`, a list of `label` and `share` (of the pixels), largest first, and
@@ -135,7 +139,7 @@ def segment_each(model: Network, paths: Sequence[Path]) -> Iterator[dict[str, An
         except ValueError as error:
             yield {'image': str(path), 'error': str(error)}
             continue
-        mask, classes = segment_image(network, image)
+        mask, classes = segment_image(network, image, precision)
         yield {'image': str(path), 'classes': classes, 'mask': mask}
 
 

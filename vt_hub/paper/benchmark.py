@@ -27,7 +27,7 @@ from torch import nn
 
 from ..figures import new_figure, save_figure
 from ..files import replaced_whole
-from ..inference.preprocessing import DTYPES
+from ..inference.precision import DTYPES
 from ..loading.checkpoints import TimmModel
 from ..loading.cost import count
 from ..loading.source import list_models

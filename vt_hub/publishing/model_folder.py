@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from .. import network
 from ..files import replaced_whole, written_whole
-from ..inference.preprocessing import DTYPES
+from ..inference.precision import DTYPES
 from ..inference.scores import knowledge
 from ..loading.checkpoints import create_network, find_not_finite, load_folder
 from ..network.checksums import file_sha256

@@ -1,0 +1,47 @@
+"""In which numbers a command computes."""
+
+import json
+
+import pytest
+import torch
+
+from vt_hub.inference.precision import chosen_precision, computing_in
+
+CPU = torch.device('cpu')
+
+
+@pytest.mark.parametrize(
+    ('there', 'chosen'),
+    [({'avx512_bf16': True}, 'bf16'), ({'amx_bf16': True}, 'bf16'), ({'avx512_f': True, 'amx_bf16': False}, 'fp32')],
+)
+def test_auto_asks_the_processor(monkeypatch, there, chosen):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: there)
+    assert chosen_precision('auto', CPU) == chosen
+    assert [chosen_precision(name, CPU) for name in ('fp32', 'bf16', 'fp16')] == ['fp32', 'bf16', 'fp16']
+    with computing_in('auto', CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if chosen == 'bf16' else torch.float32)
+
+
+def test_segment_in_bf16(run, samples):
+    def shares(*options):
+        found = json.loads(run('segment', samples / 'scene.png', '--json', *options)[1])
+        return {part['label']: part['share'] for part in found['classes']}
+
+    exact, mixed = shares(), shares('--precision', 'bf16')
+    assert mixed != exact
+    assert sum(abs(mixed.get(label, 0) - share) for label, share in exact.items()) < 0.02
+
+
+def test_evaluate_in_bf16(run, samples, tmp_path):
+    for digit in range(10):
+        (tmp_path / 'val' / str(digit)).mkdir(parents=True)
+        (tmp_path / 'val' / str(digit) / 'digit.png').write_bytes((samples / f'digit_{digit}.png').read_bytes())
+
+    def found(*options):
+        return json.loads(run('evaluate', 'vt_resnet10', '--data-dir', tmp_path, '--workers', 0, '--json', *options)[1])
+
+    exact, mixed = found(), found('--precision', 'bf16')
+    assert (exact['precision'], mixed['precision']) == ('fp32', 'bf16')
+    assert exact['metrics']['top1'] == mixed['metrics']['top1'] == 100
+    assert exact['metrics']['loss'] != mixed['metrics']['loss']
+    assert exact['metrics']['loss'] == pytest.approx(mixed['metrics']['loss'], abs=0.05)
