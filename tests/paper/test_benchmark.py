@@ -40,27 +40,44 @@ def test_fused_and_formatted_alike():
         assert network.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize('training', [False, True])
-def test_rounds_interleave_and_ratios_are_of_one_round(monkeypatch, training):
-    """The time of each run is its number, so the order of runs can be read off the figures."""
+def timed(monkeypatch, **setting):
+    """A measurement in which the time of each run is its number, so the order of runs can be read off the figures."""
     calls = []
 
     def seconds(runner, repeats):
         calls.append(runner)
         return float(len(calls))
 
-    monkeypatch.setattr(benchmark.Runner, 'seconds', seconds)
-    row = benchmark.measure(Setting('test_vt_resnet', batch_size=2, size=64, training=training), rounds=3)
+    monkeypatch.setattr(benchmark.Timed, 'seconds', seconds)
+    row = benchmark.measure(Setting('test_vt_resnet', batch_size=2, size=64, **setting), rounds=3)
+    return row, [calls[: len(set(calls))].index(runner) for runner in calls]
+
+
+def summary(ratios):
+    ratios = sorted(ratios)
+    return {'median': round(statistics.median(ratios), 4), 'quartiles': [round(ratios[0], 4), round(ratios[2], 4)]}
+
+
+def test_rounds_interleave_and_ratios_are_of_one_round(monkeypatch):
+    row, order = timed(monkeypatch, training=True)
     # two runs to see how long one takes, then vt, trunk; trunk, vt; vt, trunk
-    assert [calls[i] is calls[0] for i in range(2, 8)] == [True, False, False, True, True, False]
-    ratios = sorted([4 / 3, 5 / 6, 8 / 7])
-    assert row['ratios'] == {
-        'trunk': {
-            'median': round(statistics.median(ratios), 4),
-            'quartiles': [round(ratios[0], 4), round(ratios[2], 4)],
-        }
-    }
+    assert order == [0, 1, 0, 1, 1, 0, 0, 1]
+    assert row['ratios'] == {'trunk': summary([4 / 3, 5 / 6, 8 / 7])}
     assert row['images_per_second']['vt'] == float(f'{2 / 6:.4g}')
+
+
+def test_the_limit_is_the_trunk_the_stages_arithmetic_and_reading_its_weights(monkeypatch):
+    row, order = timed(monkeypatch)
+    assert order == [0, 1, 2, 0, 1, 2, 1, 2, 0, 2, 0, 1]  # the third reads weights
+    whole = row['macs_m']['vt'] / row['macs_m']['trunk']
+    assert row['ratios']['trunk'] == summary([5 / 4, 7 / 9, 12 / 11])
+    expected = summary([(5 * whole + 6) / 4, (7 * whole + 8) / 9, (12 * whole + 10) / 11])
+    assert row['ratios']['limit']['median'] == pytest.approx(expected['median'], rel=2e-3)  # MACs are rounded
+    assert 'limit' not in row['peak_mb']
+    network = benchmark.create(Setting('test_vt_resnet'))['vt']
+    stage = sum(p.numel() for p in network.vt.parameters())
+    reader = benchmark.Reader(stage, Setting('test_vt_resnet', dtype='bf16'))
+    assert (reader.weights.numel(), reader.weights.dtype) == (stage, torch.bfloat16)
 
 
 def test_memory_of_training_is_more_than_of_inference():
@@ -83,8 +100,8 @@ def test_files(run, tmp_path):
     assert result['command'].startswith('vt-hub benchmark test_vt_resnet test_vt_fpn --size 64')
     assert {'hardware', 'torch', 'timm'} < set(result)
     assert [(row['model'], row['size'], list(row['ratios'])) for row in result['rows']] == [
-        ('test_vt_resnet', 64, ['trunk']),
-        ('test_vt_resnet', 96, ['trunk']),
+        ('test_vt_resnet', 64, ['trunk', 'limit']),
+        ('test_vt_resnet', 96, ['trunk', 'limit']),
         ('test_vt_fpn', 64, ['fpn']),
         ('test_vt_fpn', 96, ['fpn']),
     ]
@@ -93,8 +110,12 @@ def test_files(run, tmp_path):
             assert 0 < ratio['quartiles'][0] <= ratio['median'] <= ratio['quartiles'][1]
     with open(tmp_path / 'result.csv', newline='') as file:
         lines = list(csv.DictReader(file))
-    assert [line['network'] for line in lines] == ['vt', 'trunk'] * 2 + ['vt', 'fpn'] * 2
-    for line, row in zip(lines[1::2], result['rows'], strict=True):
+    assert [line['network'] for line in lines] == ['vt', 'trunk', 'limit'] * 2 + ['vt', 'fpn'] * 2
+    rows = dict(zip(((r['model'], str(r['size'])) for r in result['rows']), result['rows'], strict=True))
+    for line in lines:
+        row = rows[line['model'], line['size']]
+        if line['network'] == 'vt':
+            continue
         assert float(line['vt_is_as_fast']) == row['ratios'][line['network']]['median']
         assert float(line['images_per_second']) == row['images_per_second'][line['network']]
     with Image.open(tmp_path / 'plot.png') as image:
@@ -131,7 +152,8 @@ def test_nothing_but_the_table_is_printed():
 def test_a_vt_net_runs_beside_its_backbone():
     setting = Setting('vt_net', size=64, backbone='test_efficientnet')
     row = benchmark.measure(setting, 1)
-    assert list(row['images_per_second']) == list(row['params_m']) == ['vt', 'backbone', 'trunk']
+    assert list(row['params_m']) == ['vt', 'backbone', 'trunk']
+    assert list(row['images_per_second']) == ['vt', 'backbone', 'trunk', 'limit']
     backbone = timm.create_model('test_efficientnet')
     assert row['params_m']['backbone'] == pytest.approx(sum(p.numel() for p in backbone.parameters()) / 1e6, abs=1e-3)
     assert row['macs_m']['trunk'] < row['macs_m']['vt']

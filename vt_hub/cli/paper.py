@@ -108,8 +108,8 @@ def print_speeds(rows: list[dict[str, Any]]) -> None:
             ratio = row['ratios'].get(name)
             low, high = ratio['quartiles'] if ratio else ('', '')
             shown = f'{ratio["median"]:.3f} ({low:.3f} to {high:.3f})' if ratio else ''
-            costs = f'{row["params_m"][name]:.2f}', f'{row["macs_m"][name]:.0f}'
-            cells.append([NAMES[name], *costs, f'{speed:g}', row['peak_mb'][name], shown])
+            cost = (f'{row["params_m"][name]:.2f}', f'{row["macs_m"][name]:.0f}') if name in row['macs_m'] else ('', '')
+            cells.append([NAMES[name], *cost, f'{speed:g}', row['peak_mb'].get(name, ''), shown])
         header = ['network', 'M params', 'M MACs', 'images/s', 'MB', 'speed of VT (quartiles)']
         print_table(header, cells, header[1:5])
     ratios = [ratio for row in rows for ratio in row['ratios'].values()]

@@ -1,9 +1,12 @@
 """Measure speed and memory of the networks and their baselines. They take turns, so that drifts of the machine cancel.
 
 A VT-ResNet is compared with timm's ResNet of the same depth and with its own trunk (stem to layer3, pooled and
-classified), the upper limit of its speed. A VT-Net is compared with its whole backbone and its trunk, and a VT-FPN with
-the panoptic FPN. In each round every network runs once, in rotating order. The report has the median and quartiles of
-the ratios within a round.
+classified). A VT-Net is compared with its whole backbone and its trunk, and a VT-FPN with the panoptic FPN. In each
+round every network runs once, in rotating order. The report has the median and quartiles of the ratios within a round.
+
+In inference, the trunk is not the limit of the speed: the stage must also read its weights and compute. The limit is
+the time of the trunk, plus that of reading the stage's weights once, measured in the same round, plus that of the
+stage's multiply-accumulates at the speed that the trunk reaches.
 """
 
 import csv
@@ -41,7 +44,14 @@ __all__ = ['Setting', 'benchmark', 'build', 'measure', 'plot', 'write_csv']
 RESNETS = {f'vt_resnet{depth}': f'resnet{depth}' for depth in (18, 34, 50, 101)}
 WARM_UP = 2  # rounds that are not counted
 SHORTEST = 0.05  # seconds; faster networks run several times per round
-NAMES = {'vt': 'VT', 'resnet': 'ResNet', 'backbone': 'backbone', 'trunk': 'trunk', 'fpn': 'panoptic FPN'}
+NAMES = {
+    'vt': 'VT',
+    'resnet': 'ResNet',
+    'backbone': 'backbone',
+    'trunk': 'trunk',
+    'fpn': 'panoptic FPN',
+    'limit': 'limit',
+}
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,45 @@ def build(setting: Setting) -> dict[str, TimmModel]:
     return networks
 
 
-class Runner:
+class Timed:
+    """Something that is done repeatedly, by `step`, and its time."""
+
+    def __init__(self, device: str):
+        self.cuda = device == 'cuda'
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+    def seconds(self, repeats: int) -> float:
+        """Mean time of one step. With one CPU thread it is CPU time, which other programs do not change."""
+        clock = time.process_time if not self.cuda and torch.get_num_threads() == 1 else time.perf_counter
+        if self.cuda:
+            torch.cuda.synchronize()
+        started = clock()
+        for _ in range(repeats):
+            self.step()
+        if self.cuda:
+            torch.cuda.synchronize()
+        return (clock() - started) / repeats
+
+
+class Reader(Timed):
+    """Reads as many weights as a VT stage has, once in each step."""
+
+    def __init__(self, num_weights: int, setting: Setting):
+        super().__init__(setting.device)
+        self.weights = torch.zeros(num_weights, device=setting.device, dtype=DTYPES[setting.dtype])
+
+    def step(self) -> None:
+        self.weights.sum()
+
+
+class Runner(Timed):
     """Runs one network repeatedly on one batch."""
 
     def __init__(self, network: nn.Module, setting: Setting):
+        super().__init__(setting.device)
         self.network = network
-        self.cuda = setting.device == 'cuda'
         self.training = setting.training
         self.images = torch.randn(setting.batch_size, 3, setting.size, setting.size, device=setting.device)
         if setting.channels_last:
@@ -142,18 +185,6 @@ class Runner:
             F.cross_entropy(logits, logits.detach().argmax(1)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-    def seconds(self, repeats: int) -> float:
-        """Mean time of one step. With one CPU thread it is CPU time, which other programs do not change."""
-        clock = time.process_time if not self.cuda and torch.get_num_threads() == 1 else time.perf_counter
-        if self.cuda:
-            torch.cuda.synchronize()
-        started = clock()
-        for _ in range(repeats):
-            self.step()
-        if self.cuda:
-            torch.cuda.synchronize()
-        return (clock() - started) / repeats
 
     def peak_mb(self) -> float:
         """Peak memory of the tensors in a step, by torch's allocator, without weights and images."""
@@ -190,9 +221,14 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
     Returns:
         The setting, and for each network parameters and multiply-accumulates of one image in millions, `params_m` and
         `macs_m`, `images_per_second` (median), `peak_mb` and, except for 'vt', `ratios`: speed of VT divided by the
-        network's, as `median` and `quartiles` over the rounds.
+        network's, as `median` and `quartiles` over the rounds. Speed and ratio are also given for the `limit`.
     """
-    runners = {name: Runner(network, setting) for name, network in build(setting).items()}
+    costs = {name: count(net, (setting.size, setting.size)) for name, net in create(setting, device='meta').items()}
+    networks = {name: Runner(network, setting) for name, network in build(setting).items()}
+    runners: dict[str, Timed] = {**networks}
+    limited = 'trunk' in runners and not setting.training
+    if limited:
+        runners['reading'] = Reader(round(1e6 * (costs['vt'][0] - costs['trunk'][0])), setting)
     for runner in runners.values():
         for _ in range(WARM_UP):
             runner.step()
@@ -203,12 +239,15 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
         for name in order:
             seconds[name].append(runners[name].seconds(repeats[name]))
         order.append(order.pop(0))
+    if limited:
+        whole = costs['vt'][1] / costs['trunk'][1]
+        reading = seconds.pop('reading')
+        seconds['limit'] = [trunk * whole + read for trunk, read in zip(seconds['trunk'], reading, strict=True)]
     ratios = {
-        name: [other / vt for other, vt in zip(seconds[name], seconds['vt'], strict=True)]
-        for name in runners
+        name: [other / vt for other, vt in zip(values, seconds['vt'], strict=True)]
+        for name, values in seconds.items()
         if name != 'vt'
     }
-    costs = {name: count(net, (setting.size, setting.size)) for name, net in create(setting, device='meta').items()}
     return {
         **asdict(setting),
         'rounds': rounds,
@@ -217,7 +256,7 @@ def measure(setting: Setting, rounds: int, progress: Progress = no_progress) -> 
         'images_per_second': {
             name: float(f'{setting.batch_size / statistics.median(values):.4g}') for name, values in seconds.items()
         },
-        'peak_mb': {name: round(runner.peak_mb(), 1) for name, runner in runners.items()},
+        'peak_mb': {name: round(runner.peak_mb(), 1) for name, runner in networks.items()},
         'ratios': {
             name: {'median': round(statistics.median(values), 4), 'quartiles': quartiles(values)}
             for name, values in ratios.items()
@@ -248,10 +287,10 @@ def write_csv(rows: list[dict[str, Any]], path: str | Path) -> None:
                 {
                     **common,
                     'network': name,
-                    'params_m': row['params_m'][name],
-                    'macs_m': row['macs_m'][name],
+                    'params_m': row['params_m'].get(name, ''),
+                    'macs_m': row['macs_m'].get(name, ''),
                     'images_per_second': speed,
-                    'peak_mb': row['peak_mb'][name],
+                    'peak_mb': row['peak_mb'].get(name, ''),
                     'vt_is_as_fast': ratio['median'],
                     'lower_quartile': low,
                     'upper_quartile': high,
