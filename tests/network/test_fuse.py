@@ -52,6 +52,18 @@ def test_switches_give_the_same_logits(kwargs):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('name', ['test_vt_resnet', 'test_vt_fpn'])
+def test_channels_last_gives_the_same_logits_and_stays(name):
+    model, x = with_statistics(timm.create_model(name)), torch.randn(2, 3, 64, 80)
+    expected = model(x)
+    model.fuse().to(memory_format=torch.channels_last)
+    assert_same(model(x.to(memory_format=torch.channels_last)), expected)
+    if name == 'test_vt_resnet':
+        [last] = model.forward_intermediates(x.to(memory_format=torch.channels_last), 1, intermediates_only=True)
+        assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('name', ['resnet10t', 'resnet14t', 'resnet18', 'mobilenetv3_small_050'])
 def test_timms_models_give_the_same_logits(name):
     """ResNets are fused whole, deep stems and pooled shortcuts too; of others only what surely runs in order."""

@@ -71,9 +71,11 @@ class FusedProjector(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
-        A = (pixels(x) @ self.key(T).transpose(1, 2)).softmax(dim=2)
-        out = torch.baddbmm(x.flatten(2), self.value(T).transpose(1, 2), A.transpose(1, 2))
-        return out.view(x.shape)
+        X, V = pixels(x), self.value(T)
+        A = (X @ self.key(T).transpose(1, 2)).softmax(dim=2)
+        if x.stride(1) == 1:  # channels_last, in which X is contiguous
+            return torch.baddbmm(X, A, V).transpose(1, 2).view(x.shape)
+        return torch.baddbmm(x.flatten(2), V.transpose(1, 2), A.transpose(1, 2)).view(x.shape)
 
 
 @torch.no_grad()
