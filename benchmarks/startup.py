@@ -16,6 +16,7 @@ import torch
 from vt_hub.reporting import machine, write_result
 
 START = 'import gc; gc.set_threshold(500_000)'  # as the commands do
+UNCHANGED = 'import gc; gc.set_threshold = gc.freeze = lambda *_: None; from vt_hub.cli.main import main; main()'
 IMAGE = Path(__file__).parents[1] / 'samples' / 'digit_7.png'
 STEPS = {  # the arguments of python
     'Python': ['-c', 'pass'],
@@ -24,6 +25,7 @@ STEPS = {  # the arguments of python
     'import timm': ['-c', f'{START}; import torch, torchvision, timm; gc.freeze()'],
     'import vt_hub': ['-c', f'{START}; import torch, torchvision, timm, vt_hub; gc.freeze()'],
     'predict': ['-m', 'vt_hub', 'predict', str(IMAGE), '--model', 'vt_resnet10'],
+    'predict, with the collector as it is': ['-c', UNCHANGED, 'predict', str(IMAGE), '--model', 'vt_resnet10'],
     'help': ['-m', 'vt_hub', '--help'],
 }
 

@@ -379,6 +379,16 @@ def test_benchmarks_page_has_the_figures_of_loading():
     check_block('docs/benchmarks.md', 'loading', loading_table())
 
 
+def startup_table():
+    """Seconds until a command answers, as benchmarks/startup.py measured them."""
+    seconds = read_json(ROOT / 'docs' / 'benchmarks' / 'startup.json')['seconds']
+    return '\n'.join(['| | seconds |', '|---|---:|', *(f'| {name} | {value:.2f} |' for name, value in seconds.items())])
+
+
+def test_benchmarks_page_has_the_figures_of_starting():
+    check_block('docs/benchmarks.md', 'startup', startup_table())
+
+
 def predict_table():
     """`vt-hub predict --output` at scale, as benchmarks/predict_scale.py wrote it."""
     found = read_json(ROOT / 'docs' / 'benchmarks' / 'predict_cpu.json')
