@@ -138,6 +138,7 @@ def test_norms_and_biases_do_not_decay(smoke):
 def test_a_run_leaves_a_model_folder(finished):
     assert all(check.passed for check in vt_hub.verify(finished / 'model'))
     config = read_json(finished / 'model' / 'config.json')
+    assert config['id2label']['2'] == 'fractal 2'
     assert config['pretrained_cfg']['mean'] == config['pretrained_cfg']['std'] == [0.5, 0.5, 0.5]
     assert config['pretrained_cfg']['input_size'] == [3, 96, 96]  # that of the last stage
     model = timm.create_model(f'local-dir:{finished / "model"}', pretrained=True, num_classes=7)

@@ -300,7 +300,8 @@ def pretrain(
     }
     write_result(output / 'result.json', result)
     if Source.parse(recipe.model).is_ours:
-        return export(model, output / 'model', metrics=[result], prose=PROSE)
+        labels = [f'fractal {number}' for number in range(recipe.classes)]
+        return export(model, output / 'model', labels=labels, metrics=[result], prose=PROSE)
     with written_whole(output / 'model') as folder:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'model.safetensors')
     return output / 'model'
