@@ -17,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from .trunk import create_trunk
 from .vt_fuse import fuse
 from .vt_layers import DISTINCT_TOKENIZERS, TOKENIZERS, Projector, TransformerMixer
-from .vt_stage import Body, Task, VTClassifier, register
+from .vt_stage import Body, Task, VTClassifier, register, signature_of
 from .weights import builder_args, hub_id
 
 __all__ = ['VTFPN', 'Network', 'SemanticHead', 'TopDownDecoder', 'VTDecoder', 'is_segmenter', 'task_of']
@@ -276,6 +276,8 @@ class VTFPNBody(Body):
 
 class VTFPN(VTFPNBody, nn.Module):
     """VT-FPN in timm; the arguments are those of `VTFPNBody`."""
+
+    __signature__ = signature_of(VTFPNBody.build)
 
     if TYPE_CHECKING:
         pretrained_cfg: Dict[str, Any]  # timm's builder sets it

@@ -15,7 +15,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs
 
 from .trunk import create_trunk
-from .vt_stage import VTBody, VTClassifier, build_classifier, classifier_cfg, register
+from .vt_stage import VTBody, VTClassifier, build_classifier, classifier_cfg, register, signature_of
 from .weights import builder_args
 
 __all__ = ['VTNet']
@@ -88,6 +88,8 @@ class VTNetBody(VTBody):
 
 class VTNet(VTNetBody, VTClassifier):
     """VT-Net in timm. The arguments are those of `VTBody.build` and `VTNetBody.build_trunk`."""
+
+    __signature__ = signature_of(VTNetBody.build, VTNetBody.build_trunk)
 
     @torch.jit.ignore
     def init_weights(self, needs_reset: bool = True):

@@ -16,7 +16,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 
-from .vt_stage import VTBody, VTClassifier, build_classifier, classifier_cfg, register
+from .vt_stage import VTBody, VTClassifier, build_classifier, classifier_cfg, register, signature_of
 from .weights import builder_args, hub_id
 
 __all__ = ['VTResNet']
@@ -98,6 +98,8 @@ class VTResNetBody(VTBody):
 
 class VTResNet(VTResNetBody, VTClassifier):
     """VT-ResNet in timm. The arguments are those of `VTBody.build` and `VTResNetBody.build_trunk`."""
+
+    __signature__ = signature_of(VTResNetBody.build, VTResNetBody.build_trunk)
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

@@ -7,6 +7,7 @@ A trunk makes a map of stride 16. The modules of the stage pool it into visual t
 back. The classifier reads the mean of the last tokens. The map after the last projector is the last feature level.
 """
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, List, Literal, Mapping, Optional, Self, Tuple, Union
 
@@ -21,7 +22,7 @@ from timm.models._features import feature_take_indices
 from .vt_fuse import fuse
 from .vt_layers import VTModule
 
-__all__ = ['Body', 'Task', 'VTBody', 'VTClassifier', 'VTStage']
+__all__ = ['Body', 'Task', 'VTBody', 'VTClassifier', 'VTStage', 'signature_of']
 
 Task = Literal['image-classification', 'image-segmentation']
 
@@ -332,6 +333,16 @@ class VTBody(Body):
         self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         self.reset_classifier(0, '')
         return take_indices
+
+
+def signature_of(*functions: Callable[..., Any]) -> inspect.Signature:
+    """The keyword arguments of some methods together, for `help` and editors; of the same name, the first counts."""
+    found: Dict[str, inspect.Parameter] = {}
+    for function in functions:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name != 'self' and parameter.kind is not parameter.VAR_KEYWORD:
+                found.setdefault(name, parameter.replace(kind=parameter.KEYWORD_ONLY))
+    return inspect.Signature(list(found.values()))
 
 
 class VTClassifier(VTBody, nn.Module):
