@@ -83,7 +83,7 @@ def test_maps_share_one_scale(classifier):
     explanation = vt_hub.explain(vt_hub.load_model(str(classifier)), image_of(120, 100))
     found = maps_of(token_figure(explanation))
     assert len(found) == 2 * 16
-    highest = torch.cat([part.flatten() for part in explanation.attention]).quantile(0.99)
+    highest = torch.cat([part.flatten() for part in explanation.attention]).quantile(0.99)  # all maps have 36 cells
     for (module, token), picture in found.items():
         share = explanation.attention[module - 1][token - 1]
         assert np.array_equal(picture, (255 * (share / highest).clamp(max=1)).round().numpy())

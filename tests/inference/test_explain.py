@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 import vt_hub
-from vt_hub.inference.explain import draw_explanation, save_explanation
+from vt_hub.inference.explanation_figure import draw_explanation, save_explanation
 
 GREY = {'input_size': (1, 96, 96), 'mean': (0.5,), 'std': (0.5,)}
 
@@ -90,14 +90,32 @@ def test_fewer_classes_than_asked_for():
     'model',
     [
         lambda: network(num_classes=0),
-        lambda: timm.create_model('test_vt_fpn').eval(),
+        lambda: timm.create_model('test_vt_fpn', decoder='fpn').eval(),
         lambda: timm.create_model('test_resnet').eval(),
         lambda: timm.create_model('test_vt_resnet', features_only=True).eval(),
     ],
 )
 def test_other_models_are_refused(model):
-    with pytest.raises(ValueError, match='Only the predictions of a VT-ResNet or VT-Net with a'):
+    with pytest.raises(ValueError, match='Only a VT-ResNet or VT-Net with a classifier, or a VT-FPN, can be explained'):
         vt_hub.explain(model(), image_of(96, 96))
+
+
+def test_a_segmenter_shows_where_the_tokens_of_each_level_look():
+    torch.manual_seed(0)
+    model = timm.create_model('test_vt_fpn', num_classes=5).eval()
+    found = vt_hub.explain(model, image_of(120, 100), topk=3)
+    height, width = found.image.shape[:2]
+    assert [tuple(part.shape[1:]) for part in found.attention] == [(height // s, width // s) for s in (4, 8, 16, 32)]
+    assert found.places == [f'Level of stride {stride}' for stride in (4, 8, 16, 32)]
+    assert all(torch.allclose(part.sum((1, 2)), torch.ones(len(part)), atol=1e-5) for part in found.attention)
+    assert len(found.diversity) == 4
+    mask = vt_hub.segment(model, Image.fromarray(found.image))
+    assert found.predictions == mask['classes'][:3]
+    assert found.contributions.shape[0] == len(found.biases) == 0
+    assert found.overlay.shape[2] == 3
+    pictures, _ = pictures_of(draw_explanation(found))
+    assert any(np.array_equal(picture, found.overlay) for picture in pictures)
+    assert json.loads(json.dumps(found.to_dict()))['contributions'] == []
 
 
 def pictures_of(figure):
@@ -114,7 +132,7 @@ def test_picture_shows_every_token_at_one_scale(explanation):
     assert all(np.array_equal(found[i], explanation.image) for i in (0, 17))
     assert names[0] == 'a title'
     assert names[2:18] == [f'token {number}' for number in range(1, 17)]
-    cells = torch.cat([attention.flatten() for attention in explanation.attention]).numpy()
+    cells = torch.cat([attention.flatten() for attention in explanation.attention]).numpy()  # all maps have 36 cells
     for attention, drawn in zip(explanation.attention, (found[1:17], found[18:]), strict=True):
         for share, picture in zip(attention.numpy(), drawn, strict=True):
             expected = np.minimum(share / np.quantile(cells, 0.99), 1)

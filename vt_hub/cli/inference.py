@@ -305,8 +305,8 @@ def explain(
     from ..figures import check_figure
     from ..image_files import find_images
     from ..inference.explain import explain as run
-    from ..inference.explain import save_explanation
-    from ..inference.scores import shown
+    from ..inference.explanation_figure import save_explanation
+    from ..inference.scores import percent, shown
     from ..loading.source import load_model
     from ..network.images import read_image
 
@@ -328,7 +328,7 @@ def explain(
             continue
         explanation = run(network, image, topk)
         best = explanation.predictions[0]
-        answer = f'{best["label"]} {shown(network, best["score"])}'
+        answer = f'{best["label"]} {shown(network, best["score"]) if "score" in best else percent(best["share"])}'
         if out:
             save_explanation(explanation, targets[path], f'{path.name}: {answer} ({model})')
         if as_json:

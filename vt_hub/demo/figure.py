@@ -11,7 +11,8 @@ from matplotlib import colormaps
 from PIL import Image
 
 from ..figures import colours
-from ..inference.explain import COLOURS, OPACITY, Explanation
+from ..inference.explain import Explanation
+from ..inference.explanation_figure import COLOURS, OPACITY
 
 __all__ = ['legend', 'token_figure']
 
@@ -61,7 +62,7 @@ def token_figure(explanation: Explanation) -> str:
     adds = explanation.contributions[0].tolist()
     chosen = int(np.argmax(adds))
     height, width = explanation.image.shape[:2]
-    shares, highest = explanation.attention, explanation.highest
+    shares, highest = explanation.relative, explanation.highest
     modules, tokens = range(1, len(shares) + 1), range(1, len(adds) + 1)
 
     rules = [
@@ -98,8 +99,8 @@ def token_figure(explanation: Explanation) -> str:
 <div class="vt" style="--columns: {min(len(adds), 16)}; --ratio: {width} / {height}; --opacity: {OPACITY}">
 <style>{' '.join(rules)}</style>
 <div class="views">{''.join(views)}</div>
-<div class="scale"><span>0 %</span><span class="colours" style="background: linear-gradient(90deg, {stops})"></span>
-<span>{100 * highest:.1f} % or more of a token's attention</span></div>
+<div class="scale"><span>0</span><span class="colours" style="background: linear-gradient(90deg, {stops})"></span>
+<span>{highest:.1f} times an even share or more</span></div>
 <p class="said">{said}</p>
 <div class="picks" role="radiogroup" aria-label="token">{''.join(columns)}</div>
 <p class="note">A column is a token: what it adds, and where it looks in {' and '.join(f'module {m}' for m in modules)}.

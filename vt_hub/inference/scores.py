@@ -9,7 +9,17 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from ..loading.checkpoints import TimmModel
 from ..network.vt_fpn import Network, is_segmenter
 
-__all__ = ['class_names', 'knowledge', 'knowledge_of', 'label_names', 'meaning', 'meaning_of', 'scores_of', 'shown']
+__all__ = [
+    'class_names',
+    'knowledge',
+    'knowledge_of',
+    'label_names',
+    'meaning',
+    'meaning_of',
+    'percent',
+    'scores_of',
+    'shown',
+]
 
 NAMED = 10  # classes that a sentence names
 
@@ -86,4 +96,8 @@ def scores_of(model: Network, logits: torch.Tensor) -> torch.Tensor:
 
 def shown(model: Network, score: float) -> str:
     """A score as text for people."""
-    return f'{score:.4g}' if meaning_of(model) == 'value' else f'{100 * score:.1f} %'
+    return f'{score:.4g}' if meaning_of(model) == 'value' else percent(score)
+
+
+def percent(share: float) -> str:
+    return f'{100 * share:.1f} %'

@@ -21,7 +21,9 @@ __all__ = [
     'SHOWN',
     'check_mask',
     'check_picture',
+    'class_shares',
     'draw_overlay',
+    'largest_class',
     'paint',
     'save_mask',
     'save_picture',
@@ -73,10 +75,14 @@ def segment_image(model: VTFPN, image: Image.Image, precision: str = 'fp32') -> 
     with computing_in(precision, weight.device):
         logits = model(eval_transform(model)(image)[None].to(weight.device, weight.dtype))
     mask = largest_class(logits.float().cpu(), (image.height, image.width)).numpy()
-    labels = label_names(model)
+    return mask, class_shares(mask, label_names(model))
+
+
+def class_shares(mask: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """`label` and `share` (of the pixels) of each class in a mask, largest first."""
     counts = np.bincount(mask.ravel(), minlength=len(labels))
     order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
-    return mask, [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
+    return [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
 
 
 @overload
