@@ -67,27 +67,23 @@ def list_(
     if as_json:
         print_json(entries)
     elif pretrained:
-        for entry in entries:
+        for entry in entries:  # `info` and --json have all that was measured
             print(f'{entry["name"]}: {entry["size"] / 1e6:.1f} MB, {entry["license"]}')
             print_wrapped(f'{entry["knows"]}.', '  ')
-            print_wrapped(
-                f'{score(entry["metrics"][0])} on {entry["metrics"][0]["dataset"]}.', '  '
-            )  # `info` and --json have all that was measured
+            print_wrapped(f'{score(entry["metrics"][0])} on {entry["metrics"][0]["dataset"]}.', '  ')
     else:
-        rows = []
-        for entry in entries:
-            weights = [describe_pretrained(name) for name in entry['pretrained']]
-            rows.append(
-                [
-                    entry['model'],
-                    f'{entry["params_m"]:.1f} M',
-                    f'{entry["macs_m"] / 1e3:.2f} G',
-                    entry['macs_at'],
-                    '\n'.join(name.partition('.')[2] for name in entry['pretrained']),
-                    '\n'.join(score(one['metrics'][0]) for one in weights),
-                ]
-            )
-        print_table(['model', 'params', 'MACs', 'at', 'weights', 'measured'], rows, ['params', 'MACs', 'at'])
+        columns = ['model', 'params', 'MACs', 'at', 'weights', 'measured']
+        print_table(columns, (model_row(entry) for entry in entries), columns[1:4])
+
+
+def model_row(entry: dict[str, Any]) -> list[str]:
+    """A line of `list`, with a line for each of the model's weights."""
+    from ..loading.facts import describe_pretrained
+
+    params, macs = f'{entry["params_m"]:.1f} M', f'{entry["macs_m"] / 1e3:.2f} G'
+    tags = '\n'.join(name.partition('.')[2] for name in entry['pretrained'])
+    measured = '\n'.join(score(describe_pretrained(name)['metrics'][0]) for name in entry['pretrained'])
+    return [entry['model'], params, macs, str(entry['macs_at']), tags, measured]
 
 
 def score(metric: dict[str, Any]) -> str:
@@ -206,6 +202,7 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
         raise typer.Exit(130) from None
     if not counts:
         return
+    say_what_it_knows(model, network, as_json)
     total, failed = counts
     if as_json:
         print(json.dumps({'output': str(output), 'images': total, 'failed': failed}))
