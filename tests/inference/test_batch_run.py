@@ -193,7 +193,9 @@ def test_signals_leave_what_goes_on(run, folder, tmp_path, monkeypatch, kind):
     monkeypatch.undo()
     code, out, err = run(*command)
     assert (code, out) == (1, f'{output}: {IMAGES} images\n')
-    assert err == f'2 of {IMAGES} images failed; the field error of each says why.\n'
+    knows, failed = err.splitlines()
+    assert knows.startswith('vt_resnet10.digits names an image as one of 10 classes')
+    assert failed == f'2 of {IMAGES} images failed; the field error of each says why.'
     assert len(read_jsonl(output)) == IMAGES
 
 
