@@ -124,11 +124,11 @@ def test_samples_are_read(tmp_path):
     assert list(models) == [DIGITS, SHAPES]
     for path in found['digits']:
         assert path.read_bytes() == (ROOT / 'samples' / path.name).read_bytes()
-        scores, html = answers.classify(models[DIGITS], path)
+        scores, html = answers.classify(models[DIGITS].network, path)
         assert max(scores, key=scores.get) == path.stem[-1]
         assert len(maps_of(html)) == 2 * 16
     for path in found['shapes']:
-        shares, html, overlay = answers.segment(models[SHAPES], path)
+        shares, html, overlay = answers.segment(models[SHAPES].network, path)
         assert html.count('<i ') == sum(share >= 0.0005 for share in shares.values())
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
         assert len(shares) > 2
@@ -136,7 +136,7 @@ def test_samples_are_read(tmp_path):
 
 
 def test_overlays_of_large_images_are_small(tmp_path):
-    model = answers.load_models([SHAPES])[SHAPES]
+    model = answers.load_models([SHAPES])[SHAPES].network
     image_of(150, 100).resize((3000, 2000)).save(tmp_path / 'large.jpg')
     assert answers.segment(model, tmp_path / 'large.jpg')[2].height < 600
 
@@ -153,6 +153,7 @@ def test_bad_files_are_named_without_their_folder(bad_files):
 def test_models_have_the_names_of_their_folders(classifier, tmp_path):
     models = answers.load_models([SHAPES, str(classifier)])
     assert list(models) == ['classifier', SHAPES]  # classifiers first
+    assert models[SHAPES].card.startswith('# vt_fpn_resnet10t.shapes\n')
     other = shutil.copytree(classifier, tmp_path / 'classifier')
     with pytest.raises(ValueError, match='Two models are called classifier'):
         answers.load_models([str(classifier), str(other)])

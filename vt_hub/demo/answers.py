@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from ..inference.explain import explain
@@ -17,7 +19,7 @@ from ..network.vt_fpn import VTFPN, Network, is_segmenter
 from ..synthesis.shapes import scene
 from .figure import legend, token_figure
 
-__all__ = ['classify', 'load_models', 'open_upload', 'segment', 'write_samples']
+__all__ = ['Offer', 'classify', 'load_models', 'open_upload', 'segment', 'write_samples']
 
 TOPK = 5
 MAX_SIDE = 768  # pixels of a segmented image; a larger one is slow to draw and to send
@@ -26,7 +28,15 @@ SAMPLED_TAGS = ('digits', 'shapes')  # other weights are a start for fine-tuning
 SCENES = (2026, [0, 4, 5, 11])  # seed and numbers; the published weights never saw this seed
 
 
-def load_models(sources: Sequence[str] = ()) -> dict[str, Network]:
+@dataclass(frozen=True)
+class Offer:
+    """A model that the page offers, and its card without metadata, which is empty if there is none."""
+
+    network: Network
+    card: str
+
+
+def load_models(sources: Sequence[str] = ()) -> dict[str, Offer]:
     """Load the demo's models, by their shown names.
 
     Args:
@@ -37,14 +47,15 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, Network]:
         LookupError: There is no such model, or it has no weights.
     """
     sources = sources or [name for name in list_pretrained() if name.split('.')[1] in SAMPLED_TAGS]
-    models: dict[str, Network] = {}
+    models: dict[str, Offer] = {}
     for source in sources:
         parsed = Source.parse(source)
         name = parsed.path.resolve().name if parsed.kind == 'folder' else parsed.repo or parsed.text
         if name in models:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
-        models[name] = laid_out(load_model(source))
-    return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1])))  # classifiers come first
+        network, card = laid_out(load_model(source)), parsed.folder() / 'README.md'
+        models[name] = Offer(network, ModelCard.load(card).text.strip() if card.is_file() else '')
+    return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1].network)))  # classifiers come first
 
 
 def write_samples(folder: Path) -> dict[str, list[Path]]:

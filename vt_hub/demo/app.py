@@ -18,8 +18,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('The demo needs Gradio and matplotlib: pip install "vt_hub[demo]".') from error
 
 from ..inference.scores import knowledge_of
-from ..network.vt_fpn import VTFPN, Network, is_segmenter
-from .answers import classify, load_models, open_upload, segment, write_samples
+from ..network.vt_fpn import VTFPN, is_segmenter
+from .answers import Offer, classify, load_models, open_upload, segment, write_samples
 
 __all__ = ['build', 'start']
 
@@ -49,7 +49,7 @@ class Replies:
         samples: Sample images for each tag of published weights.
     """
 
-    def __init__(self, models: dict[str, Network], samples: dict[str, list[Path]]):
+    def __init__(self, models: dict[str, Offer], samples: dict[str, list[Path]]):
         self.models = models
         self.samples = samples
         self.all_samples = [path for paths in samples.values() for path in paths]
@@ -65,26 +65,28 @@ class Replies:
         if not image:
             return None, None, None
         with errors_shown():
-            network = self.models[model]
+            network = self.models[model].network
             return segment(network, image) if isinstance(network, VTFPN) else (*classify(network, image), None)
 
     def check(self, model: str, image: str | None) -> None:
         """Raise the error of `answer` for an unreadable file. It has no outputs, since each would show the error."""
         with errors_shown():
             if image:
-                open_upload(image, self.models[model].in_chans)
+                open_upload(image, self.models[model].network.in_chans)
 
     def change_model(self, model: str, image: str | None) -> tuple[Any, ...]:
         """Update the page for the chosen model. A shown sample is replaced by one that the model can read."""
-        own, segments = self.samples_of(model), is_segmenter(self.models[model])
+        own, network = self.samples_of(model), self.models[model].network
+        segments = is_segmenter(network)
         sample = not image or Path(image).name in self.sample_names
         return (
-            f'This model {knowledge_of(self.models[model])}.',
+            f'This model {knowledge_of(network)}.',
             gr.Dataset(samples=[[path] for path in own]),
             own[0] if sample else image,  # not gr.skip(): see only_uploads
             gr.Label(label='Share of the pixels' if segments else 'Probability'),
             gr.HTML(label='Classes' if segments else 'Tokens'),
             gr.Image(visible=segments),
+            self.models[model].card,
         )
 
     def pick(self, model: str, number: int) -> Path:
@@ -116,7 +118,9 @@ def build(sources: Sequence[str] = ()) -> gr.Blocks:
                 scores = gr.Label(num_top_classes=5, show_heading=False, elem_id='scores')
                 figure = gr.HTML(label='Tokens', show_label=True, container=True, padding=True, elem_id='tokens')
                 overlay = gr.Image(label='Overlay', format='png', interactive=False, buttons=[], elem_id='overlay')
-        parts = [about, gallery, image, scores, figure, overlay]
+                with gr.Accordion('Model card', open=False):
+                    card = gr.Markdown(elem_id='card')
+        parts = [about, gallery, image, scores, figure, overlay, card]
         answered: dict[str, Any] = {
             'fn': replies.answer,
             'inputs': [model, image],
