@@ -33,11 +33,11 @@ def load(model: str) -> torch.nn.Module:
 
 
 def run_torch(model: str, images: torch.Tensor, folder: Path) -> Iterator[tuple[str, Run, float | None]]:
-    plain, last = load(model), laid_out(load(model))
+    plain, last, half = load(model), laid_out(load(model)), laid_out(load(model), 'bf16')
 
     def mixed() -> torch.Tensor:
         with computing_in('bf16', CPU):
-            return last(images)
+            return half(images)
 
     yield 'torch', lambda: plain(images), None
     yield 'torch, channels_last, as in `predict`', lambda: last(images), None

@@ -407,6 +407,14 @@ def test_images_that_do_not_fit_in_memory(classify, tmp_path, monkeypatch):
     assert sum(error.endswith('as an image: there is too little memory.') for error in errors) == IMAGES - 2
 
 
+def test_another_precision_is_named_before_the_weights(run, folder, tmp_path, monkeypatch):
+    command = ['predict', folder, '--output', tmp_path / 'table.jsonl', '--workers', 1]
+    monkeypatch.setattr(Parts, 'write', lambda *_: signal.raise_signal(signal.SIGINT))
+    assert run(*command)[0] == 130
+    monkeypatch.undo()
+    assert 'with precision fp32, not bf16' in run(*command, '--precision', 'bf16')[2]
+
+
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_mixed_precision(run, samples, tmp_path, precision):
     rows = [json.loads(line) for line in run('predict', samples / 'digit_*.png', '--json')[1].splitlines()]

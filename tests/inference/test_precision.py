@@ -1,11 +1,14 @@
 """In which numbers a command computes."""
 
+import copy
 import json
 
 import pytest
+import timm
 import torch
+from torch import nn
 
-from vt_hub.inference.precision import chosen_precision, computing_in
+from vt_hub.inference.precision import chosen_precision, computing_in, laid_out
 
 CPU = torch.device('cpu')
 
@@ -20,6 +23,19 @@ def test_auto_asks_the_processor(monkeypatch, there, chosen):
     assert [chosen_precision(name, CPU) for name in ('fp32', 'bf16', 'fp16')] == ['fp32', 'bf16', 'fp16']
     with computing_in('auto', CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if chosen == 'bf16' else torch.float32)
+
+
+def test_weights_are_converted_once():
+    torch.manual_seed(0)
+    plain = timm.create_model('test_vt_resnet', num_classes=5).eval()
+    ready = laid_out(copy.deepcopy(plain), 'bf16')
+    images = torch.randn(2, 3, 64, 64)
+    assert {module.weight.dtype for module in ready.modules() if isinstance(module, (nn.Conv2d, nn.Linear))} == {
+        torch.bfloat16
+    }
+    assert {p.dtype for name, p in ready.named_parameters() if 'norm' in name or 'bn' in name} == {torch.float32}
+    with torch.inference_mode(), computing_in('bf16', CPU):
+        assert torch.equal(ready(images), laid_out(plain)(images))
 
 
 def test_segment_in_bf16(run, samples):

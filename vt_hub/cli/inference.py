@@ -169,7 +169,7 @@ def predict(
     if workers:
         raise typer.BadParameter('--workers needs --output')
     paths = find_images(images)
-    network = laid_out(load_model(model).fuse())
+    network = laid_out(load_model(model).fuse(), precision)
     results = predict_each(network, paths, topk=topk, batch_size=batch_size, precision=precision)
     failed = []
     for result in progress(results, len(paths), 'Classifying'):
@@ -195,7 +195,7 @@ def predict_table(images: list[str], model: str, output: Path, as_json: bool, **
         with sigterm_as_interrupt(), processes(timeout=LONGEST_RUN) as (rank, device):
             if rank == 0:
                 check_run(images, output)
-            network = laid_out(load_model(model).fuse().to(device))
+            network = laid_out(load_model(model).fuse().to(device), options['precision'])
             counts = predict_files(network, images, output, **options, progress=progress)
     except KeyboardInterrupt:
         print(f'{output} is not finished; the same command resumes it.', file=sys.stderr)
@@ -246,7 +246,7 @@ def segment(
 
     paths = find_images(images)
     targets = segment_outputs(overlay, mask, paths)
-    network = laid_out(load_model(model).fuse())
+    network = laid_out(load_model(model).fuse(), precision)
     labels = label_names(network)
     results = segment_each(network, paths, precision)
     failed = []

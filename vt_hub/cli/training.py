@@ -393,11 +393,15 @@ def evaluate(
     with processes() as (rank, device), computing_in(precision, device):
         if does == 'classification':
             images = open_for_model(network, data_dir, split)
-            found = evaluate_classifier(laid_out(network), images, device, batch_size, workers, progress)
+            found = evaluate_classifier(
+                laid_out(network.to(device), precision), images, device, batch_size, workers, progress
+            )
         else:
             pairs = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
             edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
-            found = evaluate_segmentation(laid_out(load_segmenter(folder).to(device)), pairs, edges, workers, progress)
+            found = evaluate_segmentation(
+                laid_out(load_segmenter(folder).to(device), precision), pairs, edges, workers, progress
+            )
     if rank == 0:
         found |= {'model': model, 'precision': chosen_precision(precision, device), **machine(device)}
         report(found, result, as_json)

@@ -276,7 +276,7 @@ def prepare(model: Network, inputs: list[str], output: Path, **settings: Any) ->
     """
     check_run(inputs, output)
     folder = parts_folder(output)
-    start(folder, inputs, {'inputs': inputs, 'model': fingerprint(model), **settings})
+    start(folder, inputs, {'inputs': inputs, **settings, 'model': fingerprint(model)})  # the first difference is named
     missing = Parts(folder).missing()
     if missing and output.exists():
         raise FileExistsError(f'{output} exists, but the run in {folder} is not finished; remove one of them.')

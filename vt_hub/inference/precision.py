@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 __all__ = ['DTYPES', 'chosen_precision', 'computing_in', 'laid_out']
 
@@ -28,6 +29,17 @@ def computing_in(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def laid_out(model: Model) -> Model:
-    """The model with its weights in channels_last, in place: convolutions are faster in it, on CPUs and GPUs."""
+def laid_out(model: Model, precision: str = 'fp32') -> Model:
+    """The model, in place, with its weights as `computing_in` uses them, so that they are not converted in each call.
+
+    In channels_last convolutions are faster, on CPUs and GPUs. Norms keep their precision.
+
+    Args:
+        model: A network on its device.
+        precision: See `chosen_precision`.
+    """
+    dtype = DTYPES[chosen_precision(precision, next(model.parameters()).device)]
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(dtype)
     return model.to(memory_format=torch.channels_last)

@@ -35,7 +35,7 @@ class Classify:
 
     def __init__(self, model: str, topk: int = 5, precision: str = 'fp32'):
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        self.classifier = Classifier(laid_out(load_model(model).fuse().to(device)), topk, precision)
+        self.classifier = Classifier(laid_out(load_model(model).fuse().to(device), precision), topk, precision)
 
     def __call__(self, batch: 'dict[str, np.ndarray | list[Any]]') -> 'pyarrow.Table':
         paths = [str(path) for path in batch['path']]
