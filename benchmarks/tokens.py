@@ -22,7 +22,7 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from photograph_maps import load_teacher, nips
+from photograph_maps import nips
 from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -31,6 +31,7 @@ from timm.utils import ModelEmaV3
 from token_variants import OF_THE_PAPER, VARIANTS, change
 
 from vt_hub.inference.diversity import measure_module, token_diversity
+from vt_hub.loading.conversion import load_trained
 from vt_hub.network.vt_stage import VTStage
 from vt_hub.reporting import machine
 from vt_hub.synthesis.shapes import CLASSES, scene
@@ -229,7 +230,7 @@ class Reference(nn.Module):
         self.mean, self.std = pooled.mean(0), pooled.std(0)
         every = torch.from_numpy(data['stage'][::16].astype(np.float32))
         self.map_std = every.std((0, 2, 3)).view(-1, 1, 1)
-        teacher = load_teacher(ARGS.teacher)
+        teacher = load_trained('tf_efficientnet_lite2', ARGS.teacher)
         features = torch.from_numpy(data['teacher'].astype(np.float32))
         target = teacher.classifier(features).detach().softmax(1)
         # first the teacher's features, by ridge regression, then its logits: from zero the logits alone take far longer
@@ -317,7 +318,7 @@ class Trunk:
             result[f'{part}_open'] = round(torch.cat(open_).mean().item(), 4)  # share of the variance not explained
             result[f'{part}_agree'] = round(100 * (found.argmax(1) == known.argmax(1)).float().mean().item(), 2)
             if part == 'nips':
-                labels = torch.tensor(nips(ARGS.photographs)[1])
+                labels = torch.tensor([label for _, label in nips(ARGS.photographs)])
                 for name, logits in (('top1', found), ('reference_top1', known)):
                     result[name] = round(100 * (logits.argmax(1) == labels).float().mean().item(), 2)
                 hits = (found.topk(5).indices == labels[:, None]).any(1)
