@@ -20,6 +20,8 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
     def named(match: re.Match) -> str:
         text, target = match['text'], match['target'].removeprefix('../')
-        return match[0] if files.get_file_from_path(match['target']) else f'{text} (`{target}`)'
+        if files.get_file_from_path(match['target']):
+            return match[0]
+        return f'`{target}`' if text == Path(target).name else f'{text} (`{target}`)'
 
     return re.sub(r'(?<!!)\[(?P<text>[^][]*)\]\((?P<target>[^):#]+\.\w+)\)', named, markdown)
