@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -12,7 +13,7 @@ import vt_hub
 from vt_hub.loading.source import Source
 from vt_hub.publishing import verify
 from vt_hub.publishing.card import lineage, retarget
-from vt_hub.publishing.model_folder import write_checksums
+from vt_hub.publishing.model_folder import write_card, write_checksums
 
 LABELS = ['tulip', 'rose', 'daisy']
 RESULT = {
@@ -220,6 +221,15 @@ def test_a_card_has_what_a_training_started_from(tmp_path):
     card = ModelCard.load(folder / 'README.md')
     assert sentence in card.text
     assert (card.data.base_model, card.data.base_model_relation) == ('vt-hub/vt_resnet10.digits', 'finetune')
+
+
+def test_a_card_has_a_picture(tmp_path, quick):
+    Image.new('RGB', (30, 20)).save(tmp_path / 'drawn.webp')
+    folder = vt_hub.export(tiny(), tmp_path / 'new', license='mit', picture=tmp_path / 'drawn.webp')
+    assert '(explanation.webp)' in (folder / 'README.md').read_text()
+    assert not failures(folder)
+    write_card(folder)
+    assert '(explanation.webp)' in (folder / 'README.md').read_text()
 
 
 def test_card_command(folder, tmp_path, run, quick):

@@ -384,10 +384,9 @@ def evaluate(
     does = task_of(network).removeprefix('image-')
     if task and task != does:
         raise ValueError(f'{model} does {does}, not {task}.')
-    if does == 'classification' and (layout or classes or reduce_labels or shortest_edge or longest_edge):
+    edges = edges_of(shortest_edge, longest_edge)
+    if does == 'classification' and (layout or classes or reduce_labels or edges):
         raise typer.BadParameter('--layout, --classes, --reduce-labels and edges are for segmentation.')
-    if longest_edge and not shortest_edge:
-        raise typer.BadParameter('--longest-edge goes with --shortest-edge.')
     if result:
         check_place(result)
     with processes() as (rank, device), computing_in(precision, device):
@@ -398,13 +397,19 @@ def evaluate(
             )
         else:
             pairs = open_data(data_dir, split, layout or 'folders', classes, reduce_labels)
-            edges = (shortest_edge, longest_edge or LONGEST_EDGE) if shortest_edge else None
             found = evaluate_segmentation(
                 laid_out(load_segmenter(folder).to(device), precision), pairs, edges, workers, progress
             )
     if rank == 0:
         found |= {'model': model, 'precision': chosen_precision(precision, device), **machine(device)}
         report(found, result, as_json)
+
+
+def edges_of(shortest: int | None, longest: int | None) -> tuple[int, int] | None:
+    """The edges to segment at, or None for the model's own size."""
+    if longest and not shortest:
+        raise typer.BadParameter('--longest-edge goes with --shortest-edge.')
+    return (shortest, longest or LONGEST_EDGE) if shortest else None
 
 
 def report(found: dict[str, Any], path: Path | None, as_json: bool) -> None:

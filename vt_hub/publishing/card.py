@@ -27,7 +27,9 @@ BODY = """\
 # {{ name }}
 
 This model {{ summary }}.
-
+{% if picture %}
+![What it says of a sample, and where its tokens look]({{ picture }})
+{% endif %}
 {{ prose }}
 {% if origin %}
 {{ origin }}
@@ -129,6 +131,7 @@ def build_card(
     origin: str,
     task: str,
     summary: str,
+    picture: str,
     results: list[dict[str, Any]],
     license: str = 'apache-2.0',
     metadata: dict[str, Any] | None = None,
@@ -144,6 +147,7 @@ def build_card(
         origin: A sentence after the prose that says which weights these are.
         task: The Hub's name for the task, also used by `pipeline`.
         summary: What the model answers; see `knowledge`.
+        picture: Name of a picture in the folder, or empty.
         results: Contents of result files; each has `task`, `dataset` (`name`, `type`, `split`, `num_images`) and
             `metrics`, and may have `tokens`.
         license: Licence of the weights, with the Hub's abbreviation.
@@ -162,6 +166,7 @@ def build_card(
         source=source,
         repo=repo,
         summary=summary,
+        picture=picture,
         prose=text.strip(),
         origin=origin,
         task=task,
@@ -170,16 +175,23 @@ def build_card(
         tokens=tokens,
         warning=warning_of([TokenDiversity(**module) for module in tokens]),
     )
-    data = ModelCardData(
+    data = hub_metadata(name, task, results, license, metadata or {})
+    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
+
+
+def hub_metadata(
+    name: str, task: str, results: list[dict[str, Any]], license: str, metadata: dict[str, Any]
+) -> ModelCardData:
+    """What the Hub reads; see `build_card`. With transformers as library, the Hub prints a snippet without vt_hub."""
+    return ModelCardData(
         model_name=name,
         license=license,
-        library_name='transformers',  # the Hub then prints a snippet that works without vt_hub
+        library_name='transformers',
         pipeline_tag=task,
         tags=[task, 'custom_code', 'timm', 'vt_hub', 'visual-transformers'],
         eval_results=eval_results(results) or None,
-        **(metadata or {}),
+        **metadata,
     )
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 
 
 def tokens_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 A folder has `config.json` (for timm and transformers), `model.safetensors` (no key prefixes), `README.md` (the card),
 `fixture.safetensors` (one input and its logits), the remote code, `SHA256SUMS` of all files except the card, and
-optionally `onnx/model.onnx`.
+optionally `onnx/model.onnx` and a picture for the card, `explanation.webp`.
 """
 
 import shutil
@@ -40,6 +40,7 @@ from .onnx_file import ONNX_FILE, export_onnx
 __all__ = ['copy_card', 'export', 'export_weights', 'with_code', 'write_checksums']
 
 NETWORK = Path(network.__file__).parent  # its files are the remote code
+PICTURE = 'explanation.webp'
 AUTO_MAPS = {  # by transformers' model type
     **{
         model_type: {
@@ -201,6 +202,15 @@ def checked_contents(
     return config, state_dict
 
 
+def write_network(folder: Path, config: VTConfig, state_dict: dict[str, torch.Tensor], code: bool) -> None:
+    """Write the weights, the configuration, the fixture and, if wanted, the remote code."""
+    save_file(state_dict, folder / 'model.safetensors', metadata={'format': 'pt'})
+    config.save_pretrained(folder)
+    if code:
+        copy_code(folder)
+    save_file(fixture(folder), folder / 'fixture.safetensors')
+
+
 def export(
     model: Exportable,
     folder: str | Path,
@@ -209,6 +219,7 @@ def export(
     prose: str = DEFAULT_PROSE,
     origin: str = '',
     metadata: dict[str, Any] | None = None,
+    picture: str | Path | None = None,
     source: str | None = None,
     repo: str | None = None,
     license: str | None = None,
@@ -227,6 +238,7 @@ def export(
         prose: Markdown for the card, a Jinja template.
         origin: A sentence for the card that says which weights of which training these are.
         metadata: More of the Hub's metadata for the card; see `build_card`.
+        picture: A .webp file for the card, such as `vt-hub explain` writes.
         source: What the card's timm snippet loads; default: the folder's name.
         repo: What the card's pipeline snippet loads; default: the folder's name.
         license: Licence of the weights; default: that of the model.
@@ -247,11 +259,9 @@ def export(
         raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
     config, state_dict = checked_contents(model, labels, license, dtype)
     with written_whole(folder) as unfinished:
-        save_file(state_dict, unfinished / 'model.safetensors', metadata={'format': 'pt'})
-        config.save_pretrained(unfinished)
-        if code:
-            copy_code(unfinished)
-        save_file(fixture(unfinished), unfinished / 'fixture.safetensors')
+        write_network(unfinished, config, state_dict, code)
+        if picture:
+            shutil.copyfile(picture, unfinished / PICTURE)
         if onnx:
             export_onnx(load_folder(unfinished), unfinished / ONNX_FILE, attention)
         write_card(unfinished, metrics, prose, origin, metadata, source=source, repo=repo, name=folder.name)
@@ -303,6 +313,7 @@ def write_card(
         prose=prose,
         origin=origin,
         metadata=metadata,
+        picture=PICTURE if (folder / PICTURE).is_file() else '',
         summary=knowledge(config.label_names, is_segmenter(config.architecture), config.problem_type),
         results=list(metrics),
         license=config.pretrained_cfg.get('license') or 'other',
