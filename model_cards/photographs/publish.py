@@ -17,6 +17,7 @@ these weights have.
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import torch
 from measure import SETS, fit_temperature, logits_of
 
 from vt_hub.files import read_json
+from vt_hub.inference.explain import explain
+from vt_hub.inference.explanation_figure import save_explanation
 from vt_hub.loading.source import load_model
 from vt_hub.publishing import export
 from vt_hub.publishing.model_folder import write_card
@@ -32,6 +35,8 @@ from vt_hub.reporting import write_result
 HERE = Path(__file__).parent
 CARDS = HERE.parent
 WATTS = 20  # of two cores and their share of the memory: an assumption
+GRAMS = 450  # of CO2 for a kilowatt-hour: about the world's average
+SAMPLE = CARDS.parent / 'samples' / 'cat.png'
 sys.path.append(str(CARDS / 'scenes'))
 from report import markdown  # noqa: E402
 
@@ -75,6 +80,18 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def emissions(result: dict[str, Any]) -> dict[str, Any]:
+    """The Hub's metadata on what the training emitted."""
+    return {
+        'co2_eq_emissions': {
+            'emissions': round(result['kilowatt_hours'] * GRAMS),
+            'source': f'assumed: {WATTS} watts, and {GRAMS} grams of CO2 for a kilowatt-hour',
+            'training_type': 'distillation',
+            'hardware_used': result['training']['hardware'],
+        }
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='such as vt_resnet18.dist_in1k')
@@ -88,13 +105,17 @@ def main():
     if args.run:
         model = load_model(args.run / 'model').float()
         temperature = fold_temperature(model, args.photographs)
-        export(model, args.out, dtype='fp16', code=False)
+        with tempfile.TemporaryDirectory() as tmp:
+            picture = Path(tmp) / 'explanation.webp'
+            save_explanation(explain(model, SAMPLE), picture, f'{SAMPLE.name}, {args.name}')
+            export(model, args.out, dtype='fp16', code=False, picture=picture)
         write_result(folder / 'result.json', read_json(args.run / 'result.json') | {'temperature': temperature})
         shutil.copy(args.run / 'summary.csv', folder / 'summary.csv')
     prose = (HERE / 'card.md').read_text()
     for part in ('training.md', 'licences.md'):
         prose = prose.replace(f'<!-- {part} -->\n', (folder / part).read_text())
-    write_card(args.out, results(folder), prose, source=args.name, name=args.name)
+    found = results(folder)
+    write_card(args.out, found, prose, metadata=emissions(found[0]), source=args.name, name=args.name)
 
 
 if __name__ == '__main__':
