@@ -16,7 +16,7 @@ The published model is VT-FPN of seed 0, independent of its figures.
 """
 
 import argparse
-import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +34,9 @@ from vt_hub.training.segmentation.recipe import load_segmentation_recipe
 from vt_hub.training.segmentation.run import train_segmentation
 
 ROOT = Path(__file__).parent
+sys.path.append(str(ROOT.parent))
+from segmentation import figures  # noqa: E402
+
 NAME = 'vt_fpn_resnet10t.shapes'
 SEEDS = (0, 1, 2)
 ARMS = {  # what is compared, as arguments of the model
@@ -43,10 +46,6 @@ ARMS = {  # what is compared, as arguments of the model
 }
 KINDS = {'shapes': list(SHAPES), 'textures': list(TEXTURES)}
 HELD_OUT = {'name': 'vt-hub synthesize shapes', 'type': 'vt_hub.synthesis.shapes', 'split': 'held-out scenes, seed 1'}
-
-
-def mean_iou(result: dict, classes: list[str]) -> float:
-    return round(statistics.mean(result['per_class_iou'][name] for name in classes), 2)
 
 
 def draw(work: Path):
@@ -74,33 +73,22 @@ def run(args: argparse.Namespace):
     print(folder, result['metrics'])
 
 
-def figures(arm: str, work: Path) -> dict:
+def figures_of(arm: str, work: Path) -> dict:
     """Those of all runs of an arm."""
-    folders = [work / f'{arm}_{seed}' for seed in SEEDS]
-    folders = [folder for folder in folders if (folder / 'held_out.json').exists()]
-    results = [read_json(folder / 'held_out.json') for folder in folders]
-    miou = [result['metrics']['miou'] for result in results]
-    return {
-        'miou': miou,
-        'mean': round(statistics.mean(miou), 2),
-        'stdev': round(statistics.stdev(miou), 2) if len(miou) > 1 else None,
-        **{name: [mean_iou(result, classes) for result in results] for name, classes in KINDS.items()},
-        'pixel_accuracy': [result['metrics']['pixel_accuracy'] for result in results],
-        'val_miou': [read_json(folder / 'result.json')['metrics']['miou'] for folder in folders],
-    }
+    return figures([work / f'{arm}_{seed}' for seed in SEEDS], KINDS)
 
 
 def compare_start(args: argparse.Namespace):
     """The figures of the runs that began with --start, and those of the run that they began with."""
     training = read_json(args.work / 'vt_started_0' / 'held_out.json')['training']
     start = read_json(Path(training.pop('model')).parent / 'result.json')
-    found = {'vt_started': figures('vt_started', args.work), 'training': training}
+    found = {'vt_started': figures_of('vt_started', args.work), 'training': training}
     write_result(ROOT / 'started.json', found | {'start': start['metrics']})
 
 
 def publish(args: argparse.Namespace):
     """The figures of all runs, and the folder of one."""
-    comparison: dict = {'seeds': SEEDS} | {arm: figures(arm, args.work) for arm in ARMS}
+    comparison: dict = {'seeds': SEEDS} | {arm: figures_of(arm, args.work) for arm in ARMS}
     result = read_json(args.work / 'vt_0' / 'held_out.json')
     training = result['training']
     write_result(ROOT / 'comparison.json', {**comparison, 'dataset': result['dataset'], 'training': training})

