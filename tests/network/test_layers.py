@@ -145,6 +145,19 @@ def test_a_training_can_make_tokens_neither_uniform_nor_single_pixels():
         assert 0.3 < entropy.exp() / attn.shape[2] < 0.8
 
 
+def test_a_single_distinct_token_learns_in_bfloat16():
+    """What it has for itself is zero; making that zero stronger would only make its rounding stronger."""
+    found = []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        tokenizer, x = DistinctTokenizer(64, 64, 1).float(), torch.randn(8, 64, 10, 10, dtype=torch.float32)
+        with torch.autocast('cpu', torch.bfloat16, enabled=mixed):
+            T, _ = tokenizer(x)
+        (T.float() * torch.randn(8, 1, 64, dtype=torch.float32)).sum().backward()
+        found.append(tokenizer.filters.grad)
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
+
+
 @torch.no_grad()
 def test_equal_tokens_do_not_align_the_filters_of_a_distinct_tokenizer():
     x, tokens = torch.randn(B, C, H, W), torch.randn(B, 1, D).expand(-1, L, -1)
