@@ -288,6 +288,7 @@ TOKEN_VARIANTS = {
     'distinct': '`distinct_tokens`',
     'unit': "the paper's, logits of unit variance",
     'sigma': 'sigma-reparametrised',
+    'ungated': '`distinct_tokens` without gates',
 }
 
 
