@@ -12,10 +12,12 @@ from timm.layers import LayerScale
 from torch.nn.utils import parametrize
 
 from vt_hub.network.vt_layers import (
+    DistinctTokenizer,
     FilterTokenizer,
     Projector,
     RecurrentTokenizer,
     TransformerMixer,
+    pixels,
 )
 
 Part = tuple[nn.Module, str, nn.Module]
@@ -63,6 +65,27 @@ def sigma(model: nn.Module):
                 parametrize.register_parametrization(layer, 'weight', Sigma(layer.weight))
 
 
+class Bounded(DistinctTokenizer):
+    """A = softmax_P(s X W^T / rms(X)) with a learned s of at least 1, which bounds the logits of all tokens alike."""
+
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        X, W = pixels(x), F.normalize(self.filters, dim=1)
+        if self.token_to_filter is not None and tokens is not None:
+            W = W + F.normalize(self.token_to_filter(tokens), dim=2, eps=1.0) / 2
+        lengths = torch.linalg.vector_norm(X, dim=2, keepdim=True)
+        rms = (lengths.square().mean(dim=1, keepdim=True) / X.shape[2]).clamp(min=1e-6).sqrt()
+        s = 1 + self.sharpness.abs()
+        A = (X @ W.transpose(-2, -1) * (s / rms)).softmax(dim=1)
+        return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
+
+
+def bounded(model: nn.Module):
+    """The default with one learned sharpness for all tokens of a module in place of logits of unit deviation."""
+    for _, _, tokenizer in parts(model, DistinctTokenizer):
+        tokenizer.__class__ = Bounded
+        tokenizer.sharpness = nn.Parameter(torch.full((1,), 0.1))
+
+
 def ungated(model: nn.Module):
     """The default without the gates of the mixer."""
     for parent, name, _ in parts(model, LayerScale):
@@ -74,6 +97,7 @@ VARIANTS: dict[str, Callable[[nn.Module], None] | None] = {
     'distinct': None,
     'unit': unit,
     'sigma': sigma,
+    'bounded': bounded,
     'ungated': ungated,
 }
 OF_THE_PAPER = ('paper', 'unit', 'sigma')  # the others start from the default

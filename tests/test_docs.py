@@ -288,6 +288,7 @@ TOKEN_VARIANTS = {
     'distinct': '`distinct_tokens`',
     'unit': "the paper's, logits of unit variance",
     'sigma': 'sigma-reparametrised',
+    'bounded': '`distinct_tokens` with one learned sharpness',
     'ungated': '`distinct_tokens` without gates',
 }
 
