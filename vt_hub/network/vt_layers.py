@@ -96,7 +96,7 @@ class DistinctTokenizer(Tokenizer):
         Z = X @ W.transpose(-2, -1)
         Z = Z / deviation(Z)
         shared = Z.mean(dim=2, keepdim=True)
-        own = Z - shared if Z.shape[2] > 1 else torch.zeros_like(shared)  # one token shares with none
+        own = Z - shared if self.grid != (1, 1) else torch.zeros_like(shared)  # one token shares with none
         Z = shared + own / deviation(own).clamp(max=1.0)
         A = (Z / deviation(Z)).softmax(dim=1)  # each token reads about 60 % of the pixels
         return self.proj(A.transpose(1, 2) @ X), A.transpose(1, 2)
