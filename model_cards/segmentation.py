@@ -1,11 +1,48 @@
-"""What the comparisons of segmentation networks share: the figures of the runs of one network."""
+"""What the comparisons of segmentation networks share: a run, the figures of all runs, and the folder of one."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vt_hub.files import read_json
+from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
+from vt_hub.publishing import export
+from vt_hub.publishing.model_folder import convert_dtype
+from vt_hub.reporting import find_device, machine, write_result
+from vt_hub.training.segmentation.data import SegmentationData
+from vt_hub.training.segmentation.recipe import SegmentationRecipe
+from vt_hub.training.segmentation.run import train_segmentation
+
+Evaluate = Callable[[VTFPNForSemanticSegmentation], dict[str, Any]]  # on the part that nothing was chosen on
+
+
+def train_and_measure(
+    recipe: SegmentationRecipe,
+    train: SegmentationData,
+    val: SegmentationData,
+    folder: Path,
+    evaluate: Evaluate,
+    **options: Any,
+) -> None:
+    """Train one network, and write `held_out.json` beside it. `options` are those of `train_segmentation`."""
+    started = time.time()
+    train_segmentation(recipe, train, val, folder, **options)
+    result = evaluate(VTFPNForSemanticSegmentation.from_pretrained(folder / 'model'))
+    settings = read_json(folder / 'recipe.json') | {'num_images': len(train), 'seconds': round(time.time() - started)}
+    write_result(folder / 'held_out.json', {**result, 'training': settings | machine(find_device())})
+    print(folder, result['metrics'])
+
+
+def publish_run(run: Path, card: Path, evaluate: Evaluate, out: Path) -> None:
+    """Write the model folder of a run, and its `result.json` into the folder of the card, which has the name."""
+    model = VTFPNForSemanticSegmentation.from_pretrained(run / 'model')
+    model.load_state_dict(convert_dtype(model.state_dict(), 'fp16'))  # what is measured is what is shipped
+    result = {**evaluate(model), 'training': read_json(run / 'held_out.json')['training']}
+    write_result(card / 'result.json', result)
+    prose = (card / 'card.md').read_text()
+    export(model, out, metrics=[result], prose=prose, dtype='fp16', code=False, source=card.name)
 
 
 def mean_iou(result: dict[str, Any], classes: Sequence[str]) -> float:

@@ -17,27 +17,23 @@ The published model is VT-FPN of seed 0, independent of its figures.
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from vt_hub.files import read_json
 from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
-from vt_hub.publishing import export
-from vt_hub.publishing.model_folder import convert_dtype
-from vt_hub.reporting import find_device, machine, write_result
+from vt_hub.reporting import write_result
 from vt_hub.synthesis.shapes import SHAPES, TEXTURES, scene, write_shapes
 from vt_hub.training.segmentation.data import open_data
 from vt_hub.training.segmentation.evaluate import evaluate_segmentation
 from vt_hub.training.segmentation.recipe import load_segmentation_recipe
-from vt_hub.training.segmentation.run import train_segmentation
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent))
-from segmentation import figures  # noqa: E402
+from segmentation import figures, publish_run, train_and_measure  # noqa: E402
 
-NAME = 'vt_fpn_resnet10t.shapes'
 SEEDS = (0, 1, 2)
 ARMS = {  # what is compared, as arguments of the model
     'fpn': {'decoder': 'fpn'},
@@ -65,12 +61,8 @@ def run(args: argparse.Namespace):
     start = {'model': args.start} if args.start else {'model_args': ARMS[args.arm]}
     recipe = load_segmentation_recipe('shapes', start)
     data = [open_data(args.work / 'shapes', split) for split in ('train', 'val')]
-    started = time.time()
-    train_segmentation(recipe, *data, folder, seed=args.seed, workers=1, resume=args.resume)
-    result = evaluate(VTFPNForSemanticSegmentation.from_pretrained(folder / 'model'), args.work)
-    settings = read_json(folder / 'recipe.json') | {'num_images': len(data[0]), 'seconds': round(time.time() - started)}
-    write_result(folder / 'held_out.json', {**result, 'training': settings | machine(find_device())})
-    print(folder, result['metrics'])
+    options = {'seed': args.seed, 'workers': 1, 'resume': args.resume}
+    train_and_measure(recipe, *data, folder, partial(evaluate, work=args.work), **options)
 
 
 def figures_of(arm: str, work: Path) -> dict:
@@ -93,19 +85,7 @@ def publish(args: argparse.Namespace):
     training = result['training']
     write_result(ROOT / 'comparison.json', {**comparison, 'dataset': result['dataset'], 'training': training})
 
-    model = VTFPNForSemanticSegmentation.from_pretrained(args.work / 'vt_0' / 'model')
-    model.load_state_dict(convert_dtype(model.state_dict(), 'fp16'))  # what is measured is what is shipped
-    result = {**evaluate(model, args.work), 'training': training}
-    write_result(ROOT / 'result.json', result)
-    export(
-        model,
-        args.out,
-        metrics=[result],
-        prose=(ROOT / 'card.md').read_text(),
-        dtype='fp16',
-        code=False,
-        source=NAME,
-    )
+    publish_run(args.work / 'vt_0', ROOT, partial(evaluate, work=args.work), args.out)
     Image.fromarray(scene(2, 14, 256)[0]).save(ROOT.parents[1] / 'samples' / 'scene.png')
 
 

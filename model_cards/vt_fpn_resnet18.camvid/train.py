@@ -11,26 +11,22 @@ figures.
 """
 
 import argparse
-import hashlib
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 from vt_hub.files import read_json
+from vt_hub.network.checksums import file_sha256
 from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
-from vt_hub.publishing import export
-from vt_hub.publishing.model_folder import convert_dtype
-from vt_hub.reporting import find_device, machine, write_result
+from vt_hub.reporting import write_result
 from vt_hub.training.segmentation.data import open_data
 from vt_hub.training.segmentation.evaluate import evaluate_segmentation
 from vt_hub.training.segmentation.recipe import load_segmentation_recipe
-from vt_hub.training.segmentation.run import train_segmentation
 
 ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent))
-from segmentation import figures  # noqa: E402
+from segmentation import figures, publish_run, train_and_measure  # noqa: E402
 
-NAME = 'vt_fpn_resnet18.camvid'
 SEEDS = (0, 1, 2)
 ARMS = {'vt': {'decoder': 'vt'}, 'fpn': {'decoder': 'fpn'}}
 SMALL = ['pole', 'sign', 'fence', 'pedestrian', 'bicyclist']
@@ -47,20 +43,14 @@ def run(args: argparse.Namespace):
     changes = {'model_args': ARMS[args.arm], 'backbone_checkpoint': str(args.backbone_checkpoint)}
     recipe = load_segmentation_recipe('camvid', changes | ({'steps': args.steps} if args.steps else {}))
     data = [open_data(str(args.data_dir), split, 'camvid') for split in ('train', 'val')]
-    started = time.time()
-    train_segmentation(recipe, *data, folder, seed=args.seed, workers=args.workers, resume=True)
-    result = evaluate(VTFPNForSemanticSegmentation.from_pretrained(folder / 'model'), args.data_dir)
-    settings = read_json(folder / 'recipe.json') | {'num_images': len(data[0]), 'seconds': round(time.time() - started)}
-    write_result(folder / 'held_out.json', {**result, 'training': settings | machine(find_device())})
-    print(folder, result['metrics'])
+    options = {'seed': args.seed, 'workers': args.workers, 'resume': True}
+    train_and_measure(recipe, *data, folder, partial(evaluate, data_dir=args.data_dir), **options)
 
 
 def manifest(data_dir: Path) -> str:
     """The sha256 of every image and mask, in the format of sha256sum(1)."""
-    paths = sorted(path for path in data_dir.rglob('*.png'))
-    return ''.join(
-        f'{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(data_dir).as_posix()}\n' for path in paths
-    )
+    paths = sorted(data_dir.rglob('*.png'))
+    return ''.join(f'{file_sha256(path)}  {path.relative_to(data_dir).as_posix()}\n' for path in paths)
 
 
 def publish(args: argparse.Namespace):
@@ -68,17 +58,11 @@ def publish(args: argparse.Namespace):
     arms = {arm: figures([args.work / f'{arm}_{seed}' for seed in SEEDS], {'small': SMALL}) for arm in ARMS}
     classes = {arm: read_json(args.work / f'{arm}_0' / 'held_out.json')['per_class_iou'] for arm in ARMS}
     result = read_json(args.work / 'vt_0' / 'held_out.json')
-    training = result['training']
-    comparison = {'seeds': SEEDS, **arms, 'per_class_iou': classes, 'dataset': result['dataset'], 'training': training}
+    settings = {key: result[key] for key in ('dataset', 'training')}
+    comparison = {'seeds': SEEDS, **arms, 'per_class_iou': classes, **settings}
     write_result(ROOT / 'comparison.json', comparison)
     (ROOT / 'data.sha256').write_text(manifest(args.data_dir))
-
-    model = VTFPNForSemanticSegmentation.from_pretrained(args.work / 'vt_0' / 'model')
-    model.load_state_dict(convert_dtype(model.state_dict(), 'fp16'))  # what is measured is what is shipped
-    result = {**evaluate(model, args.data_dir), 'training': training}
-    write_result(ROOT / 'result.json', result)
-    prose = (ROOT / 'card.md').read_text()
-    export(model, args.out, metrics=[result], prose=prose, dtype='fp16', code=False, source=NAME)
+    publish_run(args.work / 'vt_0', ROOT, partial(evaluate, data_dir=args.data_dir), args.out)
 
 
 def main():

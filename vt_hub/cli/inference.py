@@ -233,7 +233,7 @@ def segment(
     """
     from ..image_files import find_images
     from ..inference.precision import laid_out
-    from ..inference.scores import label_names
+    from ..inference.scores import label_names, percent
     from ..inference.segment import (
         SHOWN,
         draw_overlay,
@@ -262,9 +262,7 @@ def segment(
         if as_json:
             print(json.dumps(result))
         elif 'classes' in result:
-            shares = '  '.join(
-                f'{c["label"]} {100 * c["share"]:.1f} %' for c in result['classes'] if c['share'] >= SHOWN
-            )
+            shares = '  '.join(f'{c["label"]} {percent(c["share"])}' for c in result['classes'] if c['share'] >= SHOWN)
             print(f'{path}: {shares}')
     say_what_it_knows(model, network, as_json)
     report_failed(failed, len(paths))

@@ -32,11 +32,16 @@ def map_picture(values: torch.Tensor) -> Image.Image:
     return picture
 
 
+def untemplated(html: str) -> str:
+    """HTML without double braces, which Gradio would take for a template."""
+    return html.replace('{{', '{ {')
+
+
 def legend(labels: Sequence[str], found: Sequence[str]) -> str:
     """The colours of some of a model's classes as HTML."""
     table = dict(zip(labels, colours(len(labels)).tolist(), strict=True))
     parts = [f'<span><i style="background: rgb{tuple(table[label])}"></i>{escape(label)}</span>' for label in found]
-    return f'<div class="vt-legend">{"".join(parts)}</div>'.replace('{{', '{ {')
+    return untemplated(f'<div class="vt-legend">{"".join(parts)}</div>')
 
 
 def bar(value: float, values: list[float]) -> str:
@@ -107,4 +112,4 @@ def token_figure(explanation: Explanation) -> str:
 All columns and the bias ({bias:+.2f}) sum to the logit of {label}, {logit:.2f}. {explanation.even}</p>
 <p class="note">{differ}</p>
 </div>"""
-    return html.replace('{{', '{ {')  # Gradio would take it for a template
+    return untemplated(html)

@@ -15,7 +15,7 @@ from ..network.images import read_image, to_channels
 from ..network.vt_fpn import VTFPN, Network
 from .precision import computing_in
 from .preprocessing import ImageLike, as_image, as_model, eval_transform
-from .scores import label_names
+from .scores import label_names, percent
 
 __all__ = [
     'SHOWN',
@@ -80,9 +80,13 @@ def segment_image(model: VTFPN, image: Image.Image, precision: str = 'fp32') -> 
 
 def class_shares(mask: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """`label` and `share` (of the pixels) of each class in a mask, largest first."""
-    counts = np.bincount(mask.ravel(), minlength=len(labels))
-    order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
-    return [{'label': labels[i], 'share': round(counts[i].item() / mask.size, 6)} for i in order]
+    return [{'label': labels[i], 'share': round(share, 6)} for i, share in ordered_shares(mask)]
+
+
+def ordered_shares(mask: np.ndarray) -> list[tuple[int, float]]:
+    """Each class in a mask and its share of the pixels, largest first."""
+    counts = np.bincount(mask.ravel())
+    return [(int(i), counts[i].item() / mask.size) for i in np.argsort(-counts, kind='stable') if counts[i]]
 
 
 @overload
@@ -189,11 +193,10 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
     photograph, overlay = paint(image, mask, len(labels))
     width, height = overlay.size
     table = colours(len(labels))
-    counts = np.bincount(mask.ravel(), minlength=len(labels))
-    found = [i for i in np.argsort(-counts, kind='stable') if counts[i] >= SHOWN * mask.size]
+    found = [(i, share) for i, share in ordered_shares(mask) if share >= SHOWN]
     line = max(min(height // max(len(found) + 1, 16), height // 14), 12)
     font = ImageFont.load_default(0.7 * line)
-    texts = [f'{labels[i]}  {100 * counts[i] / mask.size:.1f} %' for i in found]
+    texts = [f'{labels[i]}  {percent(share)}' for i, share in found]
     left, top = (width + GAP, 0) if width < 2 * height else (0, height + GAP)
     right, bottom = left + width, top + height
     legend = round(2.5 * line + max(font.getlength(text) for text in texts))
@@ -201,7 +204,7 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, labels: Sequence[str]) ->
     sheet.paste(photograph)
     sheet.paste(overlay, (left, top))
     draw = ImageDraw.Draw(sheet)
-    for row, (i, text) in enumerate(zip(found, texts, strict=True)):
+    for row, ((i, _), text) in enumerate(zip(found, texts, strict=True)):
         x, y = right + line // 2, round((row + 0.5) * line)
         draw.rectangle((x, y + line // 8, x + 3 * line // 4, y + 7 * line // 8), fill=tuple(table[i].tolist()))
         draw.text((x + line, y + line // 2), text, fill='black', font=font, anchor='lm')
