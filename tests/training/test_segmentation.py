@@ -581,6 +581,10 @@ def test_a_backbone_may_start_from_a_file(tmp_path):
     recipe = load_segmentation_recipe('shapes', changes | {'model_args': {'pretrained_backbone': True}})
     trunk, trained = start_model(recipe, list('abc')).backbone.state_dict(), whole.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in trunk.items())
+    plain = {name: value for name, value in trained.items() if not name.endswith('num_batches_tracked')}
+    torch.save(plain, tmp_path / 'backbone.pth')  # as other packages write it
+    trunk = start_model(recipe, list('abc')).backbone.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in trunk.items())
     torch.save({'conv1.0.weight': trained['conv1.0.weight']}, tmp_path / 'backbone.pth')
     with pytest.raises(ValueError, match=r'backbone\.pth does not fit the model'):
         start_model(recipe, list('abc'))
