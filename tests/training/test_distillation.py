@@ -102,6 +102,7 @@ def test_shipped_recipes_load(name):
         ({'epochs': 3}, "'epochs' is not a setting of a distillation recipe"),
         ({'steps': 0}, 'smoke: steps is 0; it must be 1 or more'),
         ({'stages': []}, r'smoke: the stages end at \[\]; the ends must increase'),
+        ({'reuse': 0}, 'smoke: reuse is 0; it must be 1 or more'),
         ({'batch_size': 7}, 'smoke: batch_size is 7; it must be even'),
         ({'warmup_steps': 12}, 'warmup_steps is 12; it must be from 0 to 11'),
         ({'crop_scale': [0.5, 1.5]}, r'crop_scale is \(0.5, 1.5\)'),
@@ -156,7 +157,7 @@ def test_a_view_is_a_function_of_its_number(smoke, data, tmp_path):
     assert not torch.equal(views[4], first)
     assert not torch.equal(Views(smoke, data, 1, tmp_path / 'unreadable.txt')[3], first)
     assert first.shape == (3, 64, 64)
-    assert views[smoke.batch_size * smoke.steps - 1].shape == (3, 96, 96)  # of the last stage
+    assert views[len(views) - 1].shape == (3, 96, 96)  # of the last stage
 
 
 def test_losses(make_run):
@@ -166,7 +167,7 @@ def test_losses(make_run):
     run.calibrate()
     run.net.eval()
     with torch.no_grad():
-        losses, logits, wanted = run.losses(run.net, images)
+        losses, logits, wanted = run.losses(run.net, *run.targets(images))
         teacher, student = run.teacher, run.net.student
         x = (images - run.normalization[1][0]) / run.normalization[1][1]
         features = teacher.forward_head(teacher.forward_features(x), pre_logits=True)
@@ -216,7 +217,7 @@ def test_maps_at_more_strides_are_learned(make_run):
     run = make_run(load_distillation_recipe('smoke', changes))
     run.enter(run.recipe.stages[-1])
     run.calibrate()
-    losses, _, _ = run.losses(run.net, run.to_device(next(run.loader(0, 1))))
+    losses, _, _ = run.losses(run.net, *run.targets(run.to_device(next(run.loader(0, 1)))))
     losses[1].backward()
     assert [helper.conv.in_channels for helper in run.net.maps] == [64, 32, 48]  # last, stride 8, stride 16
     assert all(helper.conv.weight.grad.abs().max() > 0 for helper in run.net.maps)
@@ -234,6 +235,34 @@ def test_statistics_can_be_kept(make_run):
     after = run.net.student.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if 'running_' in name)
     assert not torch.equal(before['vt.blocks.0.projector.norm.weight'], after['vt.blocks.0.projector.norm.weight'])
+
+
+def test_steps_use_each_view_of_their_block(make_run, smoke):
+    run = make_run()
+    run.enter(smoke.stages[0])
+    images = [run.to_device(views) for views in run.loader(0, smoke.block)]
+    run.mix = None
+    drawn = []
+    for run.step in range(smoke.block * smoke.reuse):
+        drawn.append(run.draw()[1])  # the teacher's features
+    features = torch.cat([run.targets(views)[1] for views in images])
+    for part in range(0, len(drawn), smoke.block):
+        used = torch.cat(drawn[part : part + smoke.block])
+        assert not torch.equal(used, features)
+        torch.testing.assert_close(used.sort(0).values, features.sort(0).values)
+    assert len({tuple(part.flatten().tolist()) for part in drawn}) == len(drawn)  # in another order each time
+    run.step += 1
+    assert not torch.isin(run.draw()[1], features).all()  # of the next block
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same(data, smoke, teacher_file, finished, tmp_path):
+    distill(smoke, data, tmp_path / 'run', teacher_file, device=CPU, workers=0, compile_networks=True)
+    losses = []
+    for folder in (finished, tmp_path / 'run'):
+        with open(folder / 'summary.csv') as file:
+            losses.append([float(row['features_loss']) for row in csv.DictReader(file)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 @torch.no_grad()
@@ -275,7 +304,7 @@ def test_a_backbone_gives_its_trunks_map_to_its_student(backbone):
 def test_a_run_leaves_a_model_folder(smoke, finished):
     assert all(check.passed for check in vt_hub.verify(finished / 'model'))
     result = read_json(finished / 'result.json')
-    assert result['training']['num_images'] == 12 * 16
+    assert result['training']['num_images'] == 2 * 2 * 16  # views of two blocks, each used three times
     assert result['training']['data'][0]['name'] == 'cats'
     assert len(result['tokens']) == 2
     assert (finished / 'unreadable.txt').read_text().count('broken.jpg') == 1

@@ -320,6 +320,9 @@ def distill(
     device: Device = None,
     seed: Annotated[int, typer.Option(metavar='N', min=0, help='Random seed of new weights and views.')] = 0,
     workers: Workers = 2,
+    compile_networks: Annotated[
+        bool, typer.Option('--compile', help='Compile both networks; takes minutes, then steps are faster.')
+    ] = False,
 ) -> None:
     """Teach a model to predict what another one predicts, on unlabelled images.
 
@@ -338,7 +341,7 @@ def distill(
     with processes() as (rank, own_device):
         where = find_device(device) if device else own_device
         files = teacher_checkpoint, trunk_checkpoint
-        folder = run(settings, data, output, *files, seed, minutes, where, workers, progress)
+        folder = run(settings, data, output, *files, seed, minutes, where, workers, compile_networks, progress)
     if rank == 0:
         print_end_or_stop(folder, output, minutes)
 

@@ -49,6 +49,7 @@ def distill(
     minutes: float | None = None,
     device: torch.device | None = None,
     workers: int = 2,
+    compile_networks: bool = False,
     progress: Progress = no_progress,
 ) -> Path | None:
     """Train a student with a recipe. A stopped run resumes bit-identically from its last checkpoint.
@@ -63,6 +64,8 @@ def distill(
         minutes: Stop after this time. Start again to resume.
         device: Default: the GPU if there is one.
         workers: Processes per device that read images.
+        compile_networks: Run teacher and student through `torch.compile`. A stopped run resumes bit-identically only
+            if this stays as it was.
         progress: Wraps the steps to show progress.
 
     Returns:
@@ -81,7 +84,8 @@ def distill(
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(seed)
     teacher, student, trunk = load_networks(recipe, teacher_checkpoint, trunk_checkpoint)
-    run = DistillationRun(recipe, data, student, trunk, teacher, seed, device, workers, output / 'unreadable.txt')
+    unreadable = output / 'unreadable.txt'
+    run = DistillationRun(recipe, data, student, trunk, teacher, seed, device, workers, unreadable, compile_networks)
     for stage in reversed(recipe.stages):  # checks the names of parts before hours of training
         run.enter(stage)
     start_or_resume(run, output, settings)
@@ -105,7 +109,7 @@ def result_of(run: DistillationRun, settings: dict[str, Any]) -> dict[str, Any]:
         },
         'metrics': run.evaluate(),
         'tokens': [module.to_dict() for module in run.tokens()],
-        'training': training_entry(run, settings),
+        'training': training_entry(run, settings) | {'num_images': len(run.views)},
     }
 
 

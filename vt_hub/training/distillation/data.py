@@ -113,11 +113,12 @@ class Views(Dataset[torch.Tensor]):
         self.unreadable, self.named = unreadable, set[Path]()
 
     def __len__(self) -> int:
-        return self.recipe.steps * self.recipe.batch_size
+        blocks = -(-self.recipe.steps // (self.recipe.block * self.recipe.reuse))
+        return blocks * self.recipe.block * self.recipe.batch_size
 
     def __getitem__(self, item: int) -> torch.Tensor:
         recipe = self.recipe
-        stage = recipe.stage(item // recipe.batch_size)
+        stage = recipe.stage(item // recipe.batch_size // recipe.block * recipe.block * recipe.reuse)
         random.seed(f'{self.seed} {item}')
         torch.manual_seed(random.getrandbits(62))
         image = self.draw()

@@ -41,6 +41,9 @@ class DistillationRecipe:
         calibration_steps: Batches before the first step. They give mean and deviation of the teacher's features, and
             the ridge regression that initialises the student's linear layer.
         steps: Optimizer steps.
+        block: Batches of new views that are made at once. The next `block * reuse` steps draw from them, in the stage of the
+            first.
+        reuse: How often each view is used. With more than 1, steps are faster, since the teacher runs less often.
         evaluate_every: Steps between evaluations on held-out images.
         crop_scale: Smallest and largest area of a view, as a share of the image.
         color_jitter: Strength of timm's colour jitter.
@@ -70,6 +73,8 @@ class DistillationRecipe:
     warmup_steps: int
     calibration_steps: int
     steps: int
+    block: int
+    reuse: int
     evaluate_every: int
     crop_scale: tuple[float, float]
     color_jitter: float
@@ -85,6 +90,7 @@ class DistillationRecipe:
 
     def stage(self, step: int) -> Stage:
         """The stage of a step, counted from 0."""
+        step -= step % (self.block * self.reuse)
         return next((stage for stage in self.stages if step < stage.until * self.steps), self.stages[-1])
 
 
@@ -104,7 +110,7 @@ def load_distillation_recipe(name: str, changes: dict[str, Any] | None = None) -
     check_values(
         name,
         recipe,
-        ('batch_size', 'calibration_steps', 'steps', 'evaluate_every', 'input_size'),
+        ('batch_size', 'calibration_steps', 'steps', 'block', 'reuse', 'evaluate_every', 'input_size'),
         ('batch_size', recipe.batch_size % 2 == 0, 'even, since images are mixed in pairs'),
         ('crop_scale', 0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 1, 'an increasing range within 0 to 1'),
     )

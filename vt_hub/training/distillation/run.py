@@ -1,6 +1,6 @@
 """The training loop of distillation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...inference.diversity import TokenDiversity, token_diversity, token_figure
 from ...inference.preprocessing import data_config
 from ...loading.checkpoints import TimmModel
 from ...network.images import read_image
-from ...network.vt_stage import first_filters
+from ...network.vt_stage import VTStage, first_filters
 from ...processes import rank_and_world
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
@@ -51,6 +51,7 @@ class DistillationRun(ResumableRun):
         device: torch.device,
         workers: int,
         unreadable: Path,
+        compile_networks: bool = False,
     ):
         torch.manual_seed(seed)
         self.recipe, self.seed, self.device = recipe, seed, device
@@ -77,12 +78,16 @@ class DistillationRun(ResumableRun):
             self.mix = Mixup(recipe.mixup, recipe.cutmix, mode='elem', num_classes=1)
         self.sums = torch.zeros(3, device=device)  # losses since the last evaluation
         self.batches: Iterator[torch.Tensor] | None = None
+        self.block: list[torch.Tensor] | None = None  # views and targets that the steps draw from
         self.stage: Stage | None = None
+        self.compile_networks, self.teach = compile_networks, outputs
+        if compile_networks:
+            self.teach = torch.compile(outputs, dynamic=False)
 
     def loader(self, first: int, last: int) -> Iterator[torch.Tensor]:
-        """This process's share of the views of some steps."""
+        """This process's share of some batches of new views."""
         size = self.batch_size // self.world
-        starts = (step * self.batch_size + self.rank * size for step in range(first, last))
+        starts = (number * self.batch_size + self.rank * size for number in range(first, last))
         indices: list[Any] = [range(start, start + size) for start in starts]
         return iter(
             DataLoader(
@@ -115,22 +120,60 @@ class DistillationRun(ResumableRun):
         self.shared, self.level = shared_parts(student, self.teacher) if alike else ([], None)
         self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
 
+    def compile_student(self) -> None:
+        """Compile the parts that learn in any stage."""
+        student = self.net.student
+        parts = {name for stage in self.recipe.stages for name in stage.free or dict(student.named_children())}
+        for part in map(student.get_submodule, sorted(parts)):
+            for module in part.blocks if isinstance(part, VTStage) else [part]:  # a network calls these one by one
+                module.compile(dynamic=False)
+
     def same_images(self) -> bool:
         return all(map(torch.equal, *self.normalization))
 
-    def targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def targets(self, images: torch.Tensor, teach: Callable[..., Any] = outputs) -> list[torch.Tensor]:
         """Images from 0 to 1 to the student's input (after shared parts), and the teacher's features and maps."""
         with torch.no_grad(), autocast(self.device):
             x, of_teacher = (
                 ((images - mean) / std).contiguous(memory_format=torch.channels_last)
                 for mean, std in self.normalization
             )
-            features, maps, shared = outputs(self.teacher, of_teacher, level=self.level, strides=self.recipe.strides)
-            return (x if self.level is None else shared), features, maps
+            features, maps, shared = teach(self.teacher, of_teacher, level=self.level, strides=self.recipe.strides)
+            return [x if self.level is None else shared, features, *maps]
 
-    def losses(self, net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The losses (3) of features, maps and logits, and the logits of student and teacher."""
-        x, features, maps = self.targets(images)
+    def new_batches(self, number: int) -> Iterator[list[torch.Tensor]]:
+        """Targets of the views of a block."""
+        first = number * self.recipe.block
+        if self.batches is None:
+            self.batches = self.loader(first, len(self.views) // self.batch_size)
+        for batch in range(first, first + self.recipe.block):
+            images = self.to_device(next(self.batches))
+            if self.mix:
+                np.random.seed([self.seed, batch, self.rank])  # timm's Mixup uses numpy's generator
+                images, _ = self.mix(images, torch.zeros(len(images), dtype=torch.int64, device=self.device))
+            yield self.targets(images, self.teach)
+
+    def draw(self) -> list[torch.Tensor]:
+        """The student's input and the targets of this step, drawn from its block."""
+        number, position = divmod(self.step, self.recipe.block * self.recipe.reuse)
+        if self.block is None or position == 0:
+            self.block = None  # frees its memory first
+            self.block = [torch.cat(parts) for parts in zip(*self.new_batches(number), strict=True)]
+        if self.recipe.reuse == 1:
+            order = torch.arange(len(self.block[0]))
+        else:
+            order = torch.randperm(
+                len(self.block[0]), generator=torch.Generator().manual_seed(self.step - position % self.recipe.block)
+            )
+        size = self.batch_size // self.world
+        chosen = order[position % self.recipe.block * size :][:size].to(self.device)
+        drawn = (part[chosen] for part in self.block)
+        return [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in drawn]
+
+    def losses(
+        self, net: nn.Module, x: torch.Tensor, features: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The losses (3) of features, maps and logits, and the logits of student and teacher; see `targets`."""
         with autocast(self.device):
             found, found_maps, logits = functional_call(net, self.fewer_tokens(net), (x, self.shared))
         own = self.net
@@ -167,7 +210,7 @@ class DistillationRun(ResumableRun):
         self.train_mode()
 
         def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-            x, features, maps = self.targets(self.to_device(views))
+            x, features, *maps = self.targets(self.to_device(views))
             with autocast(self.device):
                 return outputs(self.net.student, x, self.shared)[0], features, maps
 
@@ -178,21 +221,19 @@ class DistillationRun(ResumableRun):
         self.ema.module.load_state_dict(self.net.state_dict())
 
     def train_step(self) -> None:
-        if self.batches is None:
-            self.batches = self.loader(self.step, self.steps)
         stage = self.recipe.stage(self.step)
         if stage != self.stage:
             self.enter(stage)
         if self.step == 0:
             self.calibrate()
-        images = self.to_device(next(self.batches))
+        if self.block is None and self.compile_networks:  # the first step since the start
+            self.compile_student()
+        drawn = self.draw()
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        np.random.seed([self.seed, self.step, self.rank])  # timm's Mixup uses numpy's generator
-        if self.mix:
-            images, _ = self.mix(images, torch.zeros(len(images), dtype=torch.int64, device=self.device))
+        np.random.seed([self.seed, self.step, self.rank])
         self.train_mode()
         self.schedule.step_update(self.step)
-        losses, _, _ = self.losses(self.parallel, images)
+        losses, _, _ = self.losses(self.parallel, *drawn)
         recipe = self.recipe
         loss = (losses * losses.new_tensor([recipe.features, recipe.maps, recipe.logits])).sum()
         loss.backward()
@@ -233,7 +274,7 @@ class DistillationRun(ResumableRun):
         """Compare the averaged student with the teacher on held-out images."""
         net, sums, hits, count = self.ema.module.eval(), torch.zeros(3, device=self.device), 0.0, 0
         for images in self.held_out_batches():
-            losses, logits, wanted = self.losses(net, images)
+            losses, logits, wanted = self.losses(net, *self.targets(images))
             sums += losses * len(images)
             hits += (logits.argmax(1) == wanted.argmax(1)).sum().item()
             count += len(images)
