@@ -365,6 +365,14 @@ def test_lite_files_of_pypi_fit_by_their_order(tmp_path):
         load_trained('tf_efficientnet_lite1', tmp_path / 'lite0.pth', num_classes=3)
 
 
+def test_a_file_may_leave_out_the_counters_of_norms(teacher_file, tmp_path):
+    kept = {key: value for key, value in load_file(teacher_file).items() if 'num_batches' not in key}
+    save_file(kept, tmp_path / 'teacher.safetensors')
+    loaded = load_trained('test_resnet', tmp_path / 'teacher.safetensors').state_dict()
+    assert len(kept) < len(loaded)
+    assert all(torch.equal(loaded[key], value) for key, value in kept.items())
+
+
 def test_a_trunk_gives_the_parts_that_it_has(teacher_file, tmp_path):
     torch.manual_seed(1)
     trained = timm.create_model('vt_resnet10', num_classes=3)

@@ -116,7 +116,7 @@ def load_trained(source: str, checkpoint: Path | None = None, **kwargs: Any) -> 
         given = list(state_dict.values())
         if [value.shape for value in given] == [value.shape for value in own.values()]:
             state_dict = dict(zip(own, given, strict=True))
-    return load_into(net, state_dict, checkpoint).eval()
+    return load_into(net, with_counters(net, state_dict), checkpoint).eval()
 
 
 def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:

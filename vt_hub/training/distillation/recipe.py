@@ -41,9 +41,10 @@ class DistillationRecipe:
         calibration_steps: Batches before the first step. They give mean and deviation of the teacher's features, and
             the ridge regression that initialises the student's linear layer.
         steps: Optimizer steps.
-        block: Batches of new views that are made at once. The next `block * reuse` steps draw from them, in the stage of the
-            first.
-        reuse: How often each view is used. With more than 1, steps are faster, since the teacher runs less often.
+        block: Batches of new views that are made at once. The next `block * reuse` steps draw from them, all in the
+            stage of the first step.
+        reuse: How often each view is used. With more than 1, steps are faster, since the teacher runs less often. The
+            logits are learned only when a view is new.
         evaluate_every: Steps between evaluations on held-out images.
         crop_scale: Smallest and largest area of a view, as a share of the image.
         color_jitter: Strength of timm's colour jitter.

@@ -155,18 +155,14 @@ class DistillationRun(ResumableRun):
 
     def draw(self) -> list[torch.Tensor]:
         """The student's input and the targets of this step, drawn from its block."""
-        number, position = divmod(self.step, self.recipe.block * self.recipe.reuse)
+        block, size = self.recipe.block, self.batch_size // self.world
+        number, position = divmod(self.step, block * self.recipe.reuse)
         if self.block is None or position == 0:
             self.block = None  # frees its memory first
             self.block = [torch.cat(parts) for parts in zip(*self.new_batches(number), strict=True)]
-        if self.recipe.reuse == 1:
-            order = torch.arange(len(self.block[0]))
-        else:
-            order = torch.randperm(
-                len(self.block[0]), generator=torch.Generator().manual_seed(self.step - position % self.recipe.block)
-            )
-        size = self.batch_size // self.world
-        chosen = order[position % self.recipe.block * size :][:size].to(self.device)
+        position %= block
+        order = torch.randperm(block * size, generator=torch.Generator().manual_seed(self.step - position))
+        chosen = order[position * size :][:size].to(self.device)
         drawn = (part[chosen] for part in self.block)
         return [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in drawn]
 
@@ -235,7 +231,9 @@ class DistillationRun(ResumableRun):
         self.schedule.step_update(self.step)
         losses, _, _ = self.losses(self.parallel, *drawn)
         recipe = self.recipe
-        loss = (losses * losses.new_tensor([recipe.features, recipe.maps, recipe.logits])).sum()
+        is_new = (self.step // recipe.block) % recipe.reuse == 0
+        # a network soon knows the logits of views by heart, but not their features and maps
+        loss = (losses * losses.new_tensor([recipe.features, recipe.maps, recipe.logits * is_new])).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), CLIP_NORM)
         self.optimizer.step()
