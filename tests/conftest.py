@@ -16,6 +16,7 @@ from vt_hub.cli import main as cli
 from vt_hub.publishing import verification as checks
 
 ROOT = Path(__file__).parent.parent
+CATS = 'tabby', 'tiger cat', 'Persian cat', 'Siamese cat', 'Egyptian cat'  # of ImageNet's classes
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores both, with its children
 if hasattr(signal, 'SIGHUP'):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -1,5 +1,6 @@
 """What the documents say is what the code does: snippets run as printed, and figures are the computed ones."""
 
+import csv
 import json
 import re
 import shlex
@@ -14,11 +15,14 @@ from safetensors.torch import load_file
 
 from vt_hub.cli import main as cli
 from vt_hub.files import read_json
-from vt_hub.loading.published import list_pretrained
+from vt_hub.loading.published import EMBEDDED, list_pretrained
 from vt_hub.loading.source import list_models
 from vt_hub.network.vt_fpn import is_segmenter
 from vt_hub.paper import tables
 from vt_hub.publishing import verification as checks
+
+sys.path.append(str(ROOT / 'benchmarks'))
+import results
 
 SNIPPET = re.compile(r'^```(python|sh)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 DOCS = [path for path in sorted((ROOT / 'docs').glob('*.md')) if SNIPPET.search(path.read_text())]
@@ -79,14 +83,40 @@ def test_paper_fidelity_is_what_the_command_prints():
     assert (ROOT / 'docs' / 'paper_fidelity.md').read_text() == tables.markdown()
 
 
+def measured(tag):
+    """The accuracy of weights, as their result files have it."""
+    folder = ROOT / 'model_cards' / tag
+    if (folder / 'measured.json').exists():
+        return f'{read_json(folder / "measured.json")["networks"]["this model"]["nips"]["top1"]} %'
+    if tag.endswith('.scenes'):
+        return 'a start for fine-tuning'
+    [(metric, value), *_] = read_json(folder / 'result.json')['metrics'].items()
+    return f'{value} % {"of digits" if metric == "top1" else "mIoU on generated scenes"}'
+
+
+def speeds():
+    """Images per second of one core, by architecture: batches of 16 for classifiers, single images for VT-FPNs."""
+    found = {}
+    for name, batch_size in (('vt_resnet_cpu_fused', 16), ('vt_fpn_cpu', 1)):
+        for row in read_json(ROOT / 'docs' / 'benchmarks' / f'{name}.json')['rows']:
+            if row['batch_size'] == batch_size:
+                found[row['model']] = f'{row["images_per_second"]["vt"]:.1f}'
+    return found
+
+
 def model_table():
-    lines = ['| model | params (M) | MACs (M) | at | weights |', '|---|---:|---:|---:|---|']
+    lines = ['| model | weights | measured | params (M) | MACs (G) | file (MB) | images/s |']
+    lines.append('|---|---|---|---:|---:|---:|---:|')
+    speed = speeds()
     for name in list_models():
         if not name.startswith('test_'):
             size = 512 if is_segmenter(name) else 224
             params, macs = tables.cost(name, size=(size, size))
-            weights = ', '.join(f'`{tag}`' for tag in list_pretrained() if tag.split('.')[0] == name)
-            lines.append(f'| `{name}` | {params:.2f} | {macs:.0f} | {size} | {weights} |')
+            tags = [tag for tag in list_pretrained() if tag.split('.')[0] == name]
+            sizes = [(EMBEDDED / tag / 'model.safetensors').stat().st_size / 1e6 for tag in tags]
+            cells = [f'`{name}`', ', '.join(f'`{tag.split(".")[1]}`' for tag in tags), ', '.join(map(measured, tags))]
+            cells += [f'{params:.2f}', f'{macs / 1000:.2f}', ', '.join(f'{size:.1f}' for size in sizes)]
+            lines.append(f'| {" | ".join([*cells, speed.get(name, "")])} |')
     return '\n'.join(lines)
 
 
@@ -180,7 +210,7 @@ def test_training_page_has_the_measured_figures():
     check_block('docs/training.md', 'comparison', training_table())
 
 
-TRANSFER = {  # tasks of the README's table
+TRANSFER = {  # tasks of the table of results
     'characters': 'rendered letters and digits',
     'digits': 'handwritten digits',
     'shapes': 'a shape or texture on clutter',
@@ -244,8 +274,19 @@ def transfer_table():
     return '\n'.join(lines)
 
 
-def test_readme_has_the_measured_gains():
-    check_block('README.md', 'transfer', transfer_table())
+def test_results_page_has_the_measured_gains():
+    check_block('docs/results.md', 'transfer', transfer_table())
+
+
+@pytest.mark.parametrize('suite', results.SUITES)
+def test_results_are_those_of_the_result_files(suite):
+    rows = results.SUITES[suite]()
+    with open(results.OUT / f'{suite}.csv', newline='') as file:
+        written = list(csv.DictReader(file))
+    expected = [{str(key): '' if value is None else str(value) for key, value in row.items()} for row in rows]
+    assert written == expected
+    if suite != 'finetuned':  # hundreds of rows; the page has a table of its own
+        check_block('docs/results.md', suite, results.markdown(rows))
 
 
 def networks_table(rows):

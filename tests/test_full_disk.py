@@ -57,7 +57,7 @@ def test_every_command_that_writes(full, run, samples, tmp_path):
         (('segment', scene, '--mask', tmp_path / 'mask.png'), 'mask.png'),
         (('segment', scene, '--overlay', tmp_path / 'overlay.png'), 'overlay.png'),
         (('export', 'vt_resnet10.digits', tmp_path / 'folder'), 'folder'),
-        (('predict', samples / 'digit_7.png', '--output', tmp_path / 'table.jsonl'), ''),
+        (('predict', '--model', 'vt_resnet10', samples / 'digit_7.png', '--output', tmp_path / 'table.jsonl'), ''),
     ):
         code, _, err = run(*arguments)
         assert code == 1, arguments

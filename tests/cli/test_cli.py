@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import timm
+from conftest import CATS
 from PIL import Image
 
 import vt_hub
@@ -18,7 +19,7 @@ from vt_hub.paper import tables
 
 
 def test_predict_reads_the_samples(run, samples):
-    code, out, err = run('predict', samples / 'digit_*.png', '--topk', 1)
+    code, out, err = run('predict', '--model', 'vt_resnet10.digits', samples / 'digit_*.png', '--topk', 1)
     assert code == 0
     assert err == (
         'vt_resnet10.digits names an image as one of 10 classes, whatever it shows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n'
@@ -30,8 +31,21 @@ def test_predict_reads_the_samples(run, samples):
         assert name[-5] == prediction[0], line  # digit_7.png: 7 99.1 %
 
 
+def test_predict_names_photographs(run, samples):
+    photographs = samples / 'cat.png', samples / 'coffee.png'
+    assert (
+        run('predict', *photographs)[2] == "vt_resnet18.dist_in1k names an image as one of ImageNet's 1,000 classes.\n"
+    )
+    lines = run('predict', *photographs, '--json')[1].splitlines()
+    cat, coffee = ([p['label'] for p in json.loads(line)['predictions']] for line in lines)
+    assert cat[0] in CATS
+    assert {'espresso', 'cup'} & set(coffee)
+
+
 def test_predict_json_is_one_object_a_line(run, samples):
-    code, out, _ = run('predict', samples / 'digit_*.png', '--json', '--batch-size', 2, '--topk', 99)
+    code, out, _ = run(
+        'predict', '--model', 'vt_resnet10', samples / 'digit_*.png', '--json', '--batch-size', 2, '--topk', 99
+    )
     assert code == 0
     for line in out.splitlines():
         result = json.loads(line)
@@ -47,7 +61,7 @@ def test_predict_goes_on_without_bad_files_and_exits_1(run, samples, tmp_path):
     bad[0].write_bytes(good[0].read_bytes()[:100])
     bad[1].write_bytes(b'')
     bad[2].write_text('no image')
-    code, out, err = run('predict', good[0], *bad, good[1], '--batch-size', 2)
+    code, out, err = run('predict', '--model', 'vt_resnet10', good[0], *bad, good[1], '--batch-size', 2)
     assert code == 1
     assert [line.split(':')[0] for line in out.splitlines()] == [str(path) for path in good]
     assert '4 of 6 images failed:' in err
@@ -57,13 +71,13 @@ def test_predict_goes_on_without_bad_files_and_exits_1(run, samples, tmp_path):
 def test_predict_any_mode_and_size(run, tmp_path):
     for i, mode in enumerate(['1', 'L', 'LA', 'P', 'RGBA', 'CMYK']):
         Image.new(mode, (1 + 40 * i, 3)).save(tmp_path / f'{mode}.{"tif" if mode == "CMYK" else "png"}')
-    code, out, _ = run('predict', tmp_path)
+    code, out, _ = run('predict', '--model', 'vt_resnet10', tmp_path)
     assert code == 0
     assert len(out.splitlines()) == 6
 
 
 def test_predict_without_images(run, samples, tmp_path):
-    code, out, err = run('predict', tmp_path, samples / 'digit_1.png', tmp_path / '*.gif')
+    code, out, err = run('predict', '--model', 'vt_resnet10', tmp_path, samples / 'digit_1.png', tmp_path / '*.gif')
     assert code == 1
     assert len(out.splitlines()) == 1
     assert '2 of 3 images failed' in err
@@ -73,7 +87,7 @@ def test_predict_without_images(run, samples, tmp_path):
 def test_predict_prints_names_that_are_not_unicode(samples, tmp_path):
     name = os.fsencode(tmp_path) + b'/\xff.png'
     os.symlink(samples / 'digit_3.png', name)
-    command = [sys.executable, '-m', 'vt_hub', 'predict', name, '--topk', '1']
+    command = [sys.executable, '-m', 'vt_hub', 'predict', '--model', 'vt_resnet10', name, '--topk', '1']
     result = subprocess.run(command, capture_output=True, env=os.environ)
     assert (result.returncode, result.stderr.count(b'\n')) == (0, 1)
     assert result.stdout.startswith(name + b': 3 ')
@@ -86,7 +100,7 @@ def test_predict_with_a_grey_model(run, samples, tmp_path):
 
 def test_predict_with_a_folder_as_model(run, samples):
     folder = vt_hub.pretrained_folder('vt_resnet10')
-    assert run('predict', samples, '--model', folder)[:2] == run('predict', samples)[:2]
+    assert run('predict', samples, '--model', folder)[:2] == run('predict', samples, '--model', 'vt_resnet10')[:2]
 
 
 def test_an_empty_folder_hides_no_model(run, samples, tmp_path, monkeypatch):
@@ -118,7 +132,7 @@ def test_wrong_usage_exits_2(run):
 def test_an_output_that_cannot_be_written_is_named(run, samples, tmp_path):
     (tmp_path / 'file').touch()
     target = tmp_path / 'file' / 'explanation.png'
-    code, _, err = run('explain', samples / 'digit_7.png', '--out', target)
+    code, _, err = run('explain', '--model', 'vt_resnet10', samples / 'digit_7.png', '--out', target)
     assert (code, err.count('\n')) == (1, 1)
     assert err.startswith(f'error: Cannot use {tmp_path / "file"}')
 
@@ -137,7 +151,7 @@ def test_pictures_keep_the_folders_of_their_images(run, samples, tmp_path):
         (tmp_path / 'images' / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(samples / 'digit_3.png', tmp_path / 'images' / f'{name}.jpg.png')
     images = [tmp_path / 'images' / 'train' / '..' / 'train', tmp_path / 'images' / 'val']
-    assert run('explain', *images, '--out', tmp_path / 'out')[0] == 0
+    assert run('explain', '--model', 'vt_resnet10', *images, '--out', tmp_path / 'out')[0] == 0
     found = sorted(path.relative_to(tmp_path / 'out').as_posix() for path in (tmp_path / 'out').rglob('*.*'))
     assert found == ['train/a.jpg.png', 'train/b.jpg.png', 'val/a.jpg.png']
 
@@ -268,9 +282,9 @@ def test_every_command_has_help_with_an_example(run, command):
 @pytest.mark.parametrize(
     'arguments',
     [
-        ('predict', 'digit_7.png', 'digit_8.png', '--json'),
+        ('predict', '--model', 'vt_resnet10', 'digit_7.png', 'digit_8.png', '--json'),
         ('segment', 'scene.png', '--json'),
-        ('explain', 'digit_7.png', '--json'),
+        ('explain', '--model', 'vt_resnet10', 'digit_7.png', '--json'),
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -302,7 +316,8 @@ def test_names_that_the_outputs_encoding_lacks(samples, tmp_path):
     names = ['a.png', os.fsdecode(b'caf\xe9.png'), 'b.png']
     for name in names:
         shutil.copy(samples / 'digit_7.png', folder / name)
-    command = [sys.executable, '-c', 'from vt_hub.cli.main import main; main()', 'predict', str(folder), '--topk', '1']
+    code = 'from vt_hub.cli.main import main; main()'
+    command = [sys.executable, '-c', code, 'predict', str(folder), '--model', 'vt_resnet10', '--topk', '1']
     environment = {**os.environ, 'PYTHONIOENCODING': 'cp1252'}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

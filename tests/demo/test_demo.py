@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import CATS, ROOT
 from gradio_client.exceptions import AppError
 from helpers.segmentation import image_of
 from PIL import Image
@@ -25,7 +25,7 @@ from vt_hub.demo import answers, build, start
 from vt_hub.demo.figure import PALETTE, legend, token_figure
 from vt_hub.figures import colours
 
-DIGITS, SHAPES = 'vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'
+PHOTOGRAPHS, DIGITS, SHAPES = 'vt_resnet18.dist_in1k', 'vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'
 LABELS = ['<b>a</b>', 'b & c', '{{d}}', 'e', 'f', 'g']
 
 
@@ -121,7 +121,12 @@ def test_a_figure_of_other_shapes():
 
 def test_samples_are_read(tmp_path):
     models, found = answers.load_models(), answers.write_samples(tmp_path)
-    assert list(models) == [DIGITS, SHAPES]
+    assert list(models) == [PHOTOGRAPHS, DIGITS, SHAPES]
+    assert [path.name for path in found['dist_in1k']] == ['cat.png', 'coffee.png']
+    for path in found['dist_in1k']:
+        assert path.read_bytes() == (ROOT / 'samples' / path.name).read_bytes()
+    scores, _ = answers.classify(models[PHOTOGRAPHS].network, found['dist_in1k'][0])
+    assert max(scores, key=scores.get) in CATS
     for path in found['digits']:
         assert path.read_bytes() == (ROOT / 'samples' / path.name).read_bytes()
         scores, html = answers.classify(models[DIGITS].network, path)

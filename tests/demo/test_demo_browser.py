@@ -103,7 +103,7 @@ class Page:
 
 @pytest.fixture(scope='module')
 def url():
-    app = build()
+    app = build(['vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'])
     yield start(app, '127.0.0.1')
     app.close()
 

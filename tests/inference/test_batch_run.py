@@ -183,7 +183,7 @@ def test_what_is_done_is_not_done_again(classify, expected, tmp_path, monkeypatc
 @pytest.mark.parametrize('kind', [signal.SIGTERM, signal.SIGINT])
 def test_signals_leave_what_goes_on(run, folder, tmp_path, monkeypatch, kind):
     output = tmp_path / 'table.jsonl'
-    command = ['predict', folder, '--output', output, '--workers', 1]
+    command = ['predict', '--model', 'vt_resnet10', folder, '--output', output, '--workers', 1]
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Parts, 'write', lambda *_: signal.raise_signal(kind))
     code, out, err = run(*command)
@@ -210,7 +210,7 @@ def test_a_signal_as_workers_start_is_not_lost(run, folder, tmp_path, kind):
     """Python drops what is raised in the functions that run after a fork, such as those of `logging` and `random`."""
     output = tmp_path / 'table.jsonl'
     ARMED.append(kind)
-    code, out, err = run('predict', folder, '--output', output, '--workers', 2)
+    code, out, err = run('predict', '--model', 'vt_resnet10', folder, '--output', output, '--workers', 2)
     assert not ARMED
     assert (code, out, err) == (130, '', f'{output} is not finished; the same command resumes it.\n')
 
@@ -232,12 +232,13 @@ def test_an_interrupt_as_an_evaluation_starts_is_not_lost(task):
 
 def test_two_processes_make_the_same_table(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_run, 'predict_files', functools.partial(predict_files, part_size=8))
-    assert run('predict', folder, '--output', tmp_path / 'one.jsonl', '--workers', 1)[0] == 1
+    assert run('predict', '--model', 'vt_resnet10', folder, '--output', tmp_path / 'one.jsonl', '--workers', 1)[0] == 1
     code = 'import functools; from vt_hub.cli import main as cli; from vt_hub.inference import batch_run as run\n'
     code += 'run.predict_files = functools.partial(run.predict_files, part_size=8); cli.main()'
     (tmp_path / 'main.py').write_text(code)
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
-    command += [tmp_path / 'main.py', 'predict', folder, '--output', tmp_path / 'two.jsonl', '--json']
+    command += [tmp_path / 'main.py', 'predict', folder, '--model', 'vt_resnet10', '--json']
+    command += ['--output', tmp_path / 'two.jsonl']
     environment = os.environ | {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert result.returncode == 1
@@ -319,7 +320,7 @@ def test_a_damaged_part_is_named(classify, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', ['table.csv', 'table', 'table.jsonl.gz'])
 def test_outputs_of_unknown_kind(run, folder, tmp_path, name):
-    code, _, err = run('predict', folder, '--output', tmp_path / name)
+    code, _, err = run('predict', '--model', 'vt_resnet10', folder, '--output', tmp_path / name)
     reason = 'does not end in a supported table extension: .jsonl or .parquet.'
     assert (code, err) == (1, f'error: {tmp_path / name} {reason}\n')
 
@@ -327,20 +328,20 @@ def test_outputs_of_unknown_kind(run, folder, tmp_path, name):
 def test_wrong_usage_is_caught_before_work(run, folder, tmp_path, monkeypatch):
     output, empty = tmp_path / 'table.jsonl', tmp_path / 'empty'
     empty.mkdir()
-    code, _, err = run('predict', empty, folder, '--output', output)
+    code, _, err = run('predict', '--model', 'vt_resnet10', empty, folder, '--output', output)
     assert (code, err) == (1, f'error: There are no images in {empty}.\n')
     for missing in (tmp_path / 'missing', tmp_path / '*.png'):
-        code, _, err = run('predict', folder, missing, '--output', output)
+        code, _, err = run('predict', '--model', 'vt_resnet10', folder, missing, '--output', output)
         assert (code, err) == (1, f'error: There is no image file or folder {missing}.\n')
     assert os.listdir(tmp_path) == ['empty']
     output.touch()
-    code, _, err = run('predict', folder, '--output', output)
+    code, _, err = run('predict', '--model', 'vt_resnet10', folder, '--output', output)
     assert (code, err) == (1, f'error: {output} exists; remove it, or name another output.\n')
     code, _, err = run('predict', folder, '--output', tmp_path / 'new.jsonl', '--model', 'vt_fpn_resnet10t')
     assert (code, err) == (1, 'error: vt_fpn_resnet10t does not classify; `vt-hub segment` segments.\n')
-    assert run('predict', folder, '--workers', 1)[0] == 2
+    assert run('predict', '--model', 'vt_resnet10', folder, '--workers', 1)[0] == 2
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
-    code, _, err = run('predict', folder, '--output', tmp_path / 'table.parquet')
+    code, _, err = run('predict', '--model', 'vt_resnet10', folder, '--output', tmp_path / 'table.parquet')
     assert (code, err) == (1, 'error: Tables of predictions need pyarrow: pip install "vt_hub[parquet]".\n')
 
 
@@ -408,7 +409,7 @@ def test_images_that_do_not_fit_in_memory(classify, tmp_path, monkeypatch):
 
 
 def test_another_precision_is_named_before_the_weights(run, folder, tmp_path, monkeypatch):
-    command = ['predict', folder, '--output', tmp_path / 'table.jsonl', '--workers', 1]
+    command = ['predict', '--model', 'vt_resnet10', folder, '--output', tmp_path / 'table.jsonl', '--workers', 1]
     monkeypatch.setattr(Parts, 'write', lambda *_: signal.raise_signal(signal.SIGINT))
     assert run(*command)[0] == 130
     monkeypatch.undo()
@@ -417,10 +418,11 @@ def test_another_precision_is_named_before_the_weights(run, folder, tmp_path, mo
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_mixed_precision(run, samples, tmp_path, precision):
-    rows = [json.loads(line) for line in run('predict', samples / 'digit_*.png', '--json')[1].splitlines()]
-    mixed = run('predict', samples / 'digit_*.png', '--json', '--precision', precision)[1]
+    command = 'predict', samples / 'digit_*.png', '--model', 'vt_resnet10'
+    rows = [json.loads(line) for line in run(*command, '--json')[1].splitlines()]
+    mixed = run(*command, '--json', '--precision', precision)[1]
     table = tmp_path / 'table.jsonl'
-    assert run('predict', samples / 'digit_*.png', '--output', table, '--precision', precision)[0] == 0
+    assert run(*command, '--output', table, '--precision', precision)[0] == 0
     for row, other, written in zip(rows, map(json.loads, mixed.splitlines()), read_jsonl(table), strict=True):
         scores, others = ([p['score'] for p in result['predictions']] for result in (row, other))
         assert scores != others

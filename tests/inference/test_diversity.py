@@ -101,7 +101,7 @@ def test_verify_warns_of_tokens_that_are_one(distinct, tmp_path):
 
 
 def test_explain_says_it(run):
-    code, out, _ = run('explain', str(ROOT / 'samples' / 'digit_7.png'), '--json')
+    code, out, _ = run('explain', '--model', 'vt_resnet10', str(ROOT / 'samples' / 'digit_7.png'), '--json')
     assert code == 0
     found = json.loads(out)['diversity']
     assert [set(module) for module in found] == [{'cosine', 'spread', 'entropy', 'num_tokens'}] * 2

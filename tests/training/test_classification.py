@@ -508,8 +508,8 @@ def test_published_weights_are_loaded(command):
 def test_the_tag_of_published_weights_is_named(command):
     """timm's validate.py would prepare images as for ImageNet by the name that the checkpoint has."""
     assert value(command('--model', 'vt_resnet10', '--pretrained'), '--model') == 'vt_resnet10.digits'
-    assert value(command('--pretrained', '--model', 'vt_resnet18'), '--model') == 'vt_resnet18.scenes'
-    assert value(command('-b', 8, recipe='finetune'), '--model') == 'vt_resnet50.scenes'
+    assert value(command('--pretrained', '--model', 'vt_resnet18'), '--model') == 'vt_resnet18.dist_in1k'
+    assert value(command('-b', 8, recipe='finetune'), '--model') == 'vt_resnet18.dist_in1k'
     assert value(command('--model', 'vt_resnet18'), '--model') == 'vt_resnet18'
     assert value(command('--model', 'test_resnet', '--pretrained'), '--model') == 'test_resnet'
 

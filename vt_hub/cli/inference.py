@@ -23,7 +23,7 @@ from .common import (
     sigterm_as_interrupt,
 )
 
-DEFAULT_MODEL = 'vt_resnet10.digits'
+DEFAULT_MODEL = 'vt_resnet18.dist_in1k'
 DEFAULT_SEGMENTER = 'vt_fpn_resnet10t.shapes'
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.svg', '.pdf')
 LONGEST_RUN = timedelta(days=30)  # processes that have done their share wait for the others

@@ -24,7 +24,7 @@ __all__ = ['Offer', 'classify', 'load_models', 'open_upload', 'segment', 'write_
 TOPK = 5
 MAX_SIDE = 768  # pixels of a segmented image; a larger one is slow to draw and to send
 MAX_RATIO = 10  # ratio of the sides of an image
-SAMPLED_TAGS = ('digits', 'shapes')  # other weights are a start for fine-tuning
+SAMPLED_TAGS = ('dist_in1k', 'digits', 'shapes')  # other weights are a start for fine-tuning
 SCENES = (2026, [0, 4, 5, 11])  # seed and numbers; the published weights never saw this seed
 
 
@@ -55,13 +55,20 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, Offer]:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
         network, card = laid_out(load_model(source)), parsed.folder() / 'README.md'
         models[name] = Offer(network, ModelCard.load(card).text.strip() if card.is_file() else '')
-    return dict(sorted(models.items(), key=lambda item: is_segmenter(item[1].network)))  # classifiers come first
+    return dict(sorted(models.items(), key=lambda item: order(item[0], item[1].network)))
+
+
+def order(name: str, network: Network) -> tuple[bool, bool]:
+    """Where a model stands: classifiers come first, and of these the published one for photographs."""
+    return is_segmenter(network), not name.endswith('.dist_in1k')
 
 
 def write_samples(folder: Path) -> dict[str, list[Path]]:
     """Write sample images to a folder. Returns the samples for each tag of published weights."""
-    digits = sorted((Path(__file__).parent / 'samples').glob('*.png'))
-    samples: dict[str, list[Path]] = {'digits': [Path(shutil.copy(path, folder)) for path in digits], 'shapes': []}
+    own = [Path(shutil.copy(path, folder)) for path in sorted((Path(__file__).parent / 'samples').glob('*.png'))]
+    digits = [path for path in own if path.name.startswith('digit_')]
+    photographs = [path for path in own if path not in digits]
+    samples: dict[str, list[Path]] = {'dist_in1k': photographs, 'digits': digits, 'shapes': []}
     seed, numbers = SCENES
     for number in numbers:
         path = folder / f'scene_{number}.png'

@@ -25,8 +25,13 @@ NAMED = 10  # classes that a sentence names
 
 
 def label_names(model: Network) -> list[str]:
-    """Class names from a model's pretrained configuration; the class numbers if it has no names."""
+    """Class names from a model's pretrained configuration; the class numbers if it has no names.
+
+    Weights whose tag ends with `in1k`, as timm calls them, have the names of ImageNet's 1,000 classes.
+    """
     names = model.pretrained_cfg.get('label_names')
+    if not names and str(model.pretrained_cfg.get('tag')).endswith('in1k'):
+        names = imagenet_names()
     if names and len(names) == model.num_classes:
         descriptions = model.pretrained_cfg.get('label_descriptions') or {}
         return [descriptions.get(name, name) for name in names]

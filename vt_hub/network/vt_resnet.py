@@ -136,32 +136,30 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     return classifier_cfg(first_conv=VTResNetBody.first_conv, **kwargs)
 
 
-def _published_cfg(name: str, **kwargs: Any) -> Dict[str, Any]:
-    return _cfg(
-        hf_hub_id=hub_id(name),
-        input_size=(3, 64, 64),
-        crop_pct=1.0,
-        mean=IMAGENET_INCEPTION_MEAN,
-        std=IMAGENET_INCEPTION_STD,
-        **kwargs,
-    )
-
-
-SCENES = dict(num_classes=100, description='A start for fine-tuning, trained on generated scenes of fractals alone.')
+SMALL = dict(input_size=(3, 64, 64), crop_pct=1.0, mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD)
 
 default_cfgs = generate_default_cfgs(
     {
-        'vt_resnet18.scenes': _published_cfg('vt_resnet18.scenes', **SCENES),
+        'vt_resnet18.dist_in1k': _cfg(
+            hf_hub_id=hub_id('vt_resnet18.dist_in1k'),
+            description='Photographs, distilled from a ResNet-18 on images without labels.',
+        ),
         'vt_resnet18.untrained': _cfg(),
         'vt_resnet34.untrained': _cfg(),
-        'vt_resnet50.scenes': _published_cfg('vt_resnet50.scenes', **SCENES),
+        'vt_resnet50.scenes': _cfg(
+            hf_hub_id=hub_id('vt_resnet50.scenes'),
+            num_classes=100,
+            description='A start for fine-tuning, trained on generated scenes of fractals alone.',
+            **SMALL,
+        ),
         'vt_resnet50.untrained': _cfg(),
         'vt_resnet101.untrained': _cfg(),
-        'vt_resnet10.digits': _published_cfg(
-            'vt_resnet10.digits',
+        'vt_resnet10.digits': _cfg(
+            hf_hub_id=hub_id('vt_resnet10.digits'),
             num_classes=10,
             label_names=tuple('0123456789'),
             description="Handwritten digits, trained on four fifths of the 1797 images of scikit-learn's load_digits.",
+            **SMALL,
         ),
         'test_vt_resnet.untrained': _cfg(input_size=(3, 96, 96)),
     }
