@@ -194,7 +194,7 @@ def test_signals_leave_what_goes_on(run, folder, tmp_path, monkeypatch, kind):
     code, out, err = run(*command)
     assert (code, out) == (1, f'{output}: {IMAGES} images\n')
     knows, failed = err.splitlines()
-    assert knows.startswith('vt_resnet10.digits names an image as one of 10 classes')
+    assert knows.startswith('vt_resnet10 names an image as one of 10 classes')
     assert failed == f'2 of {IMAGES} images failed; the field error of each says why.'
     assert len(read_jsonl(output)) == IMAGES
 

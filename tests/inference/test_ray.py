@@ -25,7 +25,17 @@ def files(samples, tmp_path):
 
 
 def expected(files):
-    return to_table(list(predict_each(vt_hub.load_model(MODEL), files, topk=2))).to_pylist()
+    return rounded(to_table(list(predict_each(vt_hub.load_model(MODEL), files, topk=2))).to_pylist())
+
+
+def rounded(rows):
+    """The last digits of a score depend on how many images a batch has."""
+    return [
+        {**row, 'score': round(row['score'], 4), 'scores': [round(score, 4) for score in row['scores']]}
+        if row['label']
+        else row
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize('read', [True, False])
@@ -34,7 +44,7 @@ def test_rows_are_those_of_predict(files, read):
     if read:
         batch['bytes'] = np.array([path.read_bytes() for path in files], dtype=object)
     rows = Classify(MODEL, topk=2)(batch).to_pylist()
-    assert rows == expected(files)
+    assert rounded(rows) == expected(files)
     assert [row['label'] for row in rows] == ['3', None, '8']
     assert rows[1]['error'] == f'Cannot read {files[1]} as an image: it is not an image.'
 

@@ -82,9 +82,9 @@ def test_a_checkpoint_of_published_weights_keeps_their_preprocessing(tmp_path, r
 
 
 def test_a_start_from_published_weights_keeps_their_preprocessing(tmp_path):
-    state_dict = timm.create_model('vt_resnet18', num_classes=2).state_dict()
+    state_dict = timm.create_model('vt_resnet10', num_classes=2).state_dict()
     args = argparse.Namespace(pretrained=True)
-    torch.save({'arch': 'vt_resnet18', 'state_dict': state_dict, 'args': args}, tmp_path / 'c.pth.tar')
+    torch.save({'arch': 'vt_resnet10', 'state_dict': state_dict, 'args': args}, tmp_path / 'c.pth.tar')
     cfg = conversion.load_checkpoint(tmp_path / 'c.pth.tar')[0].pretrained_cfg
     assert (tuple(cfg['input_size']), cfg['crop_pct'], list(cfg['mean'])) == ((3, 64, 64), 1.0, [0.5] * 3)
 
