@@ -317,6 +317,12 @@ def test_a_run_leaves_a_model_folder(smoke, finished):
     assert torch.equal(shipped['vt.blocks.0.mixer.k.weight'], state['module.student.vt.blocks.0.mixer.k.weight'])
 
 
+def test_a_run_names_the_files_that_it_could_not_read(data, teacher_file, tmp_path):
+    recipe = load_distillation_recipe('smoke', {'teacher_args': {'num_classes': CLASSES}, 'block': 1, 'reuse': 1})
+    distill(recipe, data, tmp_path, teacher_file, device=CPU, workers=0)
+    assert (tmp_path / 'unreadable.txt').read_text().count('broken.jpg') == 1
+
+
 def test_a_run_in_pieces_is_the_same_run(smoke, data, teacher_file, finished, tmp_path):
     pieces = 0
     while distill(smoke, data, tmp_path / 'run', teacher_file, minutes=0, device=CPU, workers=0) is None:
