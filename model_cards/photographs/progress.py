@@ -31,12 +31,12 @@ def main():
     photographs = nips(args.photographs)
     labels, paths = torch.tensor([label for _, label in photographs]), [path for path, _ in photographs]
     rows = []
+    teacher, student, _ = load_networks(recipe, args.teacher_checkpoint, None)
+    net = Distiller(student, teacher, recipe.stages[0].size, recipe.strides).eval()
     for path in sorted(args.states.glob('*.pt')):
         state = torch.load(path, map_location='cpu', weights_only=True)
-        teacher, student, _ = load_networks(recipe, args.teacher_checkpoint, None)
-        net = Distiller(student, teacher, recipe.stages[0].size, recipe.strides)
         net.load_state_dict({key.removeprefix('module.'): value for key, value in state['ema'].items()})
-        found = accuracy(logits_of(net.eval().fold(), paths, SIZE), labels)
+        found = accuracy(logits_of(net.fold(), paths, SIZE), labels)
         rows.append({'step': state['step'], **found})
         print(rows[-1], flush=True)
     with open(args.out, 'w', newline='') as file:
