@@ -122,10 +122,13 @@ def without_wrappers(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 def load_into(model: Model, state_dict: dict[str, torch.Tensor], path: str | Path) -> Model:
     """Load a state dict that must fit the model exactly; otherwise the model is left as it was.
 
+    Only the `num_batches_tracked` of BatchNorms may be missing: they do not matter, and other packages leave them out.
+
     Raises:
         ValueError: Keys are missing or unexpected, or shapes differ.
     """
     own = model.state_dict()
+    state_dict = {name: own[name] for name in own if name.endswith('num_batches_tracked')} | state_dict
     faults = [f'{name} is missing' for name in own.keys() - state_dict.keys()]
     faults += [f'{name} is unexpected' for name in state_dict.keys() - own.keys()]
     faults += [

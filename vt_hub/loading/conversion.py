@@ -26,7 +26,6 @@ __all__ = [
     'load_trunk',
     'put_vt_stage',
     'warm_start',
-    'with_counters',
 ]
 
 PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct')  # what the weights were trained with, in timm's names
@@ -116,7 +115,7 @@ def load_trained(source: str, checkpoint: Path | None = None, **kwargs: Any) -> 
         given = list(state_dict.values())
         if [value.shape for value in given] == [value.shape for value in own.values()]:
             state_dict = dict(zip(own, given, strict=True))
-    return load_into(net, with_counters(net, state_dict), checkpoint).eval()
+    return load_into(net, state_dict, checkpoint).eval()
 
 
 def fitting_architecture(state_dict: dict[str, torch.Tensor]) -> str | None:
@@ -217,13 +216,7 @@ def load_trunk(trunk: nn.Module, state_dict: dict[str, torch.Tensor], source: st
         ValueError: Some are missing, or have another shape; the message names the `source`.
     """
     own = trunk.state_dict()
-    load_into(trunk, with_counters(trunk, {key: value for key, value in state_dict.items() if key in own}), source)
-
-
-def with_counters(module: nn.Module, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors for a module, with its num_batches_tracked, which do not matter and which other files may leave out."""
-    counters = {key: value for key, value in module.state_dict().items() if key.endswith('num_batches_tracked')}
-    return counters | values
+    load_into(trunk, {key: value for key, value in state_dict.items() if key in own}, source)
 
 
 def load_checkpoint(

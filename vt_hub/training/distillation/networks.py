@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ...loading.checkpoints import TimmModel, load_into, read_foreign
-from ...loading.conversion import load_trained, load_trunk, with_counters
+from ...loading.conversion import load_trained, load_trunk
 from ...loading.source import Source, load_model
 from ...network.trunk import last_level
 from ...network.vt_net import VTNet
@@ -114,7 +114,7 @@ def load_start(student: TimmModel, checkpoint: Path) -> list[str]:
     for name in taken:
         part, start = getattr(student, name), f'{name}.'
         values = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
-        load_into(part, with_counters(part, values), f'{name} of {checkpoint}')
+        load_into(part, values, f'{name} of {checkpoint}')
     return taken
 
 
