@@ -11,7 +11,7 @@ writes the card alone:
     python model_cards/photographs/publish.py NAME --out FOLDER
 
 The figures of a card are kept in model_cards/NAME, beside training.md and licences.md, the parts of the card that only
-these weights have.
+these weights have. If RUN began with the weights of an earlier run, that one's figures are in a folder `first` there.
 """
 
 import argparse
@@ -72,7 +72,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
         for key, dataset in DATA.items()
     ] or [trained]
     found[0] |= {key: trained[key] for key in ('training', 'tokens', 'temperature')}
-    found[0]['hours'] = trained['training']['seconds'] / 3600
+    files = (folder / 'first' / 'result.json', folder / 'result.json')
+    found[0]['runs'] = [read_json(file)['training'] for file in files if file.exists()]
+    found[0]['hours'] = sum(run['seconds'] for run in found[0]['runs']) / 3600
     found[0]['kilowatt_hours'] = found[0]['hours'] * WATTS / 1000
     found[0]['measured'] = measured
     if (folder / 'transfer.json').exists():
