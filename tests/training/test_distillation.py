@@ -1,6 +1,7 @@
 """Distillation: recipes, images, what the student learns from, runs that are stopped, and what a run leaves."""
 
 import csv
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -340,14 +341,21 @@ def test_workers_read_the_same_views(smoke, data, teacher_file, finished, tmp_pa
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_signal_ends_a_run_after_its_step(smoke, data, teacher_file, tmp_path):
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_signal_to_all_processes_ends_a_run_after_its_step(smoke, data, teacher_file, tmp_path, workers):
     def interrupted(steps, total, title):
         for step in steps:
             if step == 2:
                 signal.raise_signal(signal.SIGTERM)
+                readers = multiprocessing.active_children()
+                assert len(readers) == workers
+                for reader in readers:
+                    reader.terminate()
+                    reader.join(0.3)
+                assert all(reader.is_alive() for reader in readers)  # without them the step would fail
             yield step
 
-    assert distill(smoke, data, tmp_path, teacher_file, device=CPU, workers=0, progress=interrupted) is None
+    assert distill(smoke, data, tmp_path, teacher_file, device=CPU, workers=workers, progress=interrupted) is None
     assert torch.load(tmp_path / 'state.pt', weights_only=True)['step'] == 3
 
 

@@ -139,5 +139,5 @@ class Views(Dataset[torch.Tensor]):
 
 def start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run stops after its step
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # often sent to all processes; the run stops after its step
+        signal.signal(kind, signal.SIG_IGN)
