@@ -105,6 +105,7 @@ def test_shipped_recipes_load(name):
         ({'stages': []}, r'smoke: the stages end at \[\]; the ends must increase'),
         ({'reuse': 0}, 'smoke: reuse is 0; it must be 1 or more'),
         ({'batch_size': 7}, 'smoke: batch_size is 7; it must be even'),
+        ({'opt': 'adamx'}, "smoke: opt is 'adamx'; it must be the name of one of timm's optimizers"),
         ({'warmup_steps': 12}, 'warmup_steps is 12; it must be from 0 to 11'),
         ({'crop_scale': [0.5, 1.5]}, r'crop_scale is \(0.5, 1.5\)'),
         ({'stages': [{'until': 0.5, 'size': 64, 'free': []}]}, r'end at \[0.5\]'),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from timm.optim import list_optimizers
+
 from ..recipe_files import check_stages, check_values, list_recipe_files, read_recipe
 
 __all__ = ['DistillationRecipe', 'Stage', 'list_distillation_recipes', 'load_distillation_recipe']
@@ -35,7 +37,9 @@ class DistillationRecipe:
         teacher_args: Further arguments of `timm.create_model` for the teacher.
         input_size: Height and width in pixels of the student's input in evaluation and afterwards.
         batch_size: Images per step, over all processes.
-        lr: Highest learning rate of AdamW; after `warmup_steps` it falls along half a cosine.
+        opt: timm's name of the optimizer, such as adamw or muon. Muon learns more in a step, and AdamW updates its
+            vectors (https://kellerjordan.github.io/posts/muon/).
+        lr: Highest learning rate; after `warmup_steps` it falls along half a cosine.
         trunk_lr: Factor on `lr` for the parts from the trunk's checkpoint.
         weight_decay: For all weights except norms and biases.
         calibration_steps: Batches before the first step. They give mean and deviation of the teacher's features, and
@@ -68,6 +72,7 @@ class DistillationRecipe:
     teacher_args: dict[str, Any]
     input_size: int
     batch_size: int
+    opt: str
     lr: float
     trunk_lr: float
     weight_decay: float
@@ -113,6 +118,7 @@ def load_distillation_recipe(name: str, changes: dict[str, Any] | None = None) -
         recipe,
         ('batch_size', 'calibration_steps', 'steps', 'block', 'reuse', 'evaluate_every', 'input_size'),
         ('batch_size', recipe.batch_size % 2 == 0, 'even, since images are mixed in pairs'),
+        ('opt', recipe.opt in list_optimizers(), "the name of one of timm's optimizers"),
         ('crop_scale', 0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 1, 'an increasing range within 0 to 1'),
     )
     check_stages(name, recipe)

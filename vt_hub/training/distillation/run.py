@@ -70,7 +70,7 @@ class DistillationRun(ResumableRun):
             for part, factor in ((of_trunk[0], recipe.trunk_lr), (of_rest, 1.0))
             for group in param_groups_weight_decay(part, recipe.weight_decay)
         ]
-        self.optimizer = create_optimizer_v2(groups, 'adamw', recipe.lr, recipe.weight_decay, fused=True)
+        self.optimizer = create_optimizer_v2(groups, recipe.opt, recipe.lr, recipe.weight_decay)
         self.schedule = cosine(self.optimizer, recipe.steps, recipe.warmup_steps)
         self.ema = ModelEmaV3(net, EMA_DECAY, use_warmup=True)
         self.mix = None
