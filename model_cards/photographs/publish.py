@@ -72,8 +72,8 @@ def results(folder: Path) -> list[dict[str, Any]]:
         for key, dataset in DATA.items()
     ] or [trained]
     found[0] |= {key: trained[key] for key in ('training', 'tokens', 'temperature')}
-    files = (folder / 'first' / 'result.json', folder / 'result.json')
-    found[0]['runs'] = [read_json(file)['training'] for file in files if file.exists()]
+    earlier = [read_json(path)['training'] for path in folder.glob('first/result.json')]
+    found[0]['runs'] = [*earlier, trained['training']]
     found[0]['hours'] = sum(run['seconds'] for run in found[0]['runs']) / 3600
     found[0]['kilowatt_hours'] = found[0]['hours'] * WATTS / 1000
     found[0]['measured'] = measured
