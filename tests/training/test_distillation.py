@@ -286,6 +286,7 @@ def test_parts_that_both_have_run_once(frozen):
     torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
     assert isinstance(student.layer1, torch.nn.Sequential)  # back in its place
     assert len(student.layer1) == 2
+    assert shared_parts(student.half().float(), teacher) == (parts, level)  # weights are published in float16
 
 
 @torch.no_grad()

@@ -54,9 +54,9 @@ def frozen(part: nn.Module) -> bool:
 
 
 def same(part: nn.Module, of: nn.Module) -> bool:
-    """Whether a network has all tensors of a part, by name and value."""
+    """Whether a network has all tensors of a part, by name and by value in float16, in which weights are published."""
     one, other = part.state_dict(), of.state_dict()
-    return all(key in other and torch.equal(value, other[key]) for key, value in one.items())
+    return all(key in other and torch.equal(value.half(), other[key].half()) for key, value in one.items())
 
 
 def load_networks(
