@@ -174,6 +174,15 @@ def test_picture_of_labels_as_they_are(explanation):
     assert len(classes.patches) == len(named)
 
 
+def test_picture_leaves_out_what_would_be_0_percent(explanation):
+    best, second, third, fourth = explanation.predictions
+    shares = [best | {'score': 0.0004}, second | {'score': 0.0006}, third | {'score': 0.0004}, fourth | {'score': 0}]
+    axes = draw_explanation(replace(explanation, predictions=shares)).axes[1]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [best['label'], second['label']]
+    values = draw_explanation(replace(explanation, predictions=shares, meaning='value')).axes[1]
+    assert len(values.patches) == 4
+
+
 def test_picture_is_a_file(explanation, tmp_path):
     save_explanation(explanation, tmp_path / 'sheet.png')
     with Image.open(tmp_path / 'sheet.png') as sheet:

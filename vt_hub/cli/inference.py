@@ -233,14 +233,8 @@ def segment(
     """
     from ..image_files import find_images
     from ..inference.precision import laid_out
-    from ..inference.scores import label_names, percent
-    from ..inference.segment import (
-        SHOWN,
-        draw_overlay,
-        save_mask,
-        save_picture,
-        segment_each,
-    )
+    from ..inference.scores import SHOWN, label_names, percent
+    from ..inference.segment import draw_overlay, save_mask, save_picture, segment_each
     from ..loading.source import load_model
     from ..network.images import read_image
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ..inference.explain import explain
 from ..inference.precision import laid_out
-from ..inference.scores import label_names, shown
-from ..inference.segment import SHOWN, paint, segment_image
+from ..inference.scores import SHOWN, label_names, shown
+from ..inference.segment import paint, segment_image
 from ..loading.published import list_pretrained
 from ..loading.source import Source, load_model
 from ..network.images import read_image

@@ -9,6 +9,7 @@ import numpy as np
 from ..figures import new_figure, save_figure
 from .diversity import alike
 from .explain import Explanation
+from .scores import SHOWN
 
 __all__ = ['COLOURS', 'OPACITY', 'draw_explanation', 'save_explanation']
 
@@ -115,10 +116,13 @@ def draw_explanation(explanation: Explanation, title: str = '') -> Any:
 
 def draw_classes(axes: Any, explanation: Explanation) -> None:
     """The scores of the best classes as bars."""
-    labels = [shortened(prediction['label']) for prediction in explanation.predictions]
     of_chance = explanation.meaning != 'value'
-    unit = 100 if of_chance else 1
-    scores = [unit * (found['score'] if 'score' in found else found['share']) for found in explanation.predictions]
+    key = 'share' if explanation.overlay is not None else 'score'
+    found = [(shortened(each['label']), each[key]) for each in explanation.predictions]
+    if of_chance:
+        found = found[:1] + [(label, score) for label, score in found[1:] if score >= SHOWN]
+    labels = [label for label, _ in found]
+    scores = [(100 if of_chance else 1) * score for _, score in found]
     bars = axes.barh(range(len(labels)), scores, color=BAR)
     axes.bar_label(bars, [f'{score:.1f} %' if of_chance else f'{score:.4g}' for score in scores], padding=3)
     axes.set_yticks(range(len(labels)), labels, parse_math=False)

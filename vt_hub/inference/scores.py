@@ -10,6 +10,7 @@ from ..loading.checkpoints import TimmModel
 from ..network.vt_fpn import Network, is_segmenter
 
 __all__ = [
+    'SHOWN',
     'class_names',
     'knowledge',
     'knowledge_of',
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 NAMED = 10  # classes that a sentence names
+SHOWN = 0.0005  # score or share of the pixels from which a class is named to people; less would be 0.0 %
 
 
 def label_names(model: Network) -> list[str]:

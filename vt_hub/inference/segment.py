@@ -15,10 +15,9 @@ from ..network.images import read_image, to_channels
 from ..network.vt_fpn import VTFPN, Network
 from .precision import computing_in
 from .preprocessing import ImageLike, as_image, as_model, eval_transform
-from .scores import label_names, percent
+from .scores import SHOWN, label_names, percent
 
 __all__ = [
-    'SHOWN',
     'check_mask',
     'check_picture',
     'class_shares',
@@ -37,7 +36,6 @@ ENLARGED = 8  # classes enlarged at a time
 MAX_SIDE = 2048  # maximum pixels of a drawn picture; the mask has all
 GAP = 8  # pixels between pictures
 SMOOTHED = 4  # pixels
-SHOWN = 0.0005  # share of the pixels from which a class is named to people
 
 
 def largest_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
