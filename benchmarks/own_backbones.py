@@ -56,9 +56,8 @@ def taught(backbone: str, checkpoint: Path, args: argparse.Namespace) -> dict[st
 
 def cost(backbone: str, rounds: int) -> dict[str, Any]:
     """Parameters, multiply-accumulates and time of a backbone and of the VT-Net on its trunk."""
-    rows = [
-        measure(Setting('vt_net', batch_size, SIZE, fused=True, backbone=backbone), rounds) for batch_size in (1, 16)
-    ]
+    network = {'backbone': backbone, 'backbone_args': NETWORK_ARGS.get(backbone, {})}
+    rows = [measure(Setting('vt_net', batch_size, SIZE, fused=True, **network), rounds) for batch_size in (1, 16)]
     return {
         'params_m': rows[0]['params_m'],
         'macs_m': rows[0]['macs_m'],

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Setting:
         fused: First fold norms, in all networks with the same function.
         training: Run a step of SGD with momentum instead of inference.
         backbone: A timm model, as the trunk of `vt_net` or the backbone of a VT-FPN; if empty, the model's own.
+        backbone_args: Further arguments of `timm.create_model` for the backbone.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Setting:
     fused: bool = False
     training: bool = False
     backbone: str = ''
+    backbone_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model not in list_models():
@@ -92,7 +94,9 @@ class Setting:
 
 def create(setting: Setting, **on: Any) -> dict[str, TimmModel]:
     """The networks that are compared, with random weights: 'vt' first. `on` says on which device."""
-    args: dict[str, Any] = {'backbone': setting.backbone} if setting.backbone else {}
+    args: dict[str, Any] = {}
+    if setting.backbone:
+        args = {'backbone': setting.backbone, 'backbone_args': setting.backbone_args}
     vt: TimmModel = timm.create_model(setting.model, **args, **on)
     networks = {'vt': vt}
     if is_segmenter(setting.model):
