@@ -5,9 +5,9 @@
 DIR holds one folder for each set of `sets.csv`, unpacked from the repository and commit that it names. READY gets one
 folder for each set, with JPEG files whose shorter side has at most 256 pixels. A file is named by the sha256 of its
 photograph, so no photograph is there twice. Photographs that look like one of the 1,000 test photographs (`nips`, by a
-difference hash) are left out. READY/photographs.sha256 lists every file that was used. READY/first.txt and
-READY/second.txt have the folders and shares of the two runs as arguments of `vt-hub distill`. `used.csv` beside this
-script counts the photographs of each set, with the sha256 of the set's part of that list.
+difference hash) are left out. READY/photographs.sha256 lists every file that was used. READY/run1.txt and the like have
+the folders and shares of each run as arguments of `vt-hub distill`. `used.csv` beside this script counts the
+photographs of each set, with the sha256 of the set's part of that list.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main():
         used.append({'set': entry['set'], 'photographs': len(new), 'sha256': hashlib.sha256(text.encode()).hexdigest()})
         print(f'{entry["set"]}: {len(new)} of {len(paths)} files', flush=True)
     (args.out / 'photographs.sha256').write_text(''.join(lists))
-    for run in ('first', 'second'):
+    for run in ('run1', 'run2', 'run3'):
         shares = {entry['set']: entry[f'{run}_share'] for entry in sets}
         folders = (f'--data-dir {args.out / name} --share {share}\n' for name, share in shares.items() if share)
         (args.out / f'{run}.txt').write_text(''.join(folders))

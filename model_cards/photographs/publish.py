@@ -11,7 +11,7 @@ writes the card alone:
     python model_cards/photographs/publish.py NAME --out FOLDER
 
 The figures of a card are kept in model_cards/NAME, beside training.md and licences.md, the parts of the card that only
-these weights have. If RUN began with the weights of an earlier run, that one's figures are in a folder `first` there.
+these weights have. If RUN began with the weights of earlier runs, their figures are in folders `run1`, `run2` there.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
         for key, dataset in DATA.items()
     ] or [trained]
     found[0] |= {key: trained[key] for key in ('training', 'tokens', 'temperature')}
-    earlier = [read_json(path)['training'] for path in folder.glob('first/result.json')]
+    earlier = [read_json(path)['training'] for path in sorted(folder.glob('run*/result.json'))]
     found[0]['runs'] = [*earlier, trained['training']]
     found[0]['hours'] = sum(run['seconds'] for run in found[0]['runs']) / 3600
     found[0]['kilowatt_hours'] = found[0]['hours'] * WATTS / 1000
