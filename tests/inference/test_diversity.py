@@ -90,7 +90,7 @@ def test_the_warning_names_the_modules():
 
 
 @pytest.mark.parametrize('distinct', [False, True])
-def test_verify_warns_of_tokens_that_are_one(distinct, tmp_path):
+def test_verify_warns_of_tokens_that_are_one(distinct, tmp_path, quick):
     torch.manual_seed(0)
     model = timm.create_model('test_vt_resnet', num_classes=3, distinct_tokens=distinct).eval()
     export(model, tmp_path / 'new', code=False)
