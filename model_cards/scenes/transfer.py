@@ -123,6 +123,7 @@ PHOTOGRAPHS = replace(
     cells=tuple((task, shots) for shots in (5, 20, 1) for task in ('cifar10', 'flowers', 'imagenette')),
     size=96,
     per_class=100,
+    lrs=(2.5e-4, 5e-4, 1e-3, 2e-3),
 )
 SMOKE = Protocol(
     cells=(('shapes', 1), ('digits', 1)),
@@ -171,7 +172,7 @@ class Arm:
         options = dict(self.config.get('model_args', {}))
         if weights and Source.parse(self.model).is_ours:
             options['distinct_tokens'] = has_distinct_tokens(weights)
-        model = timm.create_model(self.model, num_classes=num_classes, **options)
+        model = timm.create_model(self.model, **options | {'num_classes': num_classes})
         if weights:
             if self.shuffled:
                 weights = {key: shuffle(value) if value.ndim > 1 else value for key, value in weights.items()}
