@@ -36,7 +36,7 @@ def command(tmp_path, monkeypatch):
     return command
 
 
-def test_a_run_becomes_a_folder_and_an_evaluation_its_card(command, tmp_path, quick):
+def test_a_run_becomes_a_folder_and_an_evaluation_its_card(command, tmp_path):
     run, folder = tmp_path / 'run', tmp_path / NAME
     pretrain(load_pretraining_recipe('smoke', {'steps': 3}), run, device='cpu')
     command('--run', run, '--out', folder)

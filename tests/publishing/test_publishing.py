@@ -75,7 +75,7 @@ def test_a_model_of_no_images(tmp_path, quick):
     assert 'pipeline' not in {check.name for check in found}
 
 
-def test_logits_in_another_memory_format(tmp_path, quick):
+def test_logits_in_another_memory_format(tmp_path):
     """As after a ConvNeXt; safetensors writes none that are not contiguous."""
     model = timm.create_model('test_vt_fpn', backbone='test_convnext')
     assert not failures(vt_hub.export(model.eval(), tmp_path / 'model'))
