@@ -65,9 +65,11 @@ def segmentation() -> Rows:
 def finetuned() -> Rows:
     """Top-1 in percent after fine-tuning on few images of each class, mean of ten draws."""
     keys = 'task', 'shots', 'arm', 'mean', 'std', 'n'
+    reports = {path.name.removesuffix('.transfer.json'): path for path in (CARDS / 'scenes').glob('*.transfer.json')}
+    reports |= {path.parent.name: path for path in CARDS.glob('*/transfer.json')}
     return [
-        {'model': path.name.split('.')[0], **{key: row[key] for key in keys}}
-        for path in sorted((CARDS / 'scenes').glob('*.transfer.json'))
+        {'weights': name, **{key: row[key] for key in keys}}
+        for name, path in sorted(reports.items())
         for row in read_json(path)['finetuned']
     ]
 

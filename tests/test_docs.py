@@ -274,8 +274,28 @@ def transfer_table():
     return '\n'.join(lines)
 
 
+def photographs_transfer_table():
+    """How published weights fine-tune on photographs, beside weights of scenes, none, and their teacher."""
+    heads = 'weights', 'task', 'images a class', 'these weights', 'scenes', 'from scratch', 'their teacher'
+    heads += 'gain over scenes, 95 % interval', 'over the teacher'
+    lines = [f'| {" | ".join(heads)} |', '|---|---|---:|---:|---:|---:|---:|---|---|']
+    for path in sorted((ROOT / 'model_cards').glob('*/transfer.json')):
+        report = read_json(path)
+        means = {(row['task'], row['shots'], row['arm']): row['mean'] for row in report['finetuned']}
+        gains = {(row['task'], row['shots'], row['pair']): row for row in report['differences']}
+        for task, shots in dict.fromkeys(key[:2] for key in means):
+            cells = [f'{means[task, shots, arm]:.1f}' for arm in ('vt', 'scenes', 'vt_scratch', 'reference')]
+            for arm in ('scenes', 'reference'):
+                row = gains[task, shots, f'vt - {arm}']
+                assert row['n'] == 10
+                cells.append(f'{row["mean"]:+.1f} ({row["low"]:+.1f} to {row["high"]:+.1f})')
+            lines.append(f'| `{path.parent.name}` | {task} | {shots} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
 def test_results_page_has_the_measured_gains():
     check_block('docs/results.md', 'transfer', transfer_table())
+    check_block('docs/results.md', 'photographs_transfer', photographs_transfer_table())
 
 
 @pytest.mark.parametrize('suite', results.SUITES)

@@ -103,7 +103,7 @@ class Page:
 
 @pytest.fixture(scope='module')
 def url():
-    app = build(['vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'])
+    app = build(['vt_resnet18.dist_in1k', 'vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'])
     yield start(app, '127.0.0.1')
     app.close()
 
@@ -122,16 +122,18 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(driver, url):
-    """The page, which each test leaves with a classifier chosen."""
+    """The page, which each test leaves with the digits' classifier chosen."""
     page = Page(driver, url)
     driver.get('about:blank')
     driver.get_log('performance')  # what Chromium loads for itself
     page.open()
+    page.picture('photograph')
+    page.choose('vt_resnet10.digits')
+    page.see('#tokens .said', 'to the logit of 2.')
     return page
 
 
 def test_loads_from_this_machine_alone(page):
-    page.picture('tokens')
     messages = [json.loads(entry['message'])['message'] for entry in page.driver.get_log('performance')]
     asked = [m['params']['request']['url'] for m in messages if m['method'] == 'Network.requestWillBeSent']
     assert asked
