@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .common import Json, print_json, print_table, steps_shown
+from .common import Json, print_json, print_table, progress, steps_shown
 
 GROWN_PROSE = """\
 A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` copied a smaller network into this deeper
@@ -14,6 +14,10 @@ WIDER_PROSE = """\
 A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` put the trunk of a smaller network into its
 bottlenecks: the first channels of each stage compute what that trunk does, and the others can learn. **The VT stage and
 the classifier are untrained**: distil the model before you use it."""
+LEFT_PROSE = """
+
+`layer1` has one bottleneck too few. It learned the smaller network's output from unlabelled images; {left} % of the
+output's variance is left over."""
 
 
 def export(
@@ -263,6 +267,10 @@ def convert(
     grow: Annotated[
         str | None, typer.Option(help='Deeper architecture to copy the source into; it computes the same.')
     ] = None,
+    data_dir: Annotated[
+        list[Path] | None,
+        typer.Option(help='With --grow from basic blocks to bottlenecks: unlabelled images that teach layer1.'),
+    ] = None,
     num_classes: Annotated[int | None, typer.Option(metavar='N', min=1, help='Classes of the new classifier.')] = None,
     labels: Annotated[
         Path | None, typer.Option(help='File with one class name per line, or a folder of class folders.')
@@ -278,24 +286,24 @@ def convert(
     from ..inference.scores import class_names
     from ..loading.conversion import is_vt_resnet, load_source, put_vt_stage, warm_start
     from ..loading.growing import goes_into_bottlenecks
-    from ..loading.growing import grow as grown
     from ..publishing import export as run
 
     if vt and grow:
         raise typer.BadParameter('--grow is for VT-ResNets, and --vt for other networks; leave one out.')
     if checkpoint and not vt:
         raise typer.BadParameter('--checkpoint goes with --vt; a checkpoint of a ResNet is the source itself.')
-    names = read_labels(labels) if labels else None
+    if data_dir and not grow:
+        raise typer.BadParameter('--data-dir goes with --grow.')
+    names, name = read_labels(labels) if labels else None, Path(source).name
     if grow and is_vt_resnet(source):
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a VT-ResNet keeps its classes.')
-        small, name = load_source(source)[0], Path(source).name
-        large = grown(small, grow)
-        if goes_into_bottlenecks(small, large):
-            prose, origin = WIDER_PROSE, f'The smaller network is {name}.'
-        else:
-            prose, origin = GROWN_PROSE, f'It computes what {name} does.'
-        print(run(large, target, labels=names, prose=prose, origin=origin))
+        small = load_source(source)[0]
+        large, taught = grow_into(small, grow, data_dir or [], target)
+        wider = goes_into_bottlenecks(small, large)
+        prose = WIDER_PROSE + taught if wider else GROWN_PROSE
+        origin = f'The smaller network is {name}.' if wider else f'It computes what {name} does.'
+        print(run(large, target, labels=names or class_names(small), prose=prose, origin=origin))
         return
     classes = num_classes or (len(names) if names else None)
     kwargs = {'num_classes': classes} if classes else {}
@@ -304,6 +312,22 @@ def convert(
         names = names or (None if classes else class_names(trained))
     else:
         start = warm_start(source, **kwargs)
-    model = grown(start.model, grow) if grow else start.model
-    run(model, target, labels=names, prose=start.prose(Path(source).name), license=start.license)
+    model, taught = grow_into(start.model, grow, data_dir or [], target) if grow else (start.model, '')
+    run(model, target, labels=names, prose=start.prose(name) + taught, license=start.license)
     print(f'{target}: {start}')
+
+
+def grow_into(small: Any, architecture: str, folders: list[Path], target: Path) -> tuple[Any, str]:
+    """A larger network, and what its card says of images that taught its `layer1`."""
+    from ..loading.growing import grow, layer1_falls_short
+
+    large = grow(small, architecture)
+    if not folders:
+        return large, ''
+    from ..training.distillation import Folders, Regression, teach_layer1
+
+    if not layer1_falls_short(small, large):
+        raise typer.BadParameter(f'--data-dir teaches a layer1 that is only near; that of {architecture} is exact.')
+    unreadable = target.with_name(f'{target.name}_unreadable.txt')
+    left = teach_layer1(small, large, Folders(folders), unreadable, Regression(), progress=progress)
+    return large, LEFT_PROSE.format(left=round(100 * left, 1))

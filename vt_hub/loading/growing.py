@@ -19,7 +19,7 @@ from ..network.vt_layers import DistinctTokenizer
 from ..network.vt_resnet import VTResNet
 from .bottlenecks import embed_stage
 
-__all__ = ['goes_into_bottlenecks', 'grow']
+__all__ = ['goes_into_bottlenecks', 'grow', 'layer1_falls_short']
 
 STAGES = ('layer1', 'layer2', 'layer3')
 KEPT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'license', 'label_names', 'label_descriptions')
@@ -73,6 +73,11 @@ def goes_into_bottlenecks(source: nn.Module, model: nn.Module) -> bool:
     """Whether a network has basic blocks, and the one that it grows into has bottlenecks."""
     first, into = (net.get_submodule('layer1.0') for net in (source, model))
     return isinstance(first, BasicBlock) and isinstance(into, Bottleneck)
+
+
+def layer1_falls_short(source: Any, model: Any) -> bool:
+    """Whether a network's `layer1` only comes near that of the one that it grew from; see bottlenecks.py."""
+    return goes_into_bottlenecks(source, model) and len(model.layer1) < 2 * len(source.layer1)
 
 
 def copy(part: nn.Module, into: nn.Module, what: str) -> None:

@@ -23,15 +23,18 @@ from ..resumable import check_settings, start_or_resume, train, training_entry
 from .data import HELD_OUT_PART, Folders
 from .networks import load_networks
 from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
+from .regression import Regression, teach_layer1
 from .run import DistillationRun
 
 __all__ = [
     'DistillationRecipe',
     'Folders',
+    'Regression',
     'Stage',
     'distill',
     'list_distillation_recipes',
     'load_distillation_recipe',
+    'teach_layer1',
 ]
 
 PROSE = """\

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -16,9 +16,8 @@ from torch.utils.data import Dataset
 
 from ...image_files import walk_images
 from ...network.images import read_image
-from .recipe import DistillationRecipe
 
-__all__ = ['HELD_OUT_PART', 'Folders', 'Views', 'start_worker']
+__all__ = ['HELD_OUT_PART', 'Folders', 'ViewSettings', 'Views', 'start_worker']
 
 HELD_OUT = 1024  # largest number of images in an evaluation
 HELD_OUT_PART = 10  # one of this many images is never used for training
@@ -102,27 +101,42 @@ def training_transform(
     )
 
 
+class ViewSettings(Protocol):
+    """How many views a training has, and how they are cropped; see `DistillationRecipe`."""
+
+    @property
+    def crop_scale(self) -> tuple[float, float]: ...
+
+    @property
+    def color_jitter(self) -> float: ...
+
+    @property
+    def num_views(self) -> int: ...
+
+    def view_size(self, item: int) -> int:
+        """Height and width of a view."""
+        ...
+
+
 class Views(Dataset[torch.Tensor]):
     """Random views of images, (3, size, size) uint8. Each depends only on the seed and its number.
 
     If an image cannot be read, its error is written to the file `unreadable`, and another image is drawn.
     """
 
-    def __init__(self, recipe: DistillationRecipe, data: Folders, seed: int, unreadable: Path):
-        self.recipe, self.data, self.seed = recipe, data, seed
+    def __init__(self, settings: ViewSettings, data: Folders, seed: int, unreadable: Path):
+        self.settings, self.data, self.seed = settings, data, seed
         self.unreadable, self.named = unreadable, set[Path]()
 
     def __len__(self) -> int:
-        blocks = -(-self.recipe.steps // (self.recipe.block * self.recipe.reuse))
-        return blocks * self.recipe.block * self.recipe.batch_size
+        return self.settings.num_views
 
     def __getitem__(self, item: int) -> torch.Tensor:
-        recipe = self.recipe
-        stage = recipe.stage(item // recipe.batch_size // recipe.block * recipe.block * recipe.reuse)
+        size = self.settings.view_size(item)
         random.seed(f'{self.seed} {item}')
         torch.manual_seed(random.getrandbits(62))
         image = self.draw()
-        return training_transform(stage.size, recipe.crop_scale, recipe.color_jitter)(image)
+        return training_transform(size, self.settings.crop_scale, self.settings.color_jitter)(image)
 
     def draw(self) -> Image.Image:
         while True:

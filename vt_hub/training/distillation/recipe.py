@@ -99,6 +99,15 @@ class DistillationRecipe:
         step -= step % (self.block * self.reuse)
         return next((stage for stage in self.stages if step < stage.until * self.steps), self.stages[-1])
 
+    @property
+    def num_views(self) -> int:
+        """Number of new views in all steps."""
+        return -(-self.steps // (self.block * self.reuse)) * self.block * self.batch_size
+
+    def view_size(self, item: int) -> int:
+        """Height and width of a view in pixels."""
+        return self.stage(item // self.batch_size // self.block * self.block * self.reuse).size
+
 
 def list_distillation_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
