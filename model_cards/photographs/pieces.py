@@ -17,10 +17,13 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from prepare import small_jpeg
+
 from vt_hub.image_files import walk_images
 from vt_hub.network.images import read_image
 
 MOST = 63 << 20  # bytes of a piece; the rest is for the headers of tar
+QUALITY = 88  # of JPEG
 
 
 def draw(folders: list[Path], shares: list[float]) -> Iterator[Path]:
@@ -32,16 +35,6 @@ def draw(folders: list[Path], shares: list[float]) -> Iterator[Path]:
         order.shuffle(paths)
         keyed += [((number + order.random()) / share, path) for number, path in enumerate(paths)]
     return (path for _, path in sorted(keyed))
-
-
-def small_copy(path: Path, size: int) -> bytes:
-    image = read_image(path)
-    scale = size / min(image.size)
-    if scale < 1:
-        image = image.resize([round(side * scale) for side in image.size])
-    written = io.BytesIO()
-    image.save(written, 'JPEG', quality=88)
-    return written.getvalue()
 
 
 def main():
@@ -60,7 +53,7 @@ def main():
     for number in range(args.number):
         with tarfile.open(args.out / f'{number}.tar', 'w') as piece:
             while piece.offset < MOST and (path := next(paths, None)):
-                content = small_copy(path, args.size)
+                content = small_jpeg(read_image(path), args.size, QUALITY)
                 entry = tarfile.TarInfo(f'{path.parent.name}/{path.name}')
                 entry.size = len(content)
                 piece.addfile(entry, io.BytesIO(content))

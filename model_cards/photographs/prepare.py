@@ -35,6 +35,16 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), 'big')
 
 
+def small_jpeg(image: Image.Image, shorter: int, quality: int) -> bytes:
+    """A JPEG file of an image whose shorter side has at most some pixels."""
+    scale = shorter / min(image.size)
+    if scale < 1:
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    written = io.BytesIO()
+    image.save(written, 'JPEG', quality=quality)
+    return written.getvalue()
+
+
 def make_ready(path: Path, folder: Path, known: np.ndarray) -> str | None:
     """Write a small copy; returns the photograph's sha256, or None if it is left out."""
     content = path.read_bytes()
@@ -48,12 +58,7 @@ def make_ready(path: Path, folder: Path, known: np.ndarray) -> str | None:
         print(f'{path} looks like a test photograph', flush=True)
         return None
     digest = hashlib.sha256(content).hexdigest()
-    scale = SHORTER / min(image.size)
-    if scale < 1:
-        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    written = io.BytesIO()
-    image.save(written, 'JPEG', quality=92)
-    (folder / f'{digest[:20]}.jpg').write_bytes(written.getvalue())
+    (folder / f'{digest[:20]}.jpg').write_bytes(small_jpeg(image, SHORTER, 92))
     return digest
 
 

@@ -94,9 +94,8 @@ def teach_layer1(
         images = (views.to(device).float() / 255 - mean) / std
         with autocast(device):
             with torch.no_grad():
-                stem = source.maxpool(source.act1(source.bn1(source.conv1(images))))
-                wanted = source.layer1(stem)
-            found = grown.layer1(stem)[:, : wanted.shape[1]]
+                stem, wanted = source.forward_levels(images, 1)
+            found = grown.layer1(grown.maxpool(stem))[:, : wanted.shape[1]]
         loss = F.mse_loss(found.float(), wanted.float()) / wanted.float().var(dim=(0, 2, 3)).mean()
         optimizer.zero_grad()
         loss.backward()
