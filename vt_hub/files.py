@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_place', 'read_json', 'replaced_whole', 'written_whole']
+__all__ = ['check_new', 'check_place', 'read_json', 'replaced_whole', 'written_whole']
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -34,6 +34,12 @@ def resolved(path: str | Path) -> Path:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, 'Not a regular file', str(path))
     return path
+
+
+def check_new(path: Path, kind: str = 'folder') -> None:
+    """Raise FileExistsError if there is something already. Call it before long work whose result goes there."""
+    if path.exists():
+        raise FileExistsError(f'{path} exists already; name another {kind} or remove it.')
 
 
 def check_place(path: Path) -> None:

@@ -59,6 +59,9 @@ def test_command_refuses_what_is_exact_or_no_growth(run, photographs, tmp_path):
     assert code == 2
     assert '--data-dir goes with --grow' in err
     assert not (tmp_path / 'large').exists()
+    (tmp_path / 'large').mkdir()
+    code, _, err = run(*arguments, '--grow', 'test_vt_resnet')
+    assert (code, err) == (1, f'error: {tmp_path / "large"} exists already; name another folder or remove it.\n')
 
 
 @pytest.mark.slow

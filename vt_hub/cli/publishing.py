@@ -324,8 +324,10 @@ def grow_into(small: Any, architecture: str, folders: list[Path], target: Path) 
     large = grow(small, architecture)
     if not folders:
         return large, ''
+    from ..files import check_new
     from ..training.distillation import Folders, Regression, teach_layer1
 
+    check_new(target)
     if not layer1_falls_short(small, large):
         raise typer.BadParameter(f'--data-dir teaches a layer1 that is only near; that of {architecture} is exact.')
     unreadable = target.with_name(f'{target.name}_unreadable.txt')

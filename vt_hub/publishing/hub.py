@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import written_whole
+from ..files import check_new, written_whole
 from ..loading.download import fetch, hub_reason
 from ..loading.published import EMBEDDED, PRETRAINED, VERSION, pretrained_folder, resolve_name
 from ..loading.source import Source
@@ -152,8 +152,7 @@ def pull(source: str, folder: str | Path, revision: str | None = None) -> Path:
         OSError: It cannot be downloaded, or is damaged.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    check_new(folder)
     repo = Source.parse(source).repo or ('/' in source and source)
     if repo:
         cached = fetch(repo, revision)

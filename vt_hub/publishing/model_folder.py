@@ -18,7 +18,7 @@ from timm.models import get_model_args
 from transformers import AutoConfig
 
 from .. import network
-from ..files import replaced_whole, written_whole
+from ..files import check_new, replaced_whole, written_whole
 from ..inference.precision import DTYPES
 from ..inference.scores import knowledge
 from ..loading.checkpoints import create_network, find_not_finite, load_folder
@@ -255,8 +255,7 @@ def export(
         ValueError: The labels do not fit, weights are not finite, or the model was changed after its creation.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    check_new(folder)
     config, state_dict = checked_contents(model, labels, license, dtype)
     with written_whole(folder) as unfinished:
         write_network(unfinished, config, state_dict, code)
@@ -281,8 +280,7 @@ def export_weights(model: nn.Module, path: str | Path, dtype: str = 'fp32') -> P
         FileExistsError: The file exists.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f'{path} exists already; name another file or remove it.')
+    check_new(path, 'file')
     with replaced_whole(path) as unfinished:
         save_file(convert_dtype(model.state_dict(), dtype), unfinished)
     return path

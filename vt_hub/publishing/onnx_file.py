@@ -22,7 +22,7 @@ import timm
 import torch
 import torch.nn as nn
 
-from ..files import replaced_whole
+from ..files import check_new, replaced_whole
 from ..inference.preprocessing import eval_transform
 from ..network.images import read_image
 from ..network.vt_fpn import VTFPN, Network
@@ -122,8 +122,7 @@ def export_onnx(
         OSError: The file cannot be written.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f'{path} exists already; name another file or remove it.')
+    check_new(path, 'file')
     if opset < LOWEST_OPSET:
         raise ValueError(f'These networks need ONNX opset {LOWEST_OPSET} or higher, not {opset}.')
     model = getattr(model, '_orig_mod', model)  # what torch.compile wraps

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import written_whole
+from ..files import check_new, written_whole
 
 __all__ = ['SPLITS', 'new_folder', 'save']
 
@@ -21,8 +21,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: The folder exists.
     """
-    if folder.exists():
-        raise FileExistsError(f'{folder} exists already; name another folder or remove it.')
+    check_new(folder)
     with written_whole(folder) as unfinished:
         yield unfinished
 
