@@ -44,7 +44,10 @@ def packed(tmp_path, monkeypatch):
 
 
 def test_pieces_hold_each_photograph_once_and_are_small(packed):
-    names = [name for path in sorted(packed.iterdir()) for name in tarfile.open(path).getnames()]
+    names = []
+    for path in sorted(packed.iterdir()):
+        with tarfile.open(path) as piece:
+            names += piece.getnames()
     assert len(names) == len(set(names))
     assert 6 <= len(names) <= 12
     assert all(path.stat().st_size < 24 << 10 for path in packed.iterdir())
