@@ -1,4 +1,4 @@
-"""Pack photographs into files of at most 64 MiB, to bring them to a machine with a GPU piece by piece.
+"""Pack photographs into files of limited size, to bring them to a machine with a GPU piece by piece.
 
     python model_cards/photographs/pieces.py --arguments READY/run3.txt --number 8 --out PIECES
 
@@ -22,8 +22,8 @@ from prepare import small_jpeg
 from vt_hub.image_files import walk_images
 from vt_hub.network.images import read_image
 
-MOST = 63 << 20  # bytes of a piece; the rest is for the headers of tar
 QUALITY = 88  # of JPEG
+SPARE = 512 << 10  # bytes for the last photograph, and for the end of a tar file
 
 
 def draw(folders: list[Path], shares: list[float]) -> Iterator[Path]:
@@ -41,6 +41,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arguments', type=Path, required=True, help='folders and shares, as prepare.py writes them')
     parser.add_argument('--number', type=int, required=True, help='of pieces')
+    parser.add_argument('--mebibytes', type=int, default=64, help='largest size of a piece')
     parser.add_argument('--size', type=int, default=160, help='shorter side in pixels')
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
@@ -49,10 +50,11 @@ def main():
     given.add_argument('--share', type=float, action='append')
     sets = given.parse_args(shlex.split(args.arguments.read_text()))
     args.out.mkdir(parents=True)
+    most = (args.mebibytes << 20) - SPARE
     paths = draw(sets.data_dir, sets.share)
     for number in range(args.number):
         with tarfile.open(args.out / f'{number}.tar', 'w') as piece:
-            while piece.offset < MOST and (path := next(paths, None)):
+            while piece.offset < most and (path := next(paths, None)):
                 content = small_jpeg(read_image(path), args.size, QUALITY)
                 entry = tarfile.TarInfo(f'{path.parent.name}/{path.name}')
                 entry.size = len(content)

@@ -15,10 +15,6 @@ from safetensors.torch import save_file
 import vt_hub
 from vt_hub.training.distillation import load_distillation_recipe
 
-sys.path.append(str(ROOT / 'model_cards' / 'photographs'))
-
-import pieces
-
 CARDS = ROOT / 'model_cards'
 
 
@@ -28,31 +24,28 @@ def test_recipes_of_the_weights_can_be_read(path):
 
 
 @pytest.fixture
-def packed(tmp_path, monkeypatch):
-    """Twelve photographs of two sets in three files."""
-    for name, count in (('cats', 4), ('dogs', 8)):
+def packed(tmp_path):
+    """24 photographs of two sets in four files."""
+    for name, count in (('cats', 8), ('dogs', 16)):
         (tmp_path / name).mkdir()
         for number in range(count):
-            picture(90, 60, seed=number + 10 * count).save(tmp_path / name / f'{number}.png')
+            picture(270, 260, seed=number + 10 * count).save(tmp_path / name / f'{number}.png')
     arguments = tmp_path / 'run.txt'
     arguments.write_text(f'--data-dir {tmp_path / "cats"} --share 1 --data-dir {tmp_path / "dogs"} --share 2')
-    monkeypatch.setattr(pieces, 'MOST', 12 << 10)
-    options = ['--arguments', arguments, '--number', 3, '--size', 48, '--out', tmp_path / 'pieces']
-    monkeypatch.setattr(sys, 'argv', ['pieces.py', *map(str, options)])
-    pieces.main()
+    options = ['--arguments', arguments, '--number', '4', '--size', '256', '--mebibytes', '1']
+    command = [sys.executable, CARDS / 'photographs' / 'pieces.py', *options, '--out', tmp_path / 'pieces']
+    subprocess.run(command, check=True)
     return tmp_path / 'pieces'
 
 
 def test_pieces_hold_each_photograph_once_and_are_small(packed):
     names = []
     for path in sorted(packed.iterdir()):
+        assert path.stat().st_size <= 1 << 20
         with tarfile.open(path) as piece:
             names += piece.getnames()
-    assert len(names) == len(set(names))
-    assert 6 <= len(names) <= 12
-    assert all(path.stat().st_size < 24 << 10 for path in packed.iterdir())
-    cats = sum(name.startswith('cats') for name in names[:6])
-    assert 1 <= cats <= 3  # a third, by its share
+    assert len(names) == len(set(names)) == 24
+    assert 1 <= sum(name.startswith('cats') for name in names[:6]) <= 3  # a third, by its share
 
 
 def test_the_way_to_a_gpu(packed, tmp_path):
