@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 import torch.nn.functional as F
+from int8_digits import session
 
 import vt_hub
 from vt_hub.inference.precision import computing_in, laid_out
@@ -30,7 +30,7 @@ from vt_hub.publishing import export_onnx
 from vt_hub.reporting import machine, write_result
 
 sys.path.append(str(Path(__file__).parents[1] / 'model_cards' / 'photographs'))
-from measure import nips
+from measure import accuracy, nips
 
 CPU = torch.device('cpu')
 BATCH, CALIBRATION = 16, 128
@@ -52,10 +52,8 @@ def in_int8(model: str, photographs: Path, folder: Path) -> Run:
     train = sorted((photographs / 'imagenette' / 'train').glob('*/*.JPEG'))
     calibration = train[:: len(train) // CALIBRATION][:CALIBRATION]
     path = export_onnx(vt_hub.load_model(model), folder / f'{model}.onnx', calibration=calibration).path
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    return lambda images: torch.from_numpy(session.run(['logits'], {'pixel_values': images.numpy()})[0])
+    opened = session(path)
+    return lambda images: torch.from_numpy(opened.run(['logits'], {'pixel_values': images.numpy()})[0])
 
 
 def timed(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -87,7 +85,7 @@ def measure(model: str, photographs: Path, rounds: int) -> list[dict[str, Any]]:
         {
             'model': model,
             'form': name,
-            'top1': round(100 * (found.argmax(1) == labels).float().mean().item(), 2),
+            'top1': accuracy(found, labels)['top1'],
             'other_answers': int((found.argmax(1) != exact.argmax(1)).sum()),
             'largest_difference_of_a_probability': round((found.softmax(1) - exact.softmax(1)).abs().max().item(), 4),
             'images_per_second': round(BATCH / seconds[name], 1),
