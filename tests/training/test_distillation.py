@@ -23,9 +23,9 @@ from vt_hub.cli import main as cli
 from vt_hub.files import read_json
 from vt_hub.inference.scores import class_names
 from vt_hub.loading.conversion import load_trained
-from vt_hub.training.distillation import Folders, distill, list_distillation_recipes, load_distillation_recipe
+from vt_hub.training.distillation import Folders, Stage, distill, list_distillation_recipes, load_distillation_recipe
 from vt_hub.training.distillation.data import Views, is_held_out
-from vt_hub.training.distillation.networks import Distiller, load_start, outputs, shared_parts
+from vt_hub.training.distillation.networks import Distiller, frozen_parts, load_start, outputs, shared_parts
 from vt_hub.training.distillation.run import DistillationRun
 
 CLASSES = 12
@@ -162,14 +162,16 @@ def test_a_view_is_a_function_of_its_number(smoke, data, tmp_path):
     assert views[len(views) - 1].shape == (3, 96, 96)  # of the last stage
 
 
-def test_losses(make_run):
+@pytest.mark.parametrize(('free', 'own'), [((), 0), (('layer2', 'layer3', 'vt'), 5), (('vt',), 7)])
+def test_losses(make_run, free, own):
     run = make_run()
-    run.enter(run.recipe.stages[0])
+    run.enter(Stage(1.0, 64, free))
+    assert len(run.own) == own
     images = run.to_device(next(run.loader(0, 1)))
     run.calibrate()
     run.net.eval()
     with torch.no_grad():
-        losses, logits, wanted = run.losses(run.net, *run.targets(images))
+        losses, logits, wanted = run.losses(run.net, *run.targets(images, run.net.student))
         teacher, student = run.teacher, run.net.student
         x = (images - run.normalization[1][0]) / run.normalization[1][1]
         features = teacher.forward_head(teacher.forward_features(x), pre_logits=True)
@@ -219,7 +221,7 @@ def test_maps_at_more_strides_are_learned(make_run):
     run = make_run(load_distillation_recipe('smoke', changes))
     run.enter(run.recipe.stages[-1])
     run.calibrate()
-    losses, _, _ = run.losses(run.net, *run.targets(run.to_device(next(run.loader(0, 1)))))
+    losses, _, _ = run.losses(run.net, *run.targets(run.to_device(next(run.loader(0, 1))), run.net.student))
     losses[1].backward()
     assert [helper.conv.in_channels for helper in run.net.maps] == [64, 32, 48]  # last, stride 8, stride 16
     assert all(helper.conv.weight.grad.abs().max() > 0 for helper in run.net.maps)
@@ -247,7 +249,7 @@ def test_steps_use_each_view_of_their_block(make_run, smoke):
     drawn = []
     for run.step in range(smoke.block * smoke.reuse):
         drawn.append(run.draw()[1])  # the teacher's features
-    features = torch.cat([run.targets(views)[1] for views in images])
+    features = torch.cat([run.targets(views, run.net.student)[1] for views in images])
     for part in range(0, len(drawn), smoke.block):
         used = torch.cat(drawn[part : part + smoke.block])
         assert not torch.equal(used, features)
@@ -287,6 +289,24 @@ def test_parts_that_both_have_run_once(frozen):
     assert isinstance(student.layer1, torch.nn.Sequential)  # back in its place
     assert len(student.layer1) == 2
     assert shared_parts(student.half().float(), teacher) == (parts, level)  # weights are published in float16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ('shared', 'free', 'own'), [(0, 'layer3.1', 7), (3, 'layer3.1', 4), (4, 'layer2', 1), (0, 'conv1', 0)]
+)
+def test_frozen_parts_run_once_for_each_view(shared, free, own):
+    torch.manual_seed(0)
+    student = timm.create_model('vt_resnet18', num_classes=CLASSES).eval().requires_grad_(False)
+    student.get_submodule(free).requires_grad_(True)
+    order = ['conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3.0', 'layer3.1']
+    parts = frozen_parts(student, order[:shared])
+    assert parts == order[shared:][:own]
+    begun = x = torch.rand(2, 3, 64, 64)
+    for name in order[: shared + own]:
+        begun = student.get_submodule(name)(begun)
+    torch.testing.assert_close(outputs(student, begun, order[: shared + own])[:2], outputs(student, x)[:2])
+    assert student.get_submodule('layer3.0').conv1.weight.shape == (256, 128, 3, 3)  # back in its place
 
 
 @torch.no_grad()

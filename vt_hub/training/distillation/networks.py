@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .recipe import DistillationRecipe
 
 __all__ = [
     'Distiller',
+    'frozen_parts',
     'load_networks',
     'load_start',
     'outputs',
@@ -47,6 +49,21 @@ def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int
         names += parts
         level = number
     return names, level
+
+
+def frozen_parts(student: TimmModel, shared: Sequence[str]) -> list[str]:
+    """Names of a ResNet's further first parts that are frozen, after the shared ones. They run once for each view."""
+    names: list[str] = []
+    for name in (name for parts in RESNET_LEVELS for name in parts if name not in shared):
+        part = getattr(student, name, None)
+        if part is None:
+            break
+        if not frozen(part):
+            blocks = part.named_children() if isinstance(part, nn.Sequential) else ()
+            names += [f'{name}.{number}' for number, _ in takewhile(lambda block: frozen(block[1]), blocks)]
+            break
+        names.append(name)
+    return names
 
 
 def frozen(part: nn.Module) -> bool:
@@ -195,14 +212,14 @@ class Given(nn.Identity):
 @contextmanager
 def skipped(net: TimmModel, names: Sequence[str]) -> Iterator[None]:
     """Replace parts of a network by their input inside the block."""
-    kept = {name: getattr(net, name) for name in names}
+    kept = {name: net.get_submodule(name) for name in names}
     for name in names:
-        setattr(net, name, Given())
+        net.set_submodule(name, Given())
     try:
         yield
     finally:
         for name, part in kept.items():
-            setattr(net, name, part)
+            net.set_submodule(name, part)
 
 
 def deviations(found: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ...network.vt_stage import VTStage, first_filters
 from ...processes import rank_and_world
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
-from .networks import Distiller, MapHelper, outputs, shared_parts
+from .networks import Distiller, MapHelper, frozen_parts, outputs, shared_parts
 from .recipe import DistillationRecipe, Stage
 
 __all__ = ['DistillationRun']
@@ -101,7 +101,7 @@ class DistillationRun(ResumableRun):
         )
 
     def enter(self, stage: Stage) -> None:
-        """Start a stage: choose the parts that learn, and find those that student and teacher share."""
+        """Start a stage: choose the parts that learn, and find the first parts that run once for each view."""
         self.stage, student = stage, self.net.student
         modules = dict(student.named_modules())
         if unknown := sorted(set(stage.free) - modules.keys()):
@@ -118,7 +118,9 @@ class DistillationRun(ResumableRun):
         student.get_classifier().requires_grad_(False)  # set at the end
         self.net.classifier.requires_grad_(False)
         alike = self.same_images() and not self.recipe.strides
-        self.shared, self.level = shared_parts(student, self.teacher) if alike else ([], None)
+        shared, self.level = shared_parts(student, self.teacher) if alike else ([], None)
+        self.own = [] if self.recipe.strides else frozen_parts(student, shared)
+        self.skip = shared + self.own
         self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
 
     def compile_student(self) -> None:
@@ -132,15 +134,21 @@ class DistillationRun(ResumableRun):
     def same_images(self) -> bool:
         return all(map(torch.equal, *self.normalization))
 
-    def targets(self, images: torch.Tensor, teach: Callable[..., Any] = outputs) -> list[torch.Tensor]:
-        """Images from 0 to 1 to the student's input (after shared parts), and the teacher's features and maps."""
+    def targets(
+        self, images: torch.Tensor, student: TimmModel, teach: Callable[..., Any] = outputs
+    ) -> list[torch.Tensor]:
+        """Images from 0 to 1 to what a student reads after its first parts, and the teacher's features and maps."""
         with torch.no_grad(), autocast(self.device):
             x, of_teacher = (
                 ((images - mean) / std).contiguous(memory_format=torch.channels_last)
                 for mean, std in self.normalization
             )
             features, maps, shared = teach(self.teacher, of_teacher, level=self.level, strides=self.recipe.strides)
-            return [x if self.level is None else shared, features, *maps]
+            if self.level is not None:
+                x = shared
+            for name in self.own:
+                x = student.get_submodule(name)(x)
+            return [x, features, *maps]
 
     def new_batches(self, number: int) -> Iterator[list[torch.Tensor]]:
         """Targets of the views of a block."""
@@ -152,7 +160,7 @@ class DistillationRun(ResumableRun):
             if self.mix:
                 np.random.seed([self.seed, batch, self.rank])  # timm's Mixup uses numpy's generator
                 images, _ = self.mix(images, torch.zeros(len(images), dtype=torch.int64, device=self.device))
-            yield self.targets(images, self.teach)
+            yield self.targets(images, self.net.student, self.teach)
 
     def draw(self) -> list[torch.Tensor]:
         """The student's input and the targets of this step, drawn from its block."""
@@ -172,7 +180,7 @@ class DistillationRun(ResumableRun):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The losses (3) of features, maps and logits, and the logits of student and teacher; see `targets`."""
         with autocast(self.device):
-            found, found_maps, logits = functional_call(net, self.fewer_tokens(net), (x, self.shared))
+            found, found_maps, logits = functional_call(net, self.fewer_tokens(net), (x, self.skip))
         own = self.net
         wanted = own.classifier(features.float())
         losses = torch.stack(
@@ -207,9 +215,9 @@ class DistillationRun(ResumableRun):
         self.train_mode()
 
         def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-            x, features, *maps = self.targets(self.to_device(views))
+            x, features, *maps = self.targets(self.to_device(views), self.net.student)
             with autocast(self.device):
-                return outputs(self.net.student, x, self.shared)[0], features, maps
+                return outputs(self.net.student, x, self.skip)[0], features, maps
 
         self.net.calibrate(map(of_views, self.loader(0, self.recipe.calibration_steps)))
         if self.world > 1:  # the views of the first process are enough
@@ -273,7 +281,7 @@ class DistillationRun(ResumableRun):
         """Compare the averaged student with the teacher on held-out images."""
         net, sums, hits, count = self.ema.module.eval(), torch.zeros(3, device=self.device), 0.0, 0
         for images in self.held_out_batches():
-            losses, logits, wanted = self.losses(net, *self.targets(images))
+            losses, logits, wanted = self.losses(net, *self.targets(images, net.student))
             sums += losses * len(images)
             hits += (logits.argmax(1) == wanted.argmax(1)).sum().item()
             count += len(images)
