@@ -2,17 +2,31 @@
 
     python model_cards/photographs/curve.py vt_resnet18.dist_in1k --out docs/images/photographs_curve.webp
 
-The figures are those that progress.py measured, in `progress.csv` beside the `result.json` of each run.
+The figures are those that progress.py measured, in `progress.csv` beside the `result.json` of each run. A run in the
+folder `fresh` began with a new network, to compare with.
 """
 
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
 from vt_hub.figures import new_figure, save_figure
 from vt_hub.files import read_json
 
 CARDS = Path(__file__).parents[1]
+
+
+def draw(axes: Any, folder: Path, begin: float, what: str) -> float:
+    """Draw one run after `begin` thousands of views, and return how many there are after it."""
+    training = read_json(folder / 'result.json')['training']
+    views_per_step = training['num_images'] / training['steps'] / 1e3
+    with open(folder / 'progress.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    views = [begin + int(row['step']) * views_per_step for row in rows]
+    label = f'{what}: {training.get("opt", "adamw")}, {len(training["data"])} sets of photographs'
+    axes.plot(views, [float(row['top1']) for row in rows], marker='o', markersize=3, label=label)
+    return begin + training['num_images'] / 1e3
 
 
 def main():
@@ -24,14 +38,9 @@ def main():
     figure = new_figure(figsize=(7, 3.6))
     axes, begin = figure.subplots(), 0.0
     for number, folder in enumerate([*sorted(card.glob('run*')), card], 1):
-        training = read_json(folder / 'result.json')['training']
-        views_per_step = training['num_images'] / training['steps'] / 1e3
-        with open(folder / 'progress.csv', newline='') as file:
-            rows = list(csv.DictReader(file))
-        views = [begin + int(row['step']) * views_per_step for row in rows]
-        label = f'run {number}: {training.get("opt", "adamw")}, {len(training["data"])} sets of photographs'
-        axes.plot(views, [float(row['top1']) for row in rows], marker='o', markersize=3, label=label)
-        begin += training['num_images'] / 1e3
+        begin = draw(axes, folder, begin, f'run {number}')
+    if (card / 'fresh').is_dir():
+        draw(axes, card / 'fresh', 0.0, 'from a new network')
     taught, teacher = list(read_json(card / 'measured.json')['networks'].items())[1]
     axes.axhline(teacher['nips']['top1'], color='0.35', linewidth=0.8, linestyle='--', label=taught)
     axes.set(xlabel='new views, in thousands', ylabel='NIPS 2017 top-1 (%)', xlim=(0, None))
