@@ -5,18 +5,16 @@ images. Times are medians of the processor time per image. The files run in turn
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
-import onnxruntime
 import timm
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from timing import in_turn, session
 
 from vt_hub.image_files import find_images
 from vt_hub.inference.preprocessing import eval_transform
@@ -26,12 +24,6 @@ from vt_hub.reporting import machine, write_result
 
 TRAIN = Path(__file__).parent.parent / 'model_cards' / 'vt_resnet10.digits' / 'train.py'
 TIMED_SIZE = 224
-
-
-def session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
 def main():
@@ -59,21 +51,18 @@ def main():
             name: torch.from_numpy(opened.run(None, {'pixel_values': pixels.numpy()})[0])
             for name, opened in sessions.items()
         }
-        seconds: dict[str, list[float]] = {name: [] for name in files}
-        image = {'pixel_values': torch.randn(1, 3, TIMED_SIZE, TIMED_SIZE).numpy()}
-        for i in range(args.rounds + 2):
-            for name, opened in sessions.items():
-                started = time.process_time()
-                opened.run(None, image)
-                if i >= 2:  # warm
-                    seconds[name].append(time.process_time() - started)
+        image = torch.randn(1, 3, TIMED_SIZE, TIMED_SIZE).numpy()
+        runs = {
+            name: lambda opened=opened: opened.run(None, {'pixel_values': image}) for name, opened in sessions.items()
+        }
+        seconds = in_turn(runs, args.rounds)
         rows = [
             {
                 'file': name,
                 'top1': round(100 * (logits[name].argmax(1) == labels).float().mean().item(), 2),
                 'other_classes': int((logits[name].argmax(1) != logits['fp32'].argmax(1)).sum()),
                 'mb': round(path.stat().st_size / 1e6, 2),
-                'milliseconds': round(1000 * statistics.median(seconds[name]), 2),
+                'milliseconds': round(1000 * seconds[name], 2),
             }
             for name, path in files.items()
         ]

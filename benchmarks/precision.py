@@ -10,17 +10,15 @@ weights.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from int8_digits import session
+from timing import in_turn, session
 
 import vt_hub
 from vt_hub.inference.precision import computing_in, laid_out
@@ -56,18 +54,6 @@ def in_int8(model: str, photographs: Path, folder: Path) -> Run:
     return lambda images: torch.from_numpy(opened.run(['logits'], {'pixel_values': images.numpy()})[0])
 
 
-def timed(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median of the processor's seconds for each of some functions, which run in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):
-        for name, run in runs.items():
-            started = time.process_time()
-            run()
-            if turn >= 2:  # warm
-                seconds[name].append(time.process_time() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def measure(model: str, photographs: Path, rounds: int) -> list[dict[str, Any]]:
     """One row for each form of a model."""
     listed = nips(photographs)
@@ -79,7 +65,7 @@ def measure(model: str, photographs: Path, rounds: int) -> list[dict[str, Any]]:
         runs['int8, ONNX'] = in_int8(model, photographs, Path(tmp))
         logits = {name: torch.cat([run(part) for part in images.split(BATCH)]) for name, run in runs.items()}
         batch = images[:BATCH]
-        seconds = timed({name: lambda run=run: run(batch) for name, run in runs.items()}, rounds)
+        seconds = in_turn({name: lambda run=run: run(batch) for name, run in runs.items()}, rounds)
     exact = logits['fp32']
     return [
         {
@@ -106,7 +92,7 @@ def one_product(rounds: int) -> dict[str, float]:
         'bf16': lambda: F.linear(half, half_weight),
         'bf16, weights in int8': lambda: torch.ops.aten._weight_int8pack_mm(half, levels, half_scales),
     }
-    return {name: round(1e6 * seconds, 1) for name, seconds in timed(runs, rounds).items()}
+    return {name: round(1e6 * seconds, 1) for name, seconds in in_turn(runs, rounds).items()}
 
 
 @torch.inference_mode()

@@ -1,9 +1,10 @@
 """`vt-hub predict --output` beside a bare loop: python benchmarks/predict_beside.py --pictures DIR --work DIR.
 
-The bare loop is timm's ImageDataset and loader around the same network, which keeps the best classes in a list. With
-Ray, the same images go through `vt_hub.inference.ray_data.Classify` on one node. All are processes of their own and run
-in turn, from the first import to the last row; the ratio is that of one round. Ray is only measured where it is
-installed.
+The bare loop is timm's ImageDataset and loader around the same network, which keeps the best classes in a list; its
+numbers are those that `predict` chooses, by autocast. With Ray, the same images go through
+`vt_hub.inference.ray_data.Classify` on one node. All are processes of their own and run in turn, from the first import
+to the last row; the ratio is that of one round. Memory is that of the largest process. Ray is only measured where it
+is installed.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from vt_hub.reporting import machine, write_result
 
 BARE = """
 import sys, timm, torch, vt_hub
+from vt_hub.inference.precision import chosen_precision
 folder, model, batch_size, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 network = vt_hub.load_model(model).fuse().to(memory_format=torch.channels_last)
 config = timm.data.resolve_model_data_config(network)
@@ -30,10 +32,12 @@ loader = timm.data.create_loader(
     timm.data.ImageDataset(folder), batch_size=batch_size, is_training=False, use_prefetcher=False,
     num_workers=workers, device=torch.device('cpu'), **config,
 )
+half = chosen_precision('auto', torch.device('cpu')) == 'bf16'
 rows = []
-with torch.inference_mode():
+with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=half):
     for images, _ in loader:
-        rows += zip(*(found.tolist() for found in network(images).softmax(1).topk(5)))
+        logits = network(images.to(memory_format=torch.channels_last))
+        rows += zip(*(found.tolist() for found in logits.float().softmax(1).topk(5)))
 print(len(rows))
 """
 RAY = """
@@ -72,13 +76,18 @@ def main():
         if find_spec('ray'):
             commands['Ray'] = ['-c', RAY, *settings]
         seconds: dict[str, list[float]] = {name: [] for name in commands}
+        peak = dict.fromkeys(commands, 0.0)
         for _ in range(args.rounds):
             for name, command in commands.items():
                 table.unlink(missing_ok=True)
                 shutil.rmtree(f'{table}.parts', ignore_errors=True)
                 started = time.perf_counter()
-                subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+                process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+                _, status, usage = os.wait4(process.pid, 0)
+                if status:
+                    raise SystemExit(f'{name} ended with status {os.waitstatus_to_exitcode(status)}.')
                 seconds[name].append(time.perf_counter() - started)
+                peak[name] = max(peak[name], usage.ru_maxrss / 1024)
         for name, values in seconds.items():
             ratios = sorted(bare / value for bare, value in zip(seconds['bare timm loop'], values, strict=True))
             rows.append(
@@ -86,6 +95,7 @@ def main():
                     'workers': workers,
                     'what': name,
                     'images_per_second': round(count / statistics.median(values), 1),
+                    'peak_mb': round(peak[name]),
                     'of_the_bare_loop': [round(ratio, 3) for ratio in ratios],
                 }
             )

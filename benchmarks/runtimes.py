@@ -8,15 +8,14 @@ in fp32, relative to the largest logit. OpenVINO and ExecuTorch are not among th
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from timing import in_turn, session
 
 import vt_hub
 from vt_hub.inference.precision import computing_in, laid_out
@@ -45,13 +44,9 @@ def run_torch(model: str, images: torch.Tensor, folder: Path) -> Iterator[tuple[
 
 
 def run_onnx(model: str, images: torch.Tensor, folder: Path) -> Iterator[tuple[str, Run, float | None]]:
-    import onnxruntime
-
     path = export_onnx(load(model), folder / 'model.onnx').path
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session, pixels = onnxruntime.InferenceSession(path, options), {'pixel_values': images.numpy()}
-    yield 'onnxruntime', lambda: torch.from_numpy(session.run(['logits'], pixels)[0]), path.stat().st_size / 1e6
+    opened, pixels = session(path), {'pixel_values': images.numpy()}
+    yield 'onnxruntime', lambda: torch.from_numpy(opened.run(['logits'], pixels)[0]), path.stat().st_size / 1e6
 
 
 def run_openvino(model: str, images: torch.Tensor, folder: Path) -> Iterator[tuple[str, Run, float | None]]:
@@ -89,24 +84,26 @@ def main():
     torch.set_num_threads(1)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     expected = vt_hub.load_model(args.model)
-    rows, runs = [], []
+    runs: dict[str, Run] = {}
+    sizes: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as tmp:
         for make in (run_torch, run_onnx, run_openvino, run_executorch):
             with suppress(ModuleNotFoundError):
                 for name, run, size in make(args.model, images, Path(tmp)):
-                    runs.append(run)
-                    rows.append({'runtime': name, 'mb': size and round(size, 1), 'ms': []})
-        for turn in range(args.rounds + 2):
-            for row, run in zip(rows, runs, strict=True):
-                started = time.process_time()
-                run()
-                if turn >= 2:
-                    row['ms'].append(1000 * (time.process_time() - started))
-    logits = expected(images)
-    for row, run in zip(rows, runs, strict=True):
-        row['ms'] = round(statistics.median(row['ms']), 1)
-        row['difference'] = float(f'{(run() - logits).abs().max() / logits.abs().max():.1e}')
-        print(f'{row["runtime"]}: {row["ms"]} ms, difference {row["difference"]:.1e}')
+                    runs[name], sizes[name] = run, size and round(size, 1)
+        seconds = in_turn(runs, args.rounds)
+        logits = expected(images)
+        rows = [
+            {
+                'runtime': name,
+                'mb': sizes[name],
+                'ms': round(1000 * seconds[name], 1),
+                'difference': float(f'{(run() - logits).abs().max() / logits.abs().max():.1e}'),
+            }
+            for name, run in runs.items()
+        ]
+    for row in rows:
+        print(row)
     versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
