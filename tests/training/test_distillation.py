@@ -310,18 +310,37 @@ def test_frozen_parts_run_once_for_each_view(shared, free, own):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('backbone', ['test_efficientnet', 'test_convnext', 'test_vit'])
-def test_a_backbone_gives_its_trunks_map_to_its_student(backbone):
+@pytest.mark.parametrize(
+    ('backbone', 'free', 'shared'),
+    [
+        ('test_efficientnet', 'blocks.3', 5),  # the stem, its norm and three stages
+        ('test_convnext', 'stages.2', 4),
+        ('test_vit', 'blocks.1', 0),  # it computes with tokens, so its first parts do not give a map
+        ('test_resnet', 'layer3', 12),  # the stem has seven parts
+    ],
+)
+def test_a_backbone_gives_its_maps_to_its_student(backbone, free, shared):
     torch.manual_seed(0)
     teacher = timm.create_model(backbone).eval()
     student = timm.create_model('vt_net', backbone=backbone).eval().requires_grad_(False)
     student.trunk.load_state_dict(teacher.state_dict(), strict=False)
-    parts, level = shared_parts(student, teacher)
     x = torch.rand(2, 3, *teacher.default_cfg['input_size'][1:])
-    begun = outputs(teacher, x, level=level)[2]
-    torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
+    for part, expected in (('', 1), (free, shared)):
+        student.trunk.get_submodule(part).requires_grad_(bool(part))
+        parts, level = shared_parts(student, teacher)
+        assert len(parts) == expected
+        begun = x if level is None else outputs(teacher, x, level=level)[2]
+        torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
     student.trunk.requires_grad_(True)
     assert shared_parts(student, teacher) == ([], None)
+
+
+@torch.no_grad()
+def test_the_last_map_always_runs():
+    """A network that only learns its classifier still gives its last map."""
+    student = timm.create_model('resnet18', num_classes=CLASSES).eval().requires_grad_(False)
+    parts = frozen_parts(student, [])
+    assert parts == ['conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3']
 
 
 def test_a_run_leaves_a_model_folder(smoke, finished):

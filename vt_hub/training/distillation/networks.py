@@ -1,5 +1,6 @@
 """Load teacher and student, and the extra layers that help the student learn."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -10,12 +11,14 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.models.resnet import ResNet
 
 from ...loading.checkpoints import TimmModel, load_into, read_foreign
 from ...loading.conversion import load_trained, load_trunk
 from ...loading.source import Source, load_model
 from ...network.trunk import last_level
 from ...network.vt_net import VTNet
+from ...network.vt_resnet import VTResNet
 from .recipe import DistillationRecipe
 
 __all__ = [
@@ -28,7 +31,19 @@ __all__ = [
 ]
 
 RIDGE = 0.01  # relative to the mean variance of the student's features
-RESNET_LEVELS = (('conv1', 'bn1', 'act1'), ('maxpool', 'layer1'), ('layer2',), ('layer3',))  # parts before each level
+
+
+def first_parts(net: Any) -> Iterator[tuple[str, int | None]]:
+    """Names of a network's parts before its last feature level, in order, and the level's number at the end of each."""
+    levels = {info['module']: number for number, info in enumerate(net.feature_info)}
+    for name, part in net.named_children():
+        names = [name]
+        if name not in levels and isinstance(part, (nn.Sequential, nn.ModuleList)):
+            names = [f'{name}.{number}' for number, _ in part.named_children()]
+        for one in names:
+            if levels.get(one) == len(levels) - 1:
+                return
+            yield one, levels.get(one)
 
 
 def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int | None]:
@@ -37,31 +52,47 @@ def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int
     Returns:
         Names of the parts, and the number of the teacher's feature level after them; [] and None if there are none.
     """
+    trunk, start = student, ''
     if isinstance(student, VTNet):
-        shared = frozen(student.trunk) and same(student.trunk, teacher)
-        return (['trunk'], student.last_level) if shared else ([], None)
+        trunk, start = student.trunk, 'trunk.'
+        if frozen(trunk) and same(trunk, teacher):
+            return ['trunk'], student.last_level
+    of_teacher = dict(teacher.named_modules())
     names: list[str] = []
-    level = None
-    for number, parts in enumerate(RESNET_LEVELS):
-        pairs = [(getattr(student, name, None), getattr(teacher, name, None)) for name in parts]
-        if not all(one and other and frozen(one) and same(one, other) for one, other in pairs):
+    shared: tuple[list[str], int | None] = [], None
+    for name, level in first_parts(trunk):
+        part, other = trunk.get_submodule(name), of_teacher.get(name)
+        if not (other and frozen(part) and same(part, other)):
             break
-        names += parts
-        level = number
-    return names, level
+        names.append(f'{start}{name}')
+        if level is not None and gives_map(teacher, name, level):
+            shared = list(names), level
+    return shared
+
+
+@torch.no_grad()
+def gives_map(net: TimmModel, name: str, level: int) -> bool:
+    """Whether the output of a part is the map (B, C, h, w) of a level. In a transformer it is often not."""
+    found: list[Any] = []
+    hook = net.get_submodule(name).register_forward_hook(lambda part, given, output: found.append(output))
+    x = torch.linspace(0, 1, math.prod(net.default_cfg['input_size'])).view(1, *net.default_cfg['input_size'])
+    _, _, wanted = outputs(net, x.to(next(net.parameters())), level=level)
+    hook.remove()
+    return isinstance(found[0], torch.Tensor) and found[0].shape == wanted.shape and torch.equal(found[0], wanted)
 
 
 def frozen_parts(student: TimmModel, shared: Sequence[str]) -> list[str]:
     """Names of a ResNet's further first parts that are frozen, after the shared ones. They run once for each view."""
     names: list[str] = []
-    for name in (name for parts in RESNET_LEVELS for name in parts if name not in shared):
-        part = getattr(student, name, None)
-        if part is None:
-            break
+    if not isinstance(student, (VTResNet, ResNet)):
+        return names
+    for name, _ in first_parts(student):
+        part = student.get_submodule(name)
+        if name in shared:
+            continue
         if not frozen(part):
             blocks = part.named_children() if isinstance(part, nn.Sequential) else ()
-            names += [f'{name}.{number}' for number, _ in takewhile(lambda block: frozen(block[1]), blocks)]
-            break
+            return [*names, *(f'{name}.{number}' for number, block in takewhile(lambda pair: frozen(pair[1]), blocks))]
         names.append(name)
     return names
 
