@@ -43,7 +43,8 @@ def taught(backbone: str, checkpoint: Path, args: argparse.Namespace) -> dict[st
     if not folder.is_dir():
         export(start.model, folder)
     recipe = load_distillation_recipe('own_backbone', {'model': str(folder), 'steps': args.steps})
-    model = distill(recipe, Folders(args.data_dir, args.share), run, checkpoint, workers=args.workers)
+    data = Folders(args.data_dir, args.share)
+    model = distill(recipe, data, run, checkpoint, workers=args.workers, compile_networks=True)
     trained = read_json(run / 'result.json')
     return {
         'backbone_top1': top1(whole, args.photographs),
@@ -72,7 +73,7 @@ def main():
     parser.add_argument('--share', type=float, action='append', default=[])
     parser.add_argument('--photographs', type=Path, help="measure.py's folder")
     parser.add_argument('--work', type=Path, required=True, help='folder for the runs; an interrupted one resumes')
-    parser.add_argument('--steps', type=int, default=1000)
+    parser.add_argument('--steps', type=int, default=1500)
     parser.add_argument('--rounds', type=int, default=20, help='of the measurement of time')
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--out', type=Path, required=True)
