@@ -216,6 +216,23 @@ def test_only_free_parts_learn(make_run, smoke):
     assert max(rates) == pytest.approx(min(rates) * 10, rel=0.2)  # trunk_lr
 
 
+def test_a_part_that_stops_learning_keeps_its_statistics(make_run):
+    stages = [{'until': until, 'size': 64, 'free': free} for until, free in ((0.5, []), (1, ['vt']))]
+    changes = {
+        'teacher_args': {'num_classes': CLASSES},
+        'steps': 2,
+        'warmup_steps': 0,
+        'block': 1,
+        'reuse': 1,
+        'stages': stages,
+    }
+    run = make_run(load_distillation_recipe('smoke', changes))
+    run.train_step()
+    before = run.net.student.bn1.running_mean.clone()
+    run.train_step()
+    assert torch.equal(run.net.student.bn1.running_mean, before)
+
+
 def test_maps_at_more_strides_are_learned(make_run):
     changes = {'teacher_args': {'num_classes': CLASSES}, 'strides': [8, 16], 'features': 0.0, 'logits': 0.0}
     run = make_run(load_distillation_recipe('smoke', changes))

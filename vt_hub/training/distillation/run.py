@@ -233,10 +233,10 @@ class DistillationRun(ResumableRun):
             self.calibrate()
         if self.block is None and self.compile_networks:  # the first step since the start
             self.compile_student()
+        self.train_mode()
         drawn = self.draw()
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         np.random.seed([self.seed, self.step, self.rank])
-        self.train_mode()
         self.schedule.step_update(self.step)
         losses, _, _ = self.losses(self.parallel, *drawn)
         recipe = self.recipe
