@@ -42,7 +42,8 @@ def taught(backbone: str, checkpoint: Path, args: argparse.Namespace) -> dict[st
     folder, run = args.work / backbone / 'start', args.work / backbone / 'run'
     if not folder.is_dir():
         export(start.model, folder)
-    recipe = load_distillation_recipe('own_backbone', {'model': str(folder), 'steps': args.steps})
+    changes = {'model': str(folder)} | ({'steps': args.steps} if args.steps else {})
+    recipe = load_distillation_recipe('own_backbone', changes)
     data = Folders(args.data_dir, args.share)
     model = distill(recipe, data, run, checkpoint, workers=args.workers, compile_networks=True)
     trained = read_json(run / 'result.json')
@@ -73,7 +74,7 @@ def main():
     parser.add_argument('--share', type=float, action='append', default=[])
     parser.add_argument('--photographs', type=Path, help="measure.py's folder")
     parser.add_argument('--work', type=Path, required=True, help='folder for the runs; an interrupted one resumes')
-    parser.add_argument('--steps', type=int, default=1500)
+    parser.add_argument('--steps', type=int, help="default: the recipe's")
     parser.add_argument('--rounds', type=int, default=20, help='of the measurement of time')
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--out', type=Path, required=True)

@@ -24,7 +24,7 @@ from vt_hub.reporting import machine, write_result
 
 BARE = """
 import sys, timm, torch, vt_hub
-from vt_hub.inference.precision import chosen_precision
+from vt_hub.inference.precision import computing_in
 folder, model, batch_size, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 network = vt_hub.load_model(model).fuse().to(memory_format=torch.channels_last)
 config = timm.data.resolve_model_data_config(network)
@@ -32,9 +32,8 @@ loader = timm.data.create_loader(
     timm.data.ImageDataset(folder), batch_size=batch_size, is_training=False, use_prefetcher=False,
     num_workers=workers, device=torch.device('cpu'), **config,
 )
-half = chosen_precision('auto', torch.device('cpu')) == 'bf16'
 rows = []
-with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=half):
+with torch.inference_mode(), computing_in('auto', torch.device('cpu')):
     for images, _ in loader:
         logits = network(images.to(memory_format=torch.channels_last))
         rows += zip(*(found.tolist() for found in logits.float().softmax(1).topk(5)))
