@@ -292,12 +292,12 @@ def test_parts_that_both_have_run_once(frozen):
     torch.manual_seed(0)
     teacher = timm.create_model('resnet18', num_classes=CLASSES).eval()
     student = timm.create_model('vt_resnet18', num_classes=CLASSES).eval()
-    assert shared_parts(student.requires_grad_(False), teacher) == ([], None)
+    assert shared_parts(student.requires_grad_(False), teacher, 64) == ([], None)
     student.load_state_dict({k: v for k, v in teacher.state_dict().items() if k[:2] != 'fc'}, strict=False)
     names = ['conv1', 'bn1', 'act1', 'maxpool', 'layer1', 'layer2', 'layer3']
     for name in names[frozen:]:
         getattr(student, name).requires_grad_(True)
-    parts, level = shared_parts(student, teacher)
+    parts, level = shared_parts(student, teacher, 64)
     assert (len(parts), level) == {0: (0, None), 1: (0, None), 3: (3, 0), 6: (6, 2), 7: (7, 3)}[frozen]
     assert parts == names[: len(parts)]
     x = torch.rand(2, 3, 64, 64)
@@ -305,7 +305,7 @@ def test_parts_that_both_have_run_once(frozen):
     torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
     assert isinstance(student.layer1, torch.nn.Sequential)  # back in its place
     assert len(student.layer1) == 2
-    assert shared_parts(student.half().float(), teacher) == (parts, level)  # weights are published in float16
+    assert shared_parts(student.half().float(), teacher, 64) == (parts, level)  # weights are published in float16
 
 
 @torch.no_grad()
@@ -341,15 +341,25 @@ def test_a_backbone_gives_its_maps_to_its_student(backbone, free, shared):
     teacher = timm.create_model(backbone).eval()
     student = timm.create_model('vt_net', backbone=backbone).eval().requires_grad_(False)
     student.trunk.load_state_dict(teacher.state_dict(), strict=False)
-    x = torch.rand(2, 3, *teacher.default_cfg['input_size'][1:])
+    size = teacher.default_cfg['input_size'][-1]
+    x = torch.rand(2, 3, size, size)
     for part, expected in (('', 1), (free, shared)):
         student.trunk.get_submodule(part).requires_grad_(bool(part))
-        parts, level = shared_parts(student, teacher)
+        parts, level = shared_parts(student, teacher, size)
         assert len(parts) == expected
         begun = x if level is None else outputs(teacher, x, level=level)[2]
         torch.testing.assert_close(outputs(student, begun, parts)[:2], outputs(student, x)[:2])
     student.trunk.requires_grad_(True)
-    assert shared_parts(student, teacher) == ([], None)
+    assert shared_parts(student, teacher, size) == ([], None)
+
+
+def test_a_backbone_of_another_image_size_is_compared_at_that_size():
+    args = {'img_size': 96}  # it takes no other; timm's weights have 160
+    teacher = timm.create_model('test_vit', **args).eval()
+    student = timm.create_model('vt_net', backbone='test_vit', backbone_args=args).eval().requires_grad_(False)
+    student.trunk.load_state_dict(teacher.state_dict(), strict=False)
+    student.trunk.get_submodule('blocks.1').requires_grad_(True)
+    assert shared_parts(student, teacher, 96) == ([], None)
 
 
 @torch.no_grad()

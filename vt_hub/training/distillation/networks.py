@@ -1,9 +1,7 @@
 """Load teacher and student, and the extra layers that help the student learn."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +44,13 @@ def first_parts(net: Any) -> Iterator[tuple[str, int | None]]:
             yield one, levels.get(one)
 
 
-def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int | None]:
+def shared_parts(student: TimmModel, teacher: TimmModel, size: int) -> tuple[list[str], int | None]:
     """First parts of the student that are frozen and equal to those of the teacher, so that they run once for both.
+
+    Args:
+        student: The network that learns.
+        teacher: The network that it learns from.
+        size: Height and width of the images in pixels.
 
     Returns:
         Names of the parts, and the number of the teacher's feature level after them; [] and None if there are none.
@@ -65,19 +68,18 @@ def shared_parts(student: TimmModel, teacher: TimmModel) -> tuple[list[str], int
         if not (other and frozen(part) and same(part, other)):
             break
         names.append(f'{start}{name}')
-        if level is not None and gives_map(teacher, name, level):
+        if level is not None and gives_map(teacher, name, level, size):
             shared = list(names), level
     return shared
 
 
 @torch.no_grad()
-def gives_map(net: TimmModel, name: str, level: int) -> bool:
+def gives_map(net: TimmModel, name: str, level: int, size: int) -> bool:
     """Whether the output of a part is the map (B, C, h, w) of a level. In a transformer it is often not."""
     found: list[Any] = []
-    hook = net.get_submodule(name).register_forward_hook(lambda part, given, output: found.append(output))
-    x = torch.linspace(0, 1, math.prod(net.default_cfg['input_size'])).view(1, *net.default_cfg['input_size'])
-    _, _, wanted = outputs(net, x.to(next(net.parameters())), level=level)
-    hook.remove()
+    x = torch.linspace(0, 1, 3 * size * size).view(1, 3, size, size).to(next(net.parameters()))
+    with net.get_submodule(name).register_forward_hook(lambda part, given, output: found.append(output)):
+        _, _, wanted = outputs(net, x, level=level)
     return isinstance(found[0], torch.Tensor) and found[0].shape == wanted.shape and torch.equal(found[0], wanted)
 
 
@@ -90,10 +92,15 @@ def frozen_parts(student: TimmModel, shared: Sequence[str]) -> list[str]:
         part = student.get_submodule(name)
         if name in shared:
             continue
-        if not frozen(part):
-            blocks = part.named_children() if isinstance(part, nn.Sequential) else ()
-            return [*names, *(f'{name}.{number}' for number, block in takewhile(lambda pair: frozen(pair[1]), blocks))]
-        names.append(name)
+        if frozen(part):
+            names.append(name)
+            continue
+        if isinstance(part, nn.Sequential):
+            for number, block in part.named_children():
+                if not frozen(block):
+                    break
+                names.append(f'{name}.{number}')
+        break
     return names
 
 

@@ -118,7 +118,7 @@ class DistillationRun(ResumableRun):
         student.get_classifier().requires_grad_(False)  # set at the end
         self.net.classifier.requires_grad_(False)
         alike = self.same_images() and not self.recipe.strides
-        shared, self.level = shared_parts(student, self.teacher) if alike else ([], None)
+        shared, self.level = shared_parts(student, self.teacher, stage.size) if alike else ([], None)
         self.own = [] if self.recipe.strides else frozen_parts(student, shared)
         self.skip = shared + self.own
         self.parallel = DistributedDataParallel(self.net) if self.world > 1 else self.net
