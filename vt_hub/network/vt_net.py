@@ -16,7 +16,7 @@ from timm.models import generate_default_cfgs
 
 from .trunk import create_trunk
 from .vt_stage import VTBody, VTClassifier, build_classifier, classifier_cfg, register, signature_of
-from .weights import builder_args
+from .weights import builder_args, hub_id
 
 __all__ = ['VTNet']
 
@@ -124,12 +124,17 @@ def within_trunk(pattern: Any) -> Any:
     return (within_trunk(pattern[0]), *pattern[1:])
 
 
+LITE = dict(first_conv='trunk.conv_stem', mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD)
+
 default_cfgs = generate_default_cfgs(
     {
         'vt_net.untrained': classifier_cfg(first_conv='trunk.conv1'),
-        'vt_efficientnet_lite0.untrained': classifier_cfg(
-            first_conv='trunk.conv_stem', mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD
+        'vt_efficientnet_lite0.dist_in1k': classifier_cfg(
+            hf_hub_id=hub_id('vt_efficientnet_lite0.dist_in1k'),
+            description='Photographs, distilled from the part of EfficientNet-Lite0 that the VT stage replaces.',
+            **LITE,
         ),
+        'vt_efficientnet_lite0.untrained': classifier_cfg(**LITE),
         'test_vt_net.untrained': classifier_cfg(input_size=(3, 96, 96), first_conv='trunk.conv_stem'),
     }
 )
