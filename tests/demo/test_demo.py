@@ -25,7 +25,8 @@ from vt_hub.demo import answers, build, start
 from vt_hub.demo.figure import PALETTE, legend, token_figure
 from vt_hub.figures import colours
 
-PHOTOGRAPHS, DIGITS, SHAPES = 'vt_resnet18.dist_in1k', 'vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'
+PHOTOGRAPHS, LITE = 'vt_resnet18.dist_in1k', 'vt_efficientnet_lite0.dist_in1k'
+DIGITS, SHAPES = 'vt_resnet10.digits', 'vt_fpn_resnet10t.shapes'
 LABELS = ['<b>a</b>', 'b & c', '{{d}}', 'e', 'f', 'g']
 
 
@@ -121,7 +122,7 @@ def test_a_figure_of_other_shapes():
 
 def test_samples_are_read(tmp_path):
     models, found = answers.load_models(), answers.write_samples(tmp_path)
-    assert list(models) == [PHOTOGRAPHS, DIGITS, SHAPES]
+    assert list(models) == [PHOTOGRAPHS, LITE, DIGITS, SHAPES]
     assert [path.name for path in found['dist_in1k']] == ['cat.png', 'coffee.png']
     for path in found['dist_in1k']:
         assert path.read_bytes() == (ROOT / 'samples' / path.name).read_bytes()
@@ -157,7 +158,7 @@ def test_bad_files_are_named_without_their_folder(bad_files):
 
 def test_models_have_the_names_of_their_folders(classifier, tmp_path):
     models = answers.load_models([SHAPES, str(classifier)])
-    assert list(models) == ['classifier', SHAPES]  # classifiers first
+    assert list(models) == [SHAPES, 'classifier']  # in the given order
     assert models[SHAPES].card.startswith('# vt_fpn_resnet10t.shapes\n')
     other = shutil.copytree(classifier, tmp_path / 'classifier')
     with pytest.raises(ValueError, match='Two models are called classifier'):

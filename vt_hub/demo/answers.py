@@ -15,7 +15,7 @@ from ..inference.segment import paint, segment_image
 from ..loading.published import list_pretrained
 from ..loading.source import Source, load_model
 from ..network.images import read_image
-from ..network.vt_fpn import VTFPN, Network, is_segmenter
+from ..network.vt_fpn import VTFPN, Network
 from ..synthesis.shapes import scene
 from .figure import legend, token_figure
 
@@ -40,7 +40,8 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, Offer]:
     """Load the demo's models, by their shown names.
 
     Args:
-        sources: Sources for `vt_hub.load_model`; default: the published weights that need no fine-tuning.
+        sources: Sources for `vt_hub.load_model`, in the order of the page; default: the published weights that need no
+            fine-tuning.
 
     Raises:
         ValueError: Two folders have the same name, or a folder is damaged.
@@ -55,12 +56,7 @@ def load_models(sources: Sequence[str] = ()) -> dict[str, Offer]:
             raise ValueError(f'Two models are called {name}; name another folder than {source}.')
         network, card = laid_out(load_model(source)), parsed.folder() / 'README.md'
         models[name] = Offer(network, ModelCard.load(card).text.strip() if card.is_file() else '')
-    return dict(sorted(models.items(), key=lambda item: order(item[0], item[1].network)))
-
-
-def order(name: str, network: Network) -> tuple[bool, bool]:
-    """Where a model stands: classifiers come first, and of these the published one for photographs."""
-    return is_segmenter(network), not name.endswith('.dist_in1k')
+    return models
 
 
 def write_samples(folder: Path) -> dict[str, list[Path]]:
