@@ -468,6 +468,31 @@ def test_predict_page_has_the_measured_figures():
     check_block('docs/predict.md', 'scale', predict_table())
 
 
+def own_backbones_table():
+    """Backbones with a VT stage, as benchmarks/own_backbones.py wrote them."""
+    lines = ['| backbone | params (M), with VT | MACs (G), with VT | speed with VT, batch 1, quartiles | batch 16 |']
+    lines[0] += ' top-1 (%), with VT | kept (%) | views | minutes |'
+    lines.append('|---|---|---|---|---|---|---:|---:|---:|')
+    for line in (ROOT / 'docs' / 'benchmarks' / 'own_backbones.jsonl').read_text().splitlines():
+        row = json.loads(line)
+        params, macs = ([row[key][name] for name in ('backbone', 'vt')] for key in ('params_m', 'macs_m'))
+        cells = [f'`{row["backbone"]}`', '{:.2f}, {:.2f}'.format(*params)]
+        cells.append('{:.2f}, {:.2f}'.format(*(value / 1000 for value in macs)))
+        for ratio in row['speed'].values():
+            cells.append('{:.2f} ({:.2f} to {:.2f})'.format(ratio['median'], *ratio['quartiles']))
+        if 'vt_top1' in row:
+            whole, vt = row['backbone_top1'], row['vt_top1']
+            cells += [f'{whole}, {vt}', f'{100 * vt / whole:.0f}', f'{row["views"]:,}', f'{row["minutes"]:.0f}']
+        else:
+            cells += [''] * 4
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def test_your_network_page_has_the_measured_figures():
+    check_block('docs/your_network.md', 'own_backbones', own_backbones_table())
+
+
 def test_links_lead_somewhere():
     for page in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
         for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
