@@ -24,7 +24,7 @@ def draw(axes: Any, folder: Path, begin: float, what: str) -> float:
     with open(folder / 'progress.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     views = [begin + int(row['step']) * views_per_step for row in rows]
-    free = ', '.join(training['stages'][-1]['free'])
+    free = ', '.join(training['stages'][-1]['free']) or 'all parts'
     label = f'{what}: {training.get("opt", "adamw")}, {len(training["data"])} sets of photographs, {free}'
     axes.plot(views, [float(row['top1']) for row in rows], marker='o', markersize=3, label=label)
     return begin + training['num_images'] / 1e3

@@ -80,21 +80,21 @@ def attention_to_classes(model: VTFPNForSemanticSegmentation, data: Segmentation
         left out, so the shares of a token add up to 1.
     """
     processor, num_classes = VTFPNImageProcessor(model.config.pretrained_cfg), len(data.classes)
-    attention, pixels = [0.0] * 4, 0.0
+    pixels, rows = torch.zeros(num_classes), []
     for image, mask in data:
-        kinds = F.one_hot(torch.from_numpy(mask).long().clamp(max=num_classes)).movedim(2, 0)[:num_classes].float()
+        labels = torch.from_numpy(mask).long().clamp(max=num_classes)
+        kinds = F.one_hot(labels, num_classes + 1).movedim(2, 0)[:num_classes].float()
         pixels += kinds.mean(dim=(1, 2))
-        found = model(processor(image)['pixel_values'], output_attentions=True).attentions
-        for level, maps in enumerate(found):  # each map adds up to 1
-            share = F.adaptive_avg_pool2d(kinds, maps.shape[2:])
-            attention[level] += torch.einsum('lhw,chw->lc', maps[0], share)
-    shares = [level / level.sum(dim=1, keepdim=True) for level in attention]
-    return [level.numpy() for level in shares], (pixels / pixels.sum()).numpy()
+        found = model(processor(image)['pixel_values'], output_attentions=True).attentions  # each map adds up to 1
+        shares = [(maps[0], F.adaptive_avg_pool2d(kinds, maps.shape[2:])) for maps in found]
+        rows.append([torch.einsum('lhw,chw->lc', *pair) for pair in shares])
+    attention = [sum(level) for level in zip(*rows, strict=True)]
+    return [(level / level.sum(dim=1, keepdim=True)).numpy() for level in attention], (pixels / pixels.sum()).numpy()
 
 
 def tokens(args: argparse.Namespace):
     """Which classes the tokens of each level look at, beside their share of the pixels."""
-    model, data = load_segmenter(args.model).eval(), open_data(str(args.data_dir), 'test', 'camvid')
+    model, data = load_segmenter(args.model), open_data(str(args.data_dir), 'test', 'camvid')
     attention, pixels = attention_to_classes(model, data)
 
     def shares(values: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,8 @@ from .download import fetch
 
 __all__ = ['PRETRAINED', 'list_pretrained', 'pretrained_folder', 'resolve_name']
 
-# published `arch.tag` -> sha256 of its model.safetensors; the first of an architecture is its default
+# published `arch.tag` -> sha256 of its model.safetensors, in the order in which lists and the demo show them; the first
+# of an architecture is its default
 PRETRAINED: dict[str, str] = {
     'vt_resnet18.dist_in1k': 'fe701e7446815d6ec13ee2c3424189a3c4fa445c7fc927c1d78c2b1219c9510f',
     'vt_efficientnet_lite0.dist_in1k': '80d275341b090805d9cec5af81ed7a5be3c108f47dac8fff772304a0da8580d2',
