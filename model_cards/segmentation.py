@@ -3,10 +3,15 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import vt_hub
 from vt_hub.files import read_json
+from vt_hub.network.image_processing_vt import VTFPNImageProcessor
 from vt_hub.network.modeling_vt import VTFPNForSemanticSegmentation
 from vt_hub.publishing import export
 from vt_hub.publishing.model_folder import convert_dtype
@@ -14,6 +19,8 @@ from vt_hub.reporting import find_device, machine, write_result
 from vt_hub.training.segmentation.data import SegmentationData
 from vt_hub.training.segmentation.recipe import SegmentationRecipe
 from vt_hub.training.segmentation.run import train_segmentation
+
+NUM_COMPARED = 64  # images on which the tokens are compared
 
 Evaluate = Callable[[VTFPNForSemanticSegmentation], dict[str, Any]]  # on the part that nothing was chosen on
 
@@ -35,11 +42,25 @@ def train_and_measure(
     print(folder, result['metrics'])
 
 
-def publish_run(run: Path, card: Path, evaluate: Evaluate, out: Path) -> None:
-    """Write the model folder of a run, and its `result.json` into the folder of the card, which has the name."""
+def publish_run(run: Path, card: Path, evaluate: Evaluate, held_out: SegmentationData, out: Path) -> None:
+    """Write the model folder of a run, and its `result.json` into the folder of the card, which has the name.
+
+    Args:
+        run: Folder of the run.
+        card: Folder of the card.
+        evaluate: It measures the network on `held_out`.
+        held_out: Data that nothing was chosen on; the tokens are compared on its first images.
+        out: The model folder.
+    """
     model = VTFPNForSemanticSegmentation.from_pretrained(run / 'model')
     model.load_state_dict(convert_dtype(model.state_dict(), 'fp16'))  # what is measured is what is shipped
-    result = {**evaluate(model), 'training': read_json(run / 'held_out.json')['training']}
+    processor = VTFPNImageProcessor(model.config.pretrained_cfg)
+    images = torch.cat([processor(image)['pixel_values'] for image, _ in islice(held_out, NUM_COMPARED)])
+    result = {
+        **evaluate(model),
+        'training': read_json(run / 'held_out.json')['training'],
+        'tokens': [module.to_dict() for module in vt_hub.token_diversity(model, images)],
+    }
     write_result(card / 'result.json', result)
     prose = (card / 'card.md').read_text()
     export(model, out, metrics=[result], prose=prose, dtype='fp16', code=False, source=card.name)

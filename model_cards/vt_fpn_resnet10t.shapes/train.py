@@ -85,7 +85,8 @@ def publish(args: argparse.Namespace):
     training = result['training']
     write_result(ROOT / 'comparison.json', {**comparison, 'dataset': result['dataset'], 'training': training})
 
-    publish_run(args.work / 'vt_0', ROOT, partial(evaluate, work=args.work), args.out)
+    held_out = open_data(args.work / 'held_out', 'val')
+    publish_run(args.work / 'vt_0', ROOT, partial(evaluate, work=args.work), held_out, args.out)
     Image.fromarray(scene(2, 14, 256)[0]).save(ROOT.parents[1] / 'samples' / 'scene.png')
 
 

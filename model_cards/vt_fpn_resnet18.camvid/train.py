@@ -68,7 +68,8 @@ def publish(args: argparse.Namespace):
     comparison = {'seeds': SEEDS, **arms, 'per_class_iou': classes, **settings}
     write_result(ROOT / 'comparison.json', comparison)
     (ROOT / 'data.sha256').write_text(manifest(args.data_dir))
-    publish_run(args.work / 'vt_0', ROOT, partial(evaluate, data_dir=args.data_dir), args.out)
+    held_out = open_data(str(args.data_dir), 'test', 'camvid')
+    publish_run(args.work / 'vt_0', ROOT, partial(evaluate, data_dir=args.data_dir), held_out, args.out)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from vt_hub.inference.precision import chosen_precision, computing_in, laid_out
@@ -51,7 +52,10 @@ def test_segment_in_bf16(run, samples):
 def test_evaluate_in_bf16(run, samples, tmp_path):
     for digit in range(10):
         (tmp_path / 'val' / str(digit)).mkdir(parents=True)
-        (tmp_path / 'val' / str(digit) / 'digit.png').write_bytes((samples / f'digit_{digit}.png').read_bytes())
+        turned = Image.open(samples / f'digit_{digit}.png').rotate(
+            20
+        )  # less certain, so that rounding shows in the loss
+        turned.save(tmp_path / 'val' / str(digit) / 'digit.png')
 
     def found(*options):
         return json.loads(run('evaluate', 'vt_resnet10', '--data-dir', tmp_path, '--workers', 0, '--json', *options)[1])

@@ -14,7 +14,7 @@ PRETRAINED: dict[str, str] = {
     'vt_resnet18.dist_in1k': 'fe701e7446815d6ec13ee2c3424189a3c4fa445c7fc927c1d78c2b1219c9510f',
     'vt_efficientnet_lite0.dist_in1k': '80d275341b090805d9cec5af81ed7a5be3c108f47dac8fff772304a0da8580d2',
     'vt_resnet50.scenes': '8ab86e0611210c163bbb82472fb651ec1c669f39e949779b84d11948e98071b6',
-    'vt_resnet10.digits': 'ca8727b5de5381b072e0fe3f3485615280ad767a69949534dc04c68ce558420f',
+    'vt_resnet10.digits': 'd50403fd72a1aa6cde800101495332b49a37e0f7fd3cb621fe46872c7f3d228e',
     'vt_fpn_resnet10t.shapes': '99e4f5713833c5dfaa0e4f6c5a520e4bdebe545cb0ca830f0c6c468e129a9502',
 }
 VERSION = 'v1.0.0'  # the tag under which these are published; newer weights get a newer tag
