@@ -12,9 +12,13 @@ A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` copi
 one. It computes the same as the smaller one until you train it further."""
 WIDER_PROSE = """\
 A {{ architecture }} with {{ num_labels }} classes. `vt-hub convert --grow` put the trunk of a smaller network into its
-bottlenecks: the first channels of each stage compute what that trunk does, and the others can learn. **The VT stage and
-the classifier are untrained**: distil the model before you use it."""
-LEFT_PROSE = """
+bottlenecks: the first channels of each stage compute what that trunk does, and the others can learn. """
+NEW_STAGE_PROSE = """\
+**The VT stage and the classifier are untrained**: distil the model before you use it."""
+TAUGHT_STAGE_PROSE = """\
+The VT stage and the classifier do nearly what those of the smaller network do: on unlabelled images {left} % of the
+variance of its pooled features is left over. Distil the model before you use it."""
+TAUGHT_LAYER1_PROSE = """
 
 `layer1` has one bottleneck too few. It learned the smaller network's output from unlabelled images; {left} % of the
 output's variance is left over."""
@@ -269,7 +273,7 @@ def convert(
     ] = None,
     data_dir: Annotated[
         list[Path] | None,
-        typer.Option(help='With --grow from basic blocks to bottlenecks: unlabelled images that teach layer1.'),
+        typer.Option(help='With --grow from basic blocks to bottlenecks: unlabelled images to learn from.'),
     ] = None,
     num_classes: Annotated[int | None, typer.Option(metavar='N', min=1, help='Classes of the new classifier.')] = None,
     labels: Annotated[
@@ -299,9 +303,9 @@ def convert(
         if num_classes:
             raise typer.BadParameter('--num-classes is for a start from a ResNet; a VT-ResNet keeps its classes.')
         small = load_source(source)[0]
-        large, taught = grow_into(small, grow, data_dir or [], target)
+        large, layer1, stage = grow_into(small, grow, data_dir or [], target)
         wider = goes_into_bottlenecks(small, large)
-        prose = WIDER_PROSE + taught if wider else GROWN_PROSE
+        prose = WIDER_PROSE + (stage or NEW_STAGE_PROSE) + layer1 if wider else GROWN_PROSE
         origin = f'The smaller network is {name}.' if wider else f'It computes what {name} does.'
         print(run(large, target, labels=names or class_names(small), prose=prose, origin=origin))
         return
@@ -312,24 +316,32 @@ def convert(
         names = names or (None if classes else class_names(trained))
     else:
         start = warm_start(source, **kwargs)
-    model, taught = grow_into(start.model, grow, data_dir or [], target) if grow else (start.model, '')
-    run(model, target, labels=names, prose=start.prose(name) + taught, license=start.license)
+    model, layer1 = start.model, ''
+    if grow:
+        model, layer1, _ = grow_into(start.model, grow, data_dir or [], target, trained_stage=False)
+    run(model, target, labels=names, prose=start.prose(name) + layer1, license=start.license)
     print(f'{target}: {start}')
 
 
-def grow_into(small: Any, architecture: str, folders: list[Path], target: Path) -> tuple[Any, str]:
-    """A larger network, and what its card says of images that taught its `layer1`."""
+def grow_into(
+    small: Any, architecture: str, folders: list[Path], target: Path, trained_stage: bool = True
+) -> tuple[Any, str, str]:
+    """A larger network, and what its card says of images that taught its `layer1` and its VT stage."""
     from ..loading.growing import grow, layer1_falls_short
 
     large = grow(small, architecture)
     if not folders:
-        return large, ''
+        return large, '', ''
     from ..files import check_new
-    from ..training.distillation import Folders, Regression, teach_layer1
+    from ..training.distillation import Folders, Regression, stage_fits, teach_layer1, teach_stage
 
     check_new(target)
     if not layer1_falls_short(small, large):
         raise typer.BadParameter(f'--data-dir teaches a layer1 that is only near; that of {architecture} is exact.')
-    unreadable = target.with_name(f'{target.name}_unreadable.txt')
-    left = teach_layer1(small, large, Folders(folders), unreadable, Regression(), progress=progress)
-    return large, LEFT_PROSE.format(left=round(100 * left, 1))
+    data, unreadable = Folders(folders), target.with_name(f'{target.name}_unreadable.txt')
+    left = teach_layer1(small, large, data, unreadable, Regression(), progress=progress)
+    layer1 = TAUGHT_LAYER1_PROSE.format(left=round(100 * left, 1))
+    if not (trained_stage and stage_fits(small, large)):
+        return large, layer1, ''
+    left = teach_stage(small, large, data, unreadable, progress=progress)
+    return large, layer1, TAUGHT_STAGE_PROSE.format(left=round(100 * left, 1))

@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-__all__ = ['embed_stage']
+__all__ = ['embed_map', 'embed_stage', 'num_used']
 
 SHIFT = 30.0  # S: more than any value before the last ReLU of a block
+MOST_DEVIATIONS = 8.0  # of a value with unit variance
 MOST_BLOCKS = 3  # each but a shortened one needs C of the 3 C other channels
 
 
@@ -46,7 +48,7 @@ def embed_stage(blocks: Any, into: Any, used: int, name: str) -> int:
         ValueError: The blocks do not fit.
     """
     C: int = into[0].conv2.out_channels
-    missing = 2 * len(blocks) - len(into)
+    missing = num_used(blocks) - len(into)
     if missing > 1 or len(blocks) > MOST_BLOCKS or blocks[0].conv1.out_channels != C:
         raise ValueError(
             f'{name} of the source has {len(blocks)} basic blocks of {blocks[0].conv1.out_channels} channels; '
@@ -134,3 +136,59 @@ def put(norm: Any, into: Any, channels: slice) -> None:
     for key, value in norm.state_dict().items():
         if value.ndim:
             into.state_dict()[key][channels] = value
+
+
+def num_used(blocks: Any) -> int:
+    """Number of bottlenecks that a stage of basic blocks needs, if none is missing."""
+    return 2 * len(blocks)
+
+
+@torch.no_grad()
+def embed_map(
+    into: Any,
+    number: int,
+    embed: Any,
+    read_off: torch.Tensor,
+    spread: torch.Tensor,
+    mean: torch.Tensor,
+    shift: torch.Tensor,
+) -> None:
+    """Let the stream x of a stage become the map [X, U] of a wider VT stage, in the two bottlenecks after `number`.
+
+    X = relu(norm(conv x)) is the map of the smaller stage. U = G R X + s, with a matrix G R of the rank of a
+    bottleneck's middle width C.
+
+    Args:
+        into: The last stage of bottlenecks, after `embed_stage`.
+        number: Number of its bottlenecks that are used.
+        embed: 1x1 convolution, norm and ReLU of the smaller stage.
+        read_off: R (C, D); the values R X have unit variance.
+        spread: G (D, C).
+        mean: Mean of R X, (C,).
+        shift: s (D,); U is cut off at 0.
+    """
+    before, first, second = into[number - 1 : number + 2]
+    C, D = before.conv2.out_channels, spread.shape[0]
+    before.bn3.bias[C:] -= SHIFT  # only the stream goes on
+    conv, norm = embed[:2]
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    read(first, slice(0, C), C)
+    keep(first)
+    write(first, slice(0, D), weight[:, :, 0, 0])
+    first.conv3.weight[:C, :, 0, 0] -= torch.eye(C, dtype=weight.dtype, device=weight.device)  # takes x off
+    first.bn3.bias[:D] += bias
+    lift = (MOST_DEVIATIONS - mean).clamp(min=0)
+    second.conv1.weight[:, :D, 0, 0] = read_off
+    identity(second.bn1)
+    second.bn1.bias += lift
+    keep(second)
+    write(second, slice(D, 2 * D), spread)
+    second.bn3.bias[D : 2 * D] += shift - spread @ lift
+
+
+def keep(bottleneck: Any) -> None:
+    """Let the 3x3 convolution pass the middle channels."""
+    nn.init.dirac_(bottleneck.conv2.weight)
+    identity(bottleneck.bn2)

@@ -30,8 +30,9 @@ def grow(source: nn.Module, architecture: str, **kwargs: Any) -> VTResNet:
     """A deeper VT-ResNet that computes what a VT-ResNet does, or whose trunk computes what that of a ResNet does.
 
     It has the source's preprocessing, licence and names of classes. A trunk of basic blocks also goes into bottlenecks,
-    see bottlenecks.py; the VT stage and the classifier are then new. ResNet-50 and 101 have one bottleneck too few in
-    `layer1`, so what comes after it is only near until it is trained.
+    see bottlenecks.py; the VT stage and the classifier are then new, until `vt_hub.training.distillation.teach_stage`
+    teaches them. ResNet-50 and 101 have one bottleneck too few in `layer1`, so what comes after it is only near until
+    `teach_layer1` or training mends that.
 
     Args:
         source: A VT-ResNet, or a timm ResNet, whose classifier and last stage are left out.

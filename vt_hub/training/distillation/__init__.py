@@ -25,6 +25,7 @@ from .networks import load_networks
 from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
 from .regression import Regression, teach_layer1
 from .run import DistillationRun
+from .takeover import stage_fits, teach_stage
 
 __all__ = [
     'DistillationRecipe',
@@ -34,7 +35,9 @@ __all__ = [
     'distill',
     'list_distillation_recipes',
     'load_distillation_recipe',
+    'stage_fits',
     'teach_layer1',
+    'teach_stage',
 ]
 
 PROSE = """\
