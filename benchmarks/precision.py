@@ -99,7 +99,7 @@ def one_product(rounds: int) -> dict[str, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--photographs', type=Path, required=True)
-    parser.add_argument('--models', nargs='+', default=['vt_resnet18', 'vt_resnet50'])
+    parser.add_argument('--models', nargs='+', default=['vt_resnet18', 'vt_efficientnet_lite0'])
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--json', type=Path, help='write the figures here')
     args = parser.parse_args()

@@ -1,10 +1,10 @@
 """`vt-hub predict --output` beside a bare loop: python benchmarks/predict_beside.py --pictures DIR --work DIR.
 
-The bare loop is timm's ImageDataset and loader around the same network, which keeps the best classes in a list; its
-numbers are those that `predict` chooses, by autocast. With Ray, the same images go through
+The bare loop is timm's ImageDataset and loader around the same network, which keeps the best classes in a list; the
+numbers of all are those of `--precision auto`. With Ray, the same images go through
 `vt_hub.inference.ray_data.Classify` on one node. All are processes of their own and run in turn, from the first import
-to the last row; the ratio is that of one round. Memory is that of the largest process. Ray is only measured where it
-is installed.
+to the last row; the ratio is that of one round. All get as many cores as there are workers. Memory is that of the
+largest process. Ray is only measured where it is installed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,10 +44,10 @@ RAY = """
 import sys, ray
 from vt_hub.inference.ray_data import Classify
 folder, model, batch_size, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-ray.init(num_cpus=workers, log_to_driver=False)
+ray.init(num_cpus=workers + 1, log_to_driver=False)  # one of them starts the tasks that read
 images = ray.data.read_binary_files(folder, include_paths=True)
 found = images.map_batches(
-    Classify, fn_constructor_args=(model,), batch_size=batch_size, concurrency=workers, num_cpus=1
+    Classify, fn_constructor_args=(model, 5, 'auto'), batch_size=batch_size, concurrency=workers, num_cpus=1
 )
 print(sum(batch.num_rows for batch in found.iter_batches(batch_format='pyarrow')))
 """
@@ -67,9 +68,11 @@ def main():
     rows = []
     for workers in args.workers:
         settings = [str(args.pictures), args.model, str(args.batch_size), str(workers)]
+        cores = sorted(os.sched_getaffinity(0))[:workers]
         ours = ['-m', 'vt_hub', 'predict', settings[0], '--model', args.model, '--output', str(table)]
+        options = ['--precision', 'auto', '--batch-size', settings[2], '--workers', settings[3]]
         commands = {
-            'vt-hub predict': [*ours, '--batch-size', settings[2], '--workers', settings[3]],
+            'vt-hub predict': [*ours, *options],
             'bare timm loop': ['-c', BARE, *settings],
         }
         if find_spec('ray'):
@@ -81,7 +84,11 @@ def main():
                 table.unlink(missing_ok=True)
                 shutil.rmtree(f'{table}.parts', ignore_errors=True)
                 started = time.perf_counter()
-                process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+                process = subprocess.Popen(
+                    [sys.executable, *command],
+                    stdout=subprocess.DEVNULL,
+                    preexec_fn=partial(os.sched_setaffinity, 0, cores),
+                )
                 _, status, usage = os.wait4(process.pid, 0)
                 if status:
                     raise SystemExit(f'{name} ended with status {os.waitstatus_to_exitcode(status)}.')

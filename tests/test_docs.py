@@ -309,20 +309,24 @@ def test_results_are_those_of_the_result_files(suite):
         check_block('docs/results.md', suite, results.markdown(rows))
 
 
+def spans(ratios, *names):
+    """The first of some ratios that was measured, with its quartiles."""
+    found = next((ratios[name] for name in names if name in ratios), None)
+    return '' if found is None else '{:.3f} ({:.3f} to {:.3f})'.format(found['median'], *found['quartiles'])
+
+
 def networks_table(rows):
-    """Speed and memory of VT-ResNets as `vt-hub benchmark` wrote them."""
-    lines = ['| model | batch | images/s | of the trunk, quartiles | over ResNet, quartiles | MB | ResNet (MB) |']
-    lines.append('|---|---:|---:|---|---|---:|---:|')
+    """Speed and memory of classifiers as `vt-hub benchmark` wrote them."""
+    lines = ['| model | batch | images/s | of the limit, quartiles | of the trunk, quartiles |']
+    lines[0] += ' over ResNet or backbone, quartiles | MB | ResNet or backbone (MB) |'
+    lines.append('|---|---:|---:|---|---|---|---:|---:|')
     for row in rows:
-        ratios = {}
-        for name, ratio in row['ratios'].items():
-            low, high = ratio['quartiles']
-            ratios[name] = f'{ratio["median"]:.3f} ({low:.3f} to {high:.3f})'
-        speed, peak = row['images_per_second'], row['peak_mb']
-        lines.append(
-            f'| {row["model"]} | {row["batch_size"]} | {speed["vt"]:.1f} | {ratios["trunk"]} | {ratios["resnet"]} '
-            f'| {peak["vt"]:.0f} | {peak["resnet"]:.0f} |'
-        )
+        ratios, peak = row['ratios'], row['peak_mb']
+        cells = [row['model'], row['batch_size'], f'{row["images_per_second"]["vt"]:.1f}']
+        cells += [spans(ratios, 'limit'), spans(ratios, 'trunk'), spans(ratios, 'resnet', 'backbone')]
+        whole = peak.get('resnet', peak.get('backbone'))
+        cells += [f'{peak["vt"]:.0f}', '' if whole is None else f'{whole:.0f}']
+        lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
 
@@ -464,8 +468,42 @@ def predict_table():
     return '\n'.join(lines)
 
 
+def precision_table():
+    """What cheaper numbers cost and save, as benchmarks/precision.py wrote it."""
+    lines = ['| model | numbers | top-1 (%) | of 1,000, other than fp32 | largest difference of a probability |']
+    lines[0] += ' images/s |'
+    lines.append('|---|---|---:|---:|---:|---:|')
+    for row in read_json(ROOT / 'docs' / 'benchmarks' / 'precision.json')['rows']:
+        keys = 'form', 'top1', 'other_answers', 'largest_difference_of_a_probability', 'images_per_second'
+        lines.append(f'| `{row["model"]}` | {" | ".join(str(row[key]) for key in keys)} |')
+    return '\n'.join(lines)
+
+
+def product_table():
+    """The time of one product of tokens with a matrix, in the same file."""
+    found = read_json(ROOT / 'docs' / 'benchmarks' / 'precision.json')
+    lines = ['| numbers | microseconds |', '|---|---:|']
+    lines += [f'| {name} | {value} |' for name, value in found['microseconds_of_a_product'].items()]
+    return '\n'.join(lines)
+
+
 def test_predict_page_has_the_measured_figures():
     check_block('docs/predict.md', 'scale', predict_table())
+    check_block('docs/predict.md', 'precision', precision_table())
+    check_block('docs/benchmarks.md', 'product', product_table())
+
+
+def runtimes_table():
+    """One image in several runtimes, as benchmarks/runtimes.py wrote them."""
+    lines = ['| runtime | ms an image | difference | MB |', '|---|---:|---:|---:|']
+    for row in read_json(ROOT / 'docs' / 'benchmarks' / 'runtimes.json')['rows']:
+        size = '' if row['mb'] is None else row['mb']
+        lines.append(f'| {row["runtime"]} | {row["ms"]} | {row["difference"]:.1e} | {size} |')
+    return '\n'.join(lines)
+
+
+def test_export_page_has_the_measured_runtimes():
+    check_block('docs/export.md', 'runtimes', runtimes_table())
 
 
 def own_backbones_table():
