@@ -54,7 +54,8 @@ def stage_fits(source: nn.Module, grown: nn.Module) -> bool:
     embeds = isinstance(source.vt.embed, nn.Sequential) and isinstance(grown.vt.embed, nn.Identity)
     projects = ends[0].projector is not None and ends[2].projector is not None
     own, wide = (net.feature_info[-1]['num_chs'] for net in (source, grown))
-    free = len(grown.layer3) - num_used(source.layer3)
+    into: Any = grown.layer3
+    free = len(into) - num_used(source.layer3)
     return known and widens and embeds and projects and wide == 2 * own and free >= 2
 
 
