@@ -468,6 +468,18 @@ def predict_table():
     return '\n'.join(lines)
 
 
+def beside_table():
+    """`vt-hub predict --output` beside a bare loop, as benchmarks/predict_beside.py wrote it."""
+    found = read_json(ROOT / 'docs' / 'benchmarks' / 'predict_beside.json')
+    lines = ['| images | workers | what | images/s | of the bare loop | largest process (MB) |']
+    lines.append('|---:|---:|---|---:|---|---:|')
+    for row in found['rows']:
+        ratios = ', '.join(f'{ratio:.2f}' for ratio in row['of_the_bare_loop'])
+        cells = found['images'], row['workers'], row['what'], row['images_per_second'], ratios, row['peak_mb']
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines)
+
+
 def precision_table():
     """What cheaper numbers cost and save, as benchmarks/precision.py wrote it."""
     lines = ['| model | numbers | top-1 (%) | of 1,000, other than fp32 | largest difference of a probability |']
@@ -489,6 +501,7 @@ def product_table():
 
 def test_predict_page_has_the_measured_figures():
     check_block('docs/predict.md', 'scale', predict_table())
+    check_block('docs/predict.md', 'beside', beside_table())
     check_block('docs/predict.md', 'precision', precision_table())
     check_block('docs/benchmarks.md', 'product', product_table())
 

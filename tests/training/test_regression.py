@@ -10,7 +10,7 @@ from PIL import Image
 
 import vt_hub
 from vt_hub.loading.growing import grow
-from vt_hub.training.distillation import Folders, Regression, teach_layer1
+from vt_hub.training.distillation import Folders, Regression, teach_layer1, teach_stage
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +67,12 @@ def test_command_refuses_what_is_exact_or_no_growth(run, photographs, tmp_path):
 @pytest.mark.slow
 def test_command_teaches(run, photographs, tmp_path, monkeypatch):
     monkeypatch.setattr('vt_hub.training.distillation.Regression', partial(Regression, steps=3, batch_size=4, size=32))
+    few = partial(teach_stage, settings=Regression(steps=4, batch_size=32, size=64), workers=0)
+    monkeypatch.setattr('vt_hub.training.distillation.teach_stage', few)
     source = vt_hub.export(timm.create_model('vt_resnet18', num_classes=2), tmp_path / 'small')
     arguments = '--grow', 'vt_resnet50', '--data-dir', photographs
     assert run('convert', source, tmp_path / 'large', *arguments)[0] == 0
-    assert "% of the\noutput's variance is left over." in (tmp_path / 'large' / 'README.md').read_text()
+    card = (tmp_path / 'large' / 'README.md').read_text()
+    assert "% of the\noutput's variance is left over." in card
+    assert '% of the\nvariance of its pooled features is left over.' in card
+    assert 'untrained' not in card
