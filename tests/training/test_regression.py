@@ -71,7 +71,8 @@ def test_command_teaches(run, photographs, tmp_path, monkeypatch):
     monkeypatch.setattr('vt_hub.training.distillation.teach_stage', few)
     source = vt_hub.export(timm.create_model('vt_resnet18', num_classes=2), tmp_path / 'small')
     arguments = '--grow', 'vt_resnet50', '--data-dir', photographs
-    assert run('convert', source, tmp_path / 'large', *arguments)[0] == 0
+    code, _, err = run('convert', source, tmp_path / 'large', *arguments)
+    assert code == 0, err
     card = (tmp_path / 'large' / 'README.md').read_text()
     assert "% of the\noutput's variance is left over." in card
     assert '% of the\nvariance of its pooled features is left over.' in card

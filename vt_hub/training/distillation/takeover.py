@@ -210,7 +210,7 @@ def widen(source: Any, grown: Any, inside: Inside) -> Tensor:
     """
     maps, tokens = inside.maps, inside.tokens
     B = ridge(with_one(torch.cat([tokens, inside.hidden], dim=1)), inside.added)[:, : tokens.shape[1]].double()
-    covariance = maps.T.cov().double()
+    covariance = maps.double().T.cov()
     covariance.diagonal().add_(1e-6 * covariance.diagonal().mean())
     root = torch.linalg.cholesky(covariance)
     left, strengths, right = torch.linalg.svd(B @ root)
@@ -242,7 +242,7 @@ def teach_last(run: Callable[[], Any], module: Any, original: Any, inside: Insid
     module.tokenizer.filters.copy_(F.normalize(original.tokenizer.filters, dim=1) @ off)
     nn.init.zeros_(module.tokenizer.token_to_filter.weight)
     token, hidden = imitate(run, module.mixer, inside.last)
-    variances, directions = torch.linalg.eigh(token.T.cov().double())  # in rising order
+    variances, directions = torch.linalg.eigh(token.double().T.cov())  # in rising order
     size = variances.mean().sqrt() / hidden.std(dim=0).mean()
     module.mixer.fc2.weight.copy_(directions[:, : hidden.shape[1]] * size / module.mixer.gate2.gamma[:, None])
 
