@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from helpers.pictures import write_smooth_pictures
 
 import vt_hub
 from vt_hub.loading.growing import grow
@@ -15,11 +14,7 @@ from vt_hub.training.distillation import Folders, Regression, teach_layer1, teac
 
 @pytest.fixture(scope='module')
 def photographs(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp('photographs'), np.random.default_rng(0)
-    for number in range(30):
-        colours = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8)
-        Image.fromarray(colours).resize((50, 40), Image.Resampling.BICUBIC).save(root / f'{number}.png')
-    return root
+    return write_smooth_pictures(tmp_path_factory.mktemp('photographs'), 30, (4, 5), (50, 40))
 
 
 def networks():

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from helpers.networks import build
+from helpers.pictures import write_smooth_pictures
 from PIL import Image
 
 from vt_hub.loading.growing import grow
@@ -16,11 +17,7 @@ WIDE = {'block': 'bottleneck', 'layers': (4, 4, 6), 'vt_dim': 192, 'token_dim': 
 
 @pytest.fixture(scope='module')
 def photographs(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp('photographs'), np.random.default_rng(0)
-    for number in range(60):
-        colours = rng.integers(0, 255, (6, 7, 3), dtype=np.uint8)
-        Image.fromarray(colours).resize((70, 60), Image.Resampling.BICUBIC).save(root / f'{number}.png')
-    return root
+    return write_smooth_pictures(tmp_path_factory.mktemp('photographs'), 60, (6, 7), (70, 60))
 
 
 @pytest.fixture(scope='module')

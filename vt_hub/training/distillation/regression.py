@@ -48,6 +48,12 @@ class Regression:
         return self.size
 
 
+def view_loader(settings: Regression, data: Folders, unreadable: Path, seed: int, workers: int) -> DataLoader[Any]:
+    """Batches of views, (B, 3, size, size) uint8, in their order."""
+    views = Views(settings, data, seed, unreadable)
+    return DataLoader(views, settings.batch_size, num_workers=workers, worker_init_fn=start_worker)
+
+
 def teach_layer1(
     source: VTResNet,
     grown: VTResNet,
@@ -81,12 +87,7 @@ def teach_layer1(
         net.eval().to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(grown.layer1, 'adamw', settings.lr, weight_decay=0.0, fused=True)
     schedule = cosine(optimizer, settings.steps, settings.steps // 10)
-    loader: DataLoader[Any] = DataLoader(
-        Views(settings, data, seed, unreadable),
-        settings.batch_size,
-        num_workers=workers,
-        worker_init_fn=start_worker,
-    )
+    loader = view_loader(settings, data, unreadable, seed, workers)
     mean, std = constants(source, device)
     left = []
     for step, views in enumerate(progress(loader, settings.steps, 'Teaching layer1')):

@@ -20,7 +20,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ...loading.bottlenecks import embed_map, num_used
 from ...loading.growing import goes_into_bottlenecks, silence
@@ -28,8 +27,8 @@ from ...network.vt_layers import DistinctTokenizer, TransformerMixer, pixels
 from ...network.vt_resnet import VTResNet
 from ...reporting import Progress, find_device, no_progress
 from ..resumable import autocast
-from .data import Folders, Views, start_worker
-from .regression import Regression
+from .data import Folders
+from .regression import Regression, view_loader
 from .run import constants
 
 __all__ = ['TAKEOVER', 'stage_fits', 'teach_stage']
@@ -128,8 +127,7 @@ def teach_stage(
     device = find_device()
     for net in (source, grown):
         net.eval().to(device).to(memory_format=torch.channels_last)
-    views = Views(settings, data, seed, unreadable)
-    loader: DataLoader[Any] = DataLoader(views, settings.batch_size, num_workers=workers, worker_init_fn=start_worker)
+    loader = view_loader(settings, data, unreadable, seed, workers)
     mean, std = constants(source, device)
     batches = [batch.to(device) for batch in progress(loader, settings.steps, 'Reading images')]
 
