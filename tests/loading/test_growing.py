@@ -94,6 +94,10 @@ def test_new_parts_learn(kwargs):
     assert max(norms) < 1e3
     same = {name for name, value in large.named_parameters() if torch.equal(value, before[name])}
     assert not same
+    if 'block' in kwargs:  # channels that the source does not need
+        for name, C in (('layer2.1.conv1.weight', 32), ('layer3.1.conv1.weight', 48)):
+            assert not before[name][:, 2 * C :].any()
+            assert (large.get_parameter(name)[:, 2 * C :] != 0).float().mean() > 0.5
 
 
 def test_what_does_not_fit_is_refused():

@@ -333,7 +333,7 @@ def grow_into(
     if not folders:
         return large, '', ''
     from ..files import check_new
-    from ..training.distillation import Folders, Regression, stage_fits, teach_layer1, teach_stage
+    from ..training.distillation import Folders, Regression, settle_norms, stage_fits, teach_layer1, teach_stage
 
     check_new(target)
     if not layer1_falls_short(small, large):
@@ -341,7 +341,9 @@ def grow_into(
     data, unreadable = Folders(folders), target.with_name(f'{target.name}_unreadable.txt')
     left = teach_layer1(small, large, data, unreadable, Regression(), progress=progress)
     layer1 = TAUGHT_LAYER1_PROSE.format(left=round(100 * left, 1))
-    if not (trained_stage and stage_fits(small, large)):
-        return large, layer1, ''
-    left = teach_stage(small, large, data, unreadable, progress=progress)
-    return large, layer1, TAUGHT_STAGE_PROSE.format(left=round(100 * left, 1))
+    stage = ''
+    if trained_stage and stage_fits(small, large):
+        left = teach_stage(small, large, data, unreadable, progress=progress)
+        stage = TAUGHT_STAGE_PROSE.format(left=round(100 * left, 1))
+    settle_norms(large, data, unreadable, progress=progress)
+    return large, layer1, stage

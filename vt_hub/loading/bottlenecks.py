@@ -11,8 +11,9 @@ u and v lie behind the first and the second convolution. x and h are not negativ
 S lets B2(C2 h) pass with its sign. The first block of a stage may change x by a 1x1 convolution with a norm; the result
 has a sign, too, so it carries S until the second bottleneck takes it off.
 
-Weights that read channels which are 0 stay random, and weights that write to them are 0. So the new parts change
-nothing at first, and can learn.
+All else can learn, and changes nothing at first. Output channels that are still 0 have random weights behind a norm
+whose scale is 0. Those that the blocks never need are random functions of the middle channels, and the weights that
+read them are 0.
 """
 
 from typing import Any
@@ -23,13 +24,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 __all__ = ['embed_map', 'embed_stage', 'num_used']
 
-SHIFT = 30.0  # S: more than any value before the last ReLU of a block
-MOST_DEVIATIONS = 8.0  # of a value with unit variance
+SHIFT = 12.0  # S: more than any value before the last ReLU of a block; up to 8.5 was seen
+MOST_DEVIATIONS = 5.0  # of a value with unit variance
+CUT = 1000.0  # more than any value of the stream
 MOST_BLOCKS = 3  # each but a shortened one needs C of the 3 C other channels
 
 
 @torch.no_grad()
-def embed_stage(blocks: Any, into: Any, used: int, name: str) -> int:
+def embed_stage(blocks: Any, into: Any, name: str) -> None:
     """Write the function of a stage of basic blocks into a stage of bottlenecks.
 
     If there is one bottleneck too few, the last one gets the last basic block with the middle of its second convolution
@@ -38,11 +40,7 @@ def embed_stage(blocks: Any, into: Any, used: int, name: str) -> int:
     Args:
         blocks: A stage of basic blocks, an nn.Sequential.
         into: A stage of bottlenecks, as it is after initialisation.
-        used: Number of first channels of the input that are not always 0.
         name: Name of the stage, for errors.
-
-    Returns:
-        Number of first channels of the output that are not always 0.
 
     Raises:
         ValueError: The blocks do not fit.
@@ -54,40 +52,40 @@ def embed_stage(blocks: Any, into: Any, used: int, name: str) -> int:
             f'{name} of the source has {len(blocks)} basic blocks of {blocks[0].conv1.out_channels} channels; '
             f'{len(into)} bottlenecks of middle width {C} cannot hold them.'
         )
+    needed = slice(0, C * (len(blocks) + 1))
+    for bottleneck in into:
+        nn.init.zeros_(bottleneck.bn3.weight[needed])
     bottlenecks = iter(into)
     stream = slice(0, C)
     for number, block in enumerate(blocks):
         first, free = next(bottlenecks), slice(C * (number + 1), C * (number + 2))
-        read(first, slice(0, block.conv1.in_channels), used)
+        read(first, slice(0, block.conv1.in_channels))
         convolve(first, block.conv1, block.bn1)
-        shift = shortcut(first, block, used) if number == 0 else 0.0
+        shift = shortcut(first, block, needed) if number == 0 else 0.0
         if number == len(blocks) - 1 and missing == 1:
             write(first, stream, block.conv2.weight[:, :, 1, 1], block.bn2)
             continue
-        used = free.stop
         write(first, free)
         second = next(bottlenecks)
-        read(second, free, used)
+        read(second, free)
         convolve(second, block.conv2, block.bn2, SHIFT)
-        write(second, stream, shift=-SHIFT - shift)
-    for bottleneck in bottlenecks:  # identities
-        nn.init.zeros_(bottleneck.bn3.weight)
-        nn.init.zeros_(bottleneck.bn3.bias)
-    return used
+        write(second, stream)
+        lower(second, SHIFT)
+        second.bn3.bias[stream] -= shift
 
 
-def identity(norm: Any) -> None:
-    """Let a BatchNorm with initial statistics return its input."""
-    norm.weight.fill_((1 + norm.eps) ** 0.5)
+def identity(norm: Any, channels: slice) -> None:
+    """Let some channels of a BatchNorm with initial statistics return their input."""
+    norm.weight[channels] = (1 + norm.eps) ** 0.5
 
 
-def read(bottleneck: Any, channels: slice, used: int) -> None:
+def read(bottleneck: Any, channels: slice) -> None:
     """Let the first middle channels be some of the input."""
-    weight = bottleneck.conv1.weight
     count = channels.stop - channels.start
-    weight[:count, :used] = 0
-    weight[:count, channels, 0, 0] = torch.eye(count, dtype=weight.dtype)
-    identity(bottleneck.bn1)
+    weight = bottleneck.conv1.weight
+    weight[:count] = 0
+    weight[:count, channels, 0, 0] = torch.eye(count, dtype=weight.dtype, device=weight.device)
+    identity(bottleneck.bn1, slice(0, count))
 
 
 def convolve(bottleneck: Any, conv: nn.Conv2d, norm: Any, shift: float = 0.0) -> None:
@@ -99,29 +97,30 @@ def convolve(bottleneck: Any, conv: nn.Conv2d, norm: Any, shift: float = 0.0) ->
     bottleneck.bn2.bias += shift
 
 
-def write(
-    bottleneck: Any,
-    channels: slice,
-    values: torch.Tensor | None = None,
-    norm: Any = None,
-    shift: float = 0.0,
-) -> None:
+def write(bottleneck: Any, channels: slice, values: torch.Tensor | None = None, norm: Any = None) -> None:
     """Add the middle channels, or a product of them, to some output channels."""
     weight = bottleneck.conv3.weight
-    weight.zero_()
-    weight[channels, :, 0, 0] = torch.eye(weight.shape[1], dtype=weight.dtype) if values is None else values
-    identity(bottleneck.bn3)
+    eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    weight[channels, :, 0, 0] = eye if values is None else values
+    identity(bottleneck.bn3, channels)
     if norm is not None:
         put(norm, bottleneck.bn3, channels)
-    bottleneck.bn3.bias[channels] += shift
 
 
-def shortcut(bottleneck: Any, block: Any, used: int) -> float:
+def lower(bottleneck: Any, lift: float | torch.Tensor) -> None:
+    """Take off what middle channels that are higher by a constant, or by (C,) constants, add to the output."""
+    norm, weight = bottleneck.bn3, bottleneck.conv3.weight[:, :, 0, 0]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    norm.bias -= scale * (weight * lift).sum(1)
+
+
+def shortcut(bottleneck: Any, block: Any, needed: slice) -> float:
     """Take over the shortcut of a stage's first block. Returns the constant that the stream then carries."""
     conv, norm = bottleneck.downsample
     n, C = block.conv1.in_channels, block.conv1.out_channels
-    conv.weight[:, :used] = 0
-    identity(norm)
+    nn.init.zeros_(norm.weight[needed])
+    conv.weight[:C] = 0
+    identity(norm, slice(0, C))
     if block.downsample is None:
         conv.weight[:C, :n, 0, 0] = torch.eye(C, dtype=conv.weight.dtype)
         return 0.0
@@ -169,26 +168,29 @@ def embed_map(
     """
     before, first, second = into[number - 1 : number + 2]
     C, D = before.conv2.out_channels, spread.shape[0]
-    before.bn3.bias[C:] -= SHIFT  # only the stream goes on
+    before.bn3.bias[C:] -= CUT  # only the stream goes on
     conv, norm = embed[:2]
     weight, bias = fuse_conv_bn_weights(
         conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    read(first, slice(0, C), C)
-    keep(first)
+    for bottleneck in (first, second):
+        nn.init.zeros_(bottleneck.bn3.weight)
+        keep(bottleneck)
+    read(first, slice(0, C))
     write(first, slice(0, D), weight[:, :, 0, 0])
     first.conv3.weight[:C, :, 0, 0] -= torch.eye(C, dtype=weight.dtype, device=weight.device)  # takes x off
     first.bn3.bias[:D] += bias
     lift = (MOST_DEVIATIONS - mean).clamp(min=0)
+    second.conv1.weight.zero_()
     second.conv1.weight[:, :D, 0, 0] = read_off
-    identity(second.bn1)
+    identity(second.bn1, slice(0, C))
     second.bn1.bias += lift
-    keep(second)
     write(second, slice(D, 2 * D), spread)
-    second.bn3.bias[D : 2 * D] += shift - spread @ lift
+    lower(second, lift)
+    second.bn3.bias[D : 2 * D] += shift
 
 
 def keep(bottleneck: Any) -> None:
     """Let the 3x3 convolution pass the middle channels."""
     nn.init.dirac_(bottleneck.conv2.weight)
-    identity(bottleneck.bn2)
+    identity(bottleneck.bn2, slice(None))

@@ -56,11 +56,10 @@ def grow(source: nn.Module, architecture: str, **kwargs: Any) -> VTResNet:
     copy(source.conv1, model.conv1, 'The stem')
     copy(source.bn1, model.bn1, 'The stem')
     wider = goes_into_bottlenecks(source, model)
-    used = len(source.get_parameter('conv1.weight'))
     for name in STAGES:
         blocks, into = getattr(source, name), getattr(model, name)
         if wider:
-            used = embed_stage(blocks, into, used, name)
+            embed_stage(blocks, into, name)
         else:
             grow_stage(blocks, into, name)
     if isinstance(source, VTResNet) and not wider:

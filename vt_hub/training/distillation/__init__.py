@@ -22,6 +22,7 @@ from ...reporting import Progress, find_device, no_progress, write_result
 from ..resumable import check_settings, start_or_resume, train, training_entry
 from .data import HELD_OUT_PART, Folders
 from .networks import load_networks
+from .norms import settle_norms
 from .recipe import DistillationRecipe, Stage, list_distillation_recipes, load_distillation_recipe
 from .regression import Regression, teach_layer1
 from .run import DistillationRun
@@ -35,6 +36,7 @@ __all__ = [
     'distill',
     'list_distillation_recipes',
     'load_distillation_recipe',
+    'settle_norms',
     'stage_fits',
     'teach_layer1',
     'teach_stage',

@@ -61,8 +61,6 @@ class DistillationRecipe:
         nested_tokens: In each step, use only the first k of the student's tokens, with k random from 1 to all (nested
             dropout, Rippel et al. 2014, https://arxiv.org/abs/1402.0915). The weights then work with any number of
             tokens: `timm.create_model(..., num_tokens=4)`.
-        keep_statistics: Let BatchNorms use the statistics that they have, also in training. A network grown from basic
-            blocks to bottlenecks needs this, since some of its channels are 0 at first.
         stages: Which parts learn when, and at which image size.
     """
 
@@ -91,7 +89,6 @@ class DistillationRecipe:
     strides: tuple[int, ...]
     logits: float
     nested_tokens: bool
-    keep_statistics: bool
     stages: tuple[Stage, ...]
 
     def stage(self, step: int) -> Stage:

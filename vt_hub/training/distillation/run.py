@@ -204,10 +204,6 @@ class DistillationRun(ResumableRun):
         self.net.train()
         for module in self.frozen:
             module.training = False
-        if self.recipe.keep_statistics:
-            for module in self.net.student.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.training = False
 
     @torch.no_grad()
     def calibrate(self) -> None:

@@ -37,7 +37,7 @@ TAKEOVER = Regression(steps=36, size=128)
 FITTED = 0.9  # share of the views; the others only measure what is left over
 EVERY = 8  # of this many pixels one is used
 RIDGE = 1e-3  # relative to the mean square of the inputs
-DEVIATIONS = 8  # of U between its mean and 0
+DEVIATIONS = 4  # of U between its mean and 0
 Rows = tuple[Tensor, Tensor]
 
 
