@@ -554,7 +554,7 @@ def test_a_student_with_the_same_features_begins_at_its_teacher(teacher_file):
     net = Distiller(student, teacher, 64).eval()
     with torch.no_grad():
         *calibration, other = (outputs(teacher, smooth_images(64)) for _ in range(5))
-        net.calibrate((features, features, maps) for features, maps, _ in calibration)
+        net.calibrate((found[:2], found[:2]) for found in calibration)
         standard = (other[0] - net.mean) / net.std
         found = net.features(other[0])
         alive = net.std > net.std.min()
@@ -564,6 +564,39 @@ def test_a_student_with_the_same_features_begins_at_its_teacher(teacher_file):
         torch.testing.assert_close(net.maps[0].mean.flatten(), cells.mean(1))
         alive = cells.std(1) > 0.1 * cells.std(1).mean()
         torch.testing.assert_close(net.maps[0].std.flatten()[alive], cells.std(1)[alive], rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_student_goes_on_with_what_this_teacher_taught_it():
+    """Few views are enough then: the linear layer is in its classifier, at any temperature."""
+    torch.manual_seed(0)
+    teacher = timm.create_model('test_resnet', num_classes=200).eval()
+    student = timm.create_model('test_vt_resnet', num_classes=200).eval()
+    x = smooth_images(64)
+    calibration = [(outputs(student, x)[:2], outputs(teacher, x)[:2])]
+    first = Distiller(student, teacher, 64).eval()
+    first.calibrate(calibration)
+    logits = first.fold()(x)
+    for value in student.get_classifier().parameters():
+        value /= 1.7
+    few = [(outputs(student, x[:8])[:2], outputs(teacher, x[:8])[:2])]
+    second = Distiller(student, teacher, 64).eval()
+    second.calibrate(few)
+    assert torch.corrcoef(torch.stack([second.fold()(x).flatten(), logits.flatten()]))[0, 1] > 0.99
+    torch.nn.init.normal_(student.get_classifier().weight)  # one that no teacher made
+    third = Distiller(student, teacher, 64).eval()
+    third.calibrate(calibration)
+    torch.testing.assert_close(third.fold()(x), logits, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_maps_begin_at_a_regression():
+    teacher, student = (timm.create_model(name).eval() for name in ('test_resnet', 'test_vt_resnet'))
+    x = smooth_images(64)
+    of_student, of_teacher = (outputs(net, x)[:2] for net in (student, teacher))
+    net = Distiller(student, teacher, 64).eval()
+    net.calibrate([(of_student, of_teacher)])
+    assert net.maps[0].error(net.maps[0](of_student[1][0]), of_teacher[1][0]) < 0.9
 
 
 @torch.no_grad()

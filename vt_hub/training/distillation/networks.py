@@ -18,9 +18,11 @@ from ...network.trunk import last_level
 from ...network.vt_net import VTNet
 from ...network.vt_resnet import VTResNet
 from .recipe import DistillationRecipe
+from .ridge import Ridge
 
 __all__ = [
     'Distiller',
+    'Outputs',
     'frozen_parts',
     'load_networks',
     'load_start',
@@ -28,7 +30,8 @@ __all__ = [
     'shared_parts',
 ]
 
-RIDGE = 0.01  # relative to the mean variance of the student's features
+FOLDED = 0.01  # a classifier differs by less from the teacher's times a matrix if it was made of that
+Outputs = tuple[torch.Tensor, list[torch.Tensor]]  # pooled features (B, F) and maps (B, C, h, w)
 
 
 def first_parts(net: Any) -> Iterator[tuple[str, int | None]]:
@@ -283,21 +286,28 @@ class MapHelper(nn.Module):
 
     def error(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Mean squared error of a prediction, on the coarser of the two grids."""
-        wanted = (wanted.float() - self.mean) / self.std
-        size = min(found.shape[-2], wanted.shape[-2]), min(found.shape[-1], wanted.shape[-1])
-        return F.mse_loss(F.adaptive_avg_pool2d(found, size), F.adaptive_avg_pool2d(wanted, size))
+        return F.mse_loss(*on_one_grid(found, (wanted.float() - self.mean) / self.std))
 
-    def calibrate(self, moments: torch.Tensor) -> None:
-        """Take mean and deviation from the first two moments of the wanted channels, (2, C)."""
-        mean, square = moments
+    def calibrate(self, fit: Ridge) -> None:
+        """Begin at a regression of the wanted channels from the student's."""
+        (x, mean), std = fit.means(), deviations(fit.deviations())
         self.mean.copy_(mean.view(-1, 1, 1))
-        self.std.copy_(deviations((square - mean.square()).clamp(min=0).sqrt()).view(-1, 1, 1))
+        self.std.copy_(std.view(-1, 1, 1))
+        weight = fit.solve() / std[:, None]
+        self.conv.weight.copy_(weight[:, :, None, None])
+        self.get_parameter('conv.bias').copy_(-weight @ x)
 
 
-def moments(wanted: torch.Tensor) -> torch.Tensor:
-    """Means of the channels of a map (B, C, h, w) and of their squares, (2, C)."""
-    channels = wanted.float().transpose(0, 1).flatten(1)
-    return torch.stack([channels.mean(1), channels.square().mean(1)])
+def on_one_grid(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two maps (B, C, h, w), averaged to the coarser of their grids."""
+    size = min(one.shape[-2], other.shape[-2]), min(one.shape[-1], other.shape[-1])
+    return F.adaptive_avg_pool2d(one.float(), size), F.adaptive_avg_pool2d(other.float(), size)
+
+
+def best_scale(weight: torch.Tensor, fit: Ridge) -> torch.Tensor:
+    """The factor with which a matrix (out, in) predicts best what it was to predict."""
+    own, both = fit.covariances()
+    return (weight.T * both).sum() / (weight @ own * weight).sum()
 
 
 class Distiller(nn.Module):
@@ -334,30 +344,37 @@ class Distiller(nn.Module):
         return features, maps, self.classifier(features * self.std + self.mean).float()
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]) -> None:
-        """Take means and deviations from the teacher, and initialise `features` by ridge regression.
+    def calibrate(self, batches: Iterable[tuple[Outputs, Outputs]]) -> None:
+        """Take means and deviations from the teacher, and begin at what predicts its features and maps.
+
+        A student that this teacher taught before goes on with the linear layer in its classifier. Otherwise the layer
+        begins at a ridge regression, as those for the maps do.
 
         Args:
-            batches: Features (B, own) of the student, and features (B, F) and maps (B, C, h, w) of the teacher. All
-                batches have the same size.
+            batches: What `outputs` gives for the student and for the teacher.
         """
-        rows: list[tuple[torch.Tensor, torch.Tensor]] = []
-        of_maps: list[list[torch.Tensor]] = []
-        for own, features, maps in batches:
-            rows.append((own.float(), features.float()))
-            of_maps.append([moments(wanted) for wanted in maps])
-        for helper, found in zip(self.maps, zip(*of_maps, strict=True), strict=True):
-            helper.calibrate(torch.stack(found).mean(0))
-        X, Y = (torch.cat(part) for part in zip(*rows, strict=True))
-        self.mean.copy_(Y.mean(0))
-        self.std.copy_(deviations(Y.std(0)))
-        center, Y = X.mean(0), (Y - self.mean) / self.std
-        X = X - center
-        products = X.T @ X
-        products.diagonal().add_(RIDGE * products.trace() / len(products))
-        weight = torch.linalg.solve(products, X.T @ Y).T
-        self.features.weight.copy_(weight)
-        self.features.bias.copy_(-weight @ center)
+        of_features, of_maps = Ridge(), [Ridge() for _ in self.maps]
+        for (own, own_maps), (features, maps) in batches:
+            of_features.add(own, features)
+            for fit, *pair in zip(of_maps, own_maps, maps, strict=True):
+                fit.add(*(values.movedim(1, -1).flatten(0, 2) for values in on_one_grid(*pair)))
+        for helper, fit in zip(self.maps, of_maps, strict=True):
+            helper.calibrate(fit)
+        (x, mean), std = of_features.means(), deviations(of_features.deviations())
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        known = self.folded_layer()
+        weight = of_features.solve() if known is None else known * best_scale(known, of_features)
+        self.features.weight.copy_(weight / std[:, None])
+        self.features.bias.copy_(-(weight @ x) / std)
+
+    def folded_layer(self) -> torch.Tensor | None:
+        """The matrix (F, own) in the student's classifier, up to a factor, if `fold` made it with this teacher's."""
+        made, own = self.classifier.weight.double(), self.student.get_classifier().weight.double()
+        if made.shape[0] <= made.shape[1]:  # any classifier is a product then
+            return None
+        found = torch.linalg.lstsq(made, own).solution
+        return found if (made @ found - own).norm() < FOLDED * own.norm() else None
 
     @torch.no_grad()
     def fold(self) -> TimmModel:

@@ -24,7 +24,7 @@ from ...network.vt_stage import VTStage, first_filters
 from ...processes import rank_and_world
 from ..resumable import ResumableRun, autocast, cosine
 from .data import Folders, Views, start_worker
-from .networks import Distiller, MapHelper, frozen_parts, outputs, shared_parts
+from .networks import Distiller, MapHelper, Outputs, frozen_parts, outputs, shared_parts
 from .recipe import DistillationRecipe, Stage
 
 __all__ = ['DistillationRun']
@@ -210,10 +210,11 @@ class DistillationRun(ResumableRun):
         """Run `Distiller.calibrate` before the first step."""
         self.train_mode()
 
-        def of_views(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        def of_views(views: torch.Tensor) -> tuple[Outputs, Outputs]:
             x, features, *maps = self.targets(self.to_device(views), self.net.student)
             with autocast(self.device):
-                return outputs(self.net.student, x, self.skip)[0], features, maps
+                own, own_maps, _ = outputs(self.net.student, x, self.skip, strides=self.net.strides)
+            return (own, own_maps), (features, maps)
 
         self.net.calibrate(map(of_views, self.loader(0, self.recipe.calibration_steps)))
         if self.world > 1:  # the views of the first process are enough

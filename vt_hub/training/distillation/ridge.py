@@ -1,0 +1,42 @@
+"""Ridge regression on rows that come in batches."""
+
+import torch
+from torch import Tensor
+
+__all__ = ['Ridge']
+
+RIDGE = 0.01  # relative to the mean variance of the inputs
+
+
+class Ridge:
+    """Fits y = W x + b on rows x (N, in) and y (N, out), of which it keeps sums of products in float64."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.sums: list[Tensor] = []
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        x, y = x.double(), y.double()
+        found = [x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0)]
+        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+        self.rows += len(x)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of x and of y."""
+        return self.sums[0] / self.rows, self.sums[1] / self.rows
+
+    def deviations(self) -> Tensor:
+        """Standard deviations of y, (out,)."""
+        _, mean = self.means()
+        return (self.sums[4] / self.rows - mean.square()).clamp(min=0).sqrt()
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        """Of x with itself, (in, in), and with y, (in, out)."""
+        x, y = self.means()
+        return self.sums[2] / self.rows - x.outer(x), self.sums[3] / self.rows - x.outer(y)
+
+    def solve(self) -> Tensor:
+        """W (out, in)."""
+        own, both = self.covariances()
+        own.diagonal().add_(RIDGE * own.diagonal().mean())
+        return torch.linalg.solve(own, both).T
