@@ -66,8 +66,8 @@ def settle_norms(
             settle(norm, *torch.stack(rows).mean(0))
 
 
-def settle(norm: nn.BatchNorm2d, mean: Tensor, square: Tensor) -> None:
-    """Replace the statistics of a norm, and compensate for it by its scale and shift."""
+def settle(norm: Any, mean: Tensor, square: Tensor) -> None:
+    """Replace the statistics of a BatchNorm, and compensate for it by its scale and shift."""
     variance = (square - mean.square()).clamp(min=0)
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     norm.bias += (mean - norm.running_mean) * scale
