@@ -290,12 +290,10 @@ class MapHelper(nn.Module):
 
     def calibrate(self, fit: Ridge) -> None:
         """Begin at a regression of the wanted channels from the student's."""
-        (x, mean), std = fit.means(), deviations(fit.deviations())
-        self.mean.copy_(mean.view(-1, 1, 1))
+        std = deviations(fit.deviations())
+        self.mean.copy_(fit.means()[1].view(-1, 1, 1))
         self.std.copy_(std.view(-1, 1, 1))
-        weight = fit.solve() / std[:, None]
-        self.conv.weight.copy_(weight[:, :, None, None])
-        self.get_parameter('conv.bias').copy_(-weight @ x)
+        begin(self.conv, fit, fit.solve(), std)
 
 
 def on_one_grid(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -304,10 +302,10 @@ def on_one_grid(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, t
     return F.adaptive_avg_pool2d(one.float(), size), F.adaptive_avg_pool2d(other.float(), size)
 
 
-def best_scale(weight: torch.Tensor, fit: Ridge) -> torch.Tensor:
-    """The factor with which a matrix (out, in) predicts best what it was to predict."""
-    own, both = fit.covariances()
-    return (weight.T * both).sum() / (weight @ own * weight).sum()
+def begin(layer: Any, fit: Ridge, weight: torch.Tensor, std: torch.Tensor) -> None:
+    """Let a linear layer or a 1x1 convolution predict `weight` x, centred and divided by `std` (out,)."""
+    layer.weight.copy_((weight / std[:, None]).view_as(layer.weight))
+    layer.bias.copy_(-(weight @ fit.means()[0]) / std)
 
 
 class Distiller(nn.Module):
@@ -360,13 +358,11 @@ class Distiller(nn.Module):
                 fit.add(*(values.movedim(1, -1).flatten(0, 2) for values in on_one_grid(*pair)))
         for helper, fit in zip(self.maps, of_maps, strict=True):
             helper.calibrate(fit)
-        (x, mean), std = of_features.means(), deviations(of_features.deviations())
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        self.mean.copy_(of_features.means()[1])
+        self.std.copy_(deviations(of_features.deviations()))
         known = self.folded_layer()
-        weight = of_features.solve() if known is None else known * best_scale(known, of_features)
-        self.features.weight.copy_(weight / std[:, None])
-        self.features.bias.copy_(-(weight @ x) / std)
+        weight = of_features.solve() if known is None else known * of_features.best_scale(known)
+        begin(self.features, of_features, weight, self.std)
 
     def folded_layer(self) -> torch.Tensor | None:
         """The matrix (F, own) in the student's classifier, up to a factor, if `fold` made it with this teacher's."""

@@ -42,8 +42,8 @@ class DistillationRecipe:
         lr: Highest learning rate; after `warmup_steps` it falls along half a cosine.
         trunk_lr: Factor on `lr` for the parts from the trunk's checkpoint.
         weight_decay: For all weights except norms and biases.
-        calibration_steps: Batches before the first step. They give mean and deviation of the teacher's features, and
-            the ridge regression that initialises the student's linear layer.
+        calibration_steps: Batches before the first step. They give mean and deviation of the teacher's features and
+            maps, and the ridge regressions at which the layers that predict them begin.
         steps: Optimizer steps.
         block: Batches of new views that are made at once. The next `block * reuse` steps draw from them, all in the
             stage of the first step.

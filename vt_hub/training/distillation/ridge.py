@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ['Ridge']
+__all__ = ['Ridge', 'solve_ridge']
 
 RIDGE = 0.01  # relative to the mean variance of the inputs
 
@@ -35,8 +35,23 @@ class Ridge:
         x, y = self.means()
         return self.sums[2] / self.rows - x.outer(x), self.sums[3] / self.rows - x.outer(y)
 
+    def best_scale(self, weight: Tensor) -> Tensor:
+        """The factor with which a given W (out, in) predicts y best."""
+        own, both = self.covariances()
+        return (weight.T * both).sum() / (weight @ own * weight).sum()
+
     def solve(self) -> Tensor:
         """W (out, in)."""
-        own, both = self.covariances()
-        own.diagonal().add_(RIDGE * own.diagonal().mean())
-        return torch.linalg.solve(own, both).T
+        return solve_ridge(*self.covariances(), RIDGE)
+
+
+def solve_ridge(own: Tensor, both: Tensor, strength: float) -> Tensor:
+    """The matrix W (out, in) of a ridge regression.
+
+    Args:
+        own: Products of the inputs with themselves, (in, in); its diagonal is raised in place.
+        both: Products of the inputs with what is wanted, (in, out).
+        strength: What is added to the diagonal, relative to its mean.
+    """
+    own.diagonal().add_(strength * own.diagonal().mean())
+    return torch.linalg.solve(own, both).T

@@ -29,6 +29,7 @@ from ...reporting import Progress, find_device, no_progress
 from ..resumable import autocast
 from .data import Folders
 from .regression import Regression, view_loader
+from .ridge import solve_ridge
 from .run import constants
 
 __all__ = ['TAKEOVER', 'stage_fits', 'teach_stage']
@@ -84,9 +85,7 @@ def record(run: Callable[[], Any], *layers: nn.Module) -> list[Rows]:
 def ridge(given: Tensor, wanted: Tensor) -> Tensor:
     """The matrix W (out, in) with `given` W^T near `wanted`, rows (N, in) and (N, out)."""
     given = given.double()
-    products = given.T @ given
-    products.diagonal().add_(RIDGE * products.diagonal().mean())
-    return torch.linalg.solve(products, given.T @ wanted.double()).T.float()
+    return solve_ridge(given.T @ given, given.T @ wanted.double(), RIDGE).float()
 
 
 def with_one(rows: Tensor) -> Tensor:
