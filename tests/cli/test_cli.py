@@ -22,7 +22,8 @@ def test_predict_reads_the_samples(run, samples):
     code, out, err = run('predict', '--model', 'vt_resnet10.digits', samples / 'digit_*.png', '--topk', 1)
     assert code == 0
     assert err == (
-        'vt_resnet10.digits names an image as one of 10 classes, whatever it shows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n'
+        'vt_resnet10.digits names an image as one of 10 classes, whatever it shows: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9. '
+        "Handwritten digits, trained on four fifths of the 1797 images of scikit-learn's load_digits.\n"
     )
     lines = out.splitlines()
     assert len(lines) >= 5
@@ -33,8 +34,9 @@ def test_predict_reads_the_samples(run, samples):
 
 def test_predict_names_photographs(run, samples):
     photographs = samples / 'cat.png', samples / 'coffee.png'
-    assert (
-        run('predict', *photographs)[2] == "vt_resnet18.dist_in1k names an image as one of ImageNet's 1,000 classes.\n"
+    assert run('predict', *photographs)[2] == (
+        "vt_resnet18.dist_in1k names an image as one of ImageNet's 1,000 classes. "
+        'Photographs, distilled from a ResNet-18 on images without labels.\n'
     )
     lines = run('predict', *photographs, '--json')[1].splitlines()
     cat, coffee = ([p['label'] for p in json.loads(line)['predictions']] for line in lines)
