@@ -1,6 +1,7 @@
-"""Draw how the accuracy on the photographs of NIPS 2017 grew with the views that a distillation saw.
+"""Draw how the accuracy on the photographs of NIPS 2017 grew with the views that a distillation saw, or with its hours.
 
     python model_cards/photographs/curve.py vt_resnet18.dist_in1k --out docs/images/photographs_curve.webp
+    python model_cards/photographs/curve.py vt_resnet50.dist_in1k --hours --out docs/images/vt_resnet50_curve.webp
 
 The figures are those that progress.py measured, in `progress.csv` beside the `result.json` of each run. A run in the
 folder `fresh` began with a new network, to compare with.
@@ -17,34 +18,40 @@ from vt_hub.files import read_json
 CARDS = Path(__file__).parents[1]
 
 
-def draw(axes: Any, folder: Path, begin: float, what: str) -> float:
-    """Draw one run after `begin` thousands of views, and return how many there are after it."""
+def draw(axes: Any, folder: Path, begin: float, what: str, unit: tuple[str, float]) -> float:
+    """Draw one run that begins at `begin` on the first axis, and return where it ends.
+
+    `unit` is what is counted in a result, and how many of it are 1 on the axis.
+    """
     training = read_json(folder / 'result.json')['training']
-    views_per_step = training['num_images'] / training['steps'] / 1e3
+    length = training[unit[0]] / unit[1]
     with open(folder / 'progress.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    views = [begin + int(row['step']) * views_per_step for row in rows]
+    places = [begin + length * int(row['step']) / training['steps'] for row in rows]
     free = ', '.join(training['stages'][-1]['free']) or 'all parts'
     label = f'{what}: {training.get("opt", "adamw")}, {len(training["data"])} sets of photographs, {free}'
-    axes.plot(views, [float(row['top1']) for row in rows], marker='o', markersize=3, label=label)
-    return begin + training['num_images'] / 1e3
+    axes.plot(places, [float(row['top1']) for row in rows], marker='o', markersize=3, label=label)
+    return begin + length
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', help='such as vt_resnet18.dist_in1k')
+    parser.add_argument('--hours', action='store_true', help='over hours of training, not over views')
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
     card = CARDS / args.name
+    unit = ('seconds', 3600.0) if args.hours else ('num_images', 1000.0)
     figure = new_figure(figsize=(7, 3.6))
     axes, begin = figure.subplots(), 0.0
     for number, folder in enumerate([*sorted(card.glob('run*')), card], 1):
-        begin = draw(axes, folder, begin, f'run {number}')
+        begin = draw(axes, folder, begin, f'run {number}', unit)
     if (card / 'fresh').is_dir():
-        draw(axes, card / 'fresh', 0.0, 'from a new network')
+        draw(axes, card / 'fresh', 0.0, 'from a new network', unit)
     taught, teacher = list(read_json(card / 'measured.json')['networks'].items())[1]
     axes.axhline(teacher['nips']['top1'], color='0.35', linewidth=0.8, linestyle='--', label=taught)
-    axes.set(xlabel='new views, in thousands', ylabel='NIPS 2017 top-1 (%)', xlim=(0, None))
+    what = 'hours of training' if args.hours else 'new views, in thousands'
+    axes.set(xlabel=what, ylabel='NIPS 2017 top-1 (%)', xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False, fontsize='small')
