@@ -57,15 +57,11 @@ def print_wrapped(text: str, indent: str = '', file: TextIO | None = None) -> No
 
 def say_what_it_knows(name: str, model: 'Network', as_json: bool) -> None:
     """Say on stderr what a model can answer, since it gives such an answer for any image, and what it learned from."""
-    from timm.models import get_pretrained_cfg_value
-
     from ..inference.scores import knowledge_of
-    from ..loading.source import Source
 
     if not as_json:
-        published = Source.parse(name).published
-        learned = f' {get_pretrained_cfg_value(published, "description")}' if published else ''
-        print_wrapped(f'{name} {knowledge_of(model)}.{learned}', file=sys.stderr)
+        learned = model.pretrained_cfg.get('description') or ''  # published weights have one
+        print_wrapped(f'{name} {knowledge_of(model)}. {learned}', file=sys.stderr)
 
 
 @contextmanager
