@@ -18,13 +18,13 @@ from vt_hub.files import read_json
 CARDS = Path(__file__).parents[1]
 
 
-def draw(axes: Any, folder: Path, begin: float, what: str, unit: tuple[str, float]) -> float:
+def draw(axes: Any, folder: Path, begin: float, what: str, key: str, unit: int) -> float:
     """Draw one run that begins at `begin` on the first axis, and return where it ends.
 
-    `unit` is what is counted in a result, and how many of it are 1 on the axis.
+    `key` is what a result counts, and `unit` how many of it are 1 on the axis.
     """
     training = read_json(folder / 'result.json')['training']
-    length = training[unit[0]] / unit[1]
+    length = training[key] / unit
     with open(folder / 'progress.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     places = [begin + length * int(row['step']) / training['steps'] for row in rows]
@@ -41,17 +41,17 @@ def main():
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args()
     card = CARDS / args.name
-    unit = ('seconds', 3600.0) if args.hours else ('num_images', 1000.0)
+    hours, views = ('hours of training', 'seconds', 3600), ('new views, in thousands', 'num_images', 1000)
+    axis, key, unit = hours if args.hours else views
     figure = new_figure(figsize=(7, 3.6))
     axes, begin = figure.subplots(), 0.0
     for number, folder in enumerate([*sorted(card.glob('run*')), card], 1):
-        begin = draw(axes, folder, begin, f'run {number}', unit)
+        begin = draw(axes, folder, begin, f'run {number}', key, unit)
     if (card / 'fresh').is_dir():
-        draw(axes, card / 'fresh', 0.0, 'from a new network', unit)
+        draw(axes, card / 'fresh', 0.0, 'from a new network', key, unit)
     taught, teacher = list(read_json(card / 'measured.json')['networks'].items())[1]
     axes.axhline(teacher['nips']['top1'], color='0.35', linewidth=0.8, linestyle='--', label=taught)
-    what = 'hours of training' if args.hours else 'new views, in thousands'
-    axes.set(xlabel=what, ylabel='NIPS 2017 top-1 (%)', xlim=(0, None))
+    axes.set(xlabel=axis, ylabel='NIPS 2017 top-1 (%)', xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False, fontsize='small')
