@@ -10,9 +10,12 @@ import sys
 
 import pytest
 from conftest import ROOT
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from helpers.networks import architectures
 from safetensors.torch import load_file
 
+import vt_hub
 from vt_hub.cli import main as cli
 from vt_hub.files import read_json
 from vt_hub.loading.published import EMBEDDED, list_pretrained
@@ -548,3 +551,24 @@ def test_links_lead_somewhere():
     for page in [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]:
         for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
             assert target.startswith('http') or (page.parent / target).exists(), f'{page}: {target}'
+
+
+def test_links_of_a_release_lead_to_its_tag(monkeypatch):
+    """What PyPI shows: no link of the README is relative, each leads to a file that exists, and code stays as it is."""
+    repository = 'https://github.com/someone/vt_hub'
+    monkeypatch.setenv('VT_HUB_REPOSITORY', f'{repository}/')
+    metadata = ProjectMetadata(str(ROOT), PluginManager()).core
+    links = re.findall(r'(!?)\[[^]]*\]\(([^)#]+)\)', metadata.readme)
+    assert metadata.urls['Source'] == repository
+    assert any(picture for picture, _ in links)
+    for picture, link in links:
+        _, found, path = link.partition(f'{repository}/{"raw" if picture else "blob"}/v{vt_hub.__version__}/')
+        assert (ROOT / path).exists() if found else link.startswith('https://arxiv.org/'), link
+    assert SNIPPET.findall(metadata.readme) == README
+
+
+def test_readme_stays_as_it_is_without_an_address(monkeypatch):
+    monkeypatch.delenv('VT_HUB_REPOSITORY', raising=False)
+    metadata = ProjectMetadata(str(ROOT), PluginManager()).core
+    assert metadata.readme == (ROOT / 'README.md').read_text()
+    assert 'Source' not in metadata.urls
